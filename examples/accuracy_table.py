@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sparse_digits.json"
 README = HERE / "README.md"
+COLUMNS = 118
 BEGIN, END = "<!-- accuracy table: begin -->", "<!-- accuracy table: end -->"
 
 VARIANTS = {
@@ -43,8 +45,11 @@ def render(results: Mapping[str, Any]) -> str:
         "",
         *_table(results, loss),
         "",
-        f"Mean ± standard deviation (lowest to highest) over {seeds} seeds, each on the same {images} held-out images. "
-        f"One image is {right.factor:.2f} points. Cross-entropy also sees how sure an answer is; smaller is better.",
+        *_paragraph(
+            f"Mean ± standard deviation (lowest to highest) over {seeds} seeds, each on the same {images} held-out "
+            f"images. One image is {right.factor:.2f} points. Cross-entropy also measures how sure an answer is. "
+            "Smaller is better."
+        ),
         "",
         "Pruned and retrained minus another network of the same seed, accuracy in points:",
         "",
@@ -52,11 +57,18 @@ def render(results: Mapping[str, Any]) -> str:
         "",
         _refusals(results),
         "",
-        f"Measured {results['measured']} by `{results['command']}` on {results['platform']}, with "
-        + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-        + ".",
+        *_paragraph(
+            f"Measured {results['measured']} on {results['platform']} by `{results['command']}`. Versions: "
+            + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+            + "."
+        ),
     ]
     return "\n".join(lines)
+
+
+def _paragraph(text: str) -> list[str]:
+    """Return a paragraph as lines of at most 118 columns."""
+    return textwrap.wrap(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def _differences(results: Mapping[str, Any], other: str, column: _Column) -> str
         pairs = [(ours[seed], theirs[seed]) for seed in sorted(theirs.keys() & ours.keys())]
         points = [mine - yours for mine, yours in pairs if mine is not None and yours is not None]
         texts.append(f"{title} " + (_mean(points, column.decimals, "+") if points else "no seed has both"))
-    return "; ".join(texts)
+    return ", ".join(texts)
 
 
 def _refusals(results: Mapping[str, Any]) -> str:

@@ -135,6 +135,27 @@ class _Deferred:
         return value
 
 
+def _python_with_pip(folder: Path) -> str:
+    """Return a Python that has pip: the running one, or a new environment where it has none (those of uv).
+
+    Args:
+        folder: where the environment is put.
+
+    Raises:
+        MissingDependencyError: this Python has no pip and cannot make an environment with it.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return sys.executable
+    command = [sys.executable, "-m", "venv", str(folder / "with-pip")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        raise MissingDependencyError(
+            f"{sys.executable} has no pip, and no environment with pip could be made: {done.stderr.strip()[-300:]}",
+            hint="Install pip into this environment, with uv for instance: uv pip install pip",
+        )
+    return str(folder / "with-pip" / "bin" / "python")
+
+
 def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str | None = None) -> Path:
     """Fetch one wheel by pip, without what it depends on. Nothing is installed.
 
@@ -149,7 +170,7 @@ def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str |
     """
     target = folder / requirement
     command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
+        *(_python_with_pip(folder), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
         *("--only-binary=:all:", "--platform", platform, "--dest", str(target), requirement),
     ]
     try:

@@ -45,7 +45,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that take minutes: at the end they would run alone, while the other workers wait."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -_limit_of(item)))
+
+
+def _limit_of(item: pytest.Item) -> float:
+    """Return the time limit that a slow test states: the longest are begun first."""
+    limit = item.get_closest_marker("timeout")
+    is_slow = item.get_closest_marker("slow") is not None
+    return float(limit.args[0]) if is_slow and limit is not None and limit.args else 0.0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -116,6 +116,11 @@ class QuickstartFlags:
     seconds: float = option(
         "--seconds", sets=(quickstart, "seconds_per_level"), min=0.2, help="How long each load level is measured."
     )
+    tritonserver: bool = option(
+        "--install-tritonserver",
+        default=False,
+        help="Fetch the embedded tritonserver first, as `doctor` does (for Python 3.13).",
+    )
 
 
 @app.command("quickstart")
@@ -126,6 +131,8 @@ def quickstart_command(flags: QuickstartFlags, output: Output) -> None:
     Inspect, FP16 and INT8, add, a real tritonserver, deploy, load test, report. No process keeps running.
     """
     terminal = output.terminal()
+    if flags.tritonserver:
+        terminal.note(f"tritonserver: {install_tritonserver()}")
     result = quickstart(**settings_of(quickstart, flags), report=terminal.reporter())
     page = result.folder / "report.html"
     write_atomic(page, quickstart_page(result).encode())

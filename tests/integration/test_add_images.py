@@ -24,7 +24,7 @@ from repo_manager.rollout.deploy import deploy
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 AUTO_COMPLETE = False
 RECIPE = "size: [12, 16]\nresize: 20\ncolor: bgr\nlayout: {}\nscale: 1.0\nmean: [100, 110, 120]\nstd: [50, 60, 70]\n"
 

@@ -13,6 +13,8 @@ from support.forked_commands import Command, findings, run_commands
 
 from repo_manager.repository.tags import record_deployment
 
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 DEADLINE_S = 1.0
 REFUSES = "http://127.0.0.1:9"

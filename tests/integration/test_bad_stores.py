@@ -15,6 +15,8 @@ from support.tiny_s3 import tiny_s3
 
 from repo_manager.repository.tags import record_deployment
 
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 DEADLINE_S = 1.0
 REFUSES = 9  # a port that nothing listens on

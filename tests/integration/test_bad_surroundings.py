@@ -16,6 +16,8 @@ from repo_manager.loadtest.worker.schedule import load_replay
 from repo_manager.request_data.read import read_rows
 from repo_manager.request_data.tensors import InputFacts
 
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
 MODEL = Path(__file__).parents[2] / "model_repository/digits/1/model.onnx"
 
 

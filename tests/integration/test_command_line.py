@@ -18,7 +18,7 @@ from support.json_documents import check_document
 
 from repo_manager import samples
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

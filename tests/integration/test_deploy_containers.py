@@ -15,7 +15,7 @@ from support.podman import Podman, build_context, podman
 from repo_manager.samples import sample_model
 from repo_manager.server.installation import find_triton
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.container, pytest.mark.timeout(1500)]
 
 _HARDENED = ("--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--network", "host")
 

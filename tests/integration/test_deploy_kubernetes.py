@@ -24,7 +24,7 @@ from repo_manager.errors import ServerError
 from repo_manager.server.command import ServerOptions, free_ports
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 class Pods:

@@ -17,7 +17,7 @@ from support.serving import SCALING_CONFIG, scaling_model, write_model
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 LOADTEST = Path(__file__).parents[2] / "deploy" / "loadtest"
 AUTO_COMPLETE = False

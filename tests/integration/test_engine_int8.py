@@ -24,6 +24,8 @@ from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration.data import data_of_samples
 from repo_manager.types import Backend, Precision
 
+pytestmark = pytest.mark.integration
+
 if not is_installed("tensorrt_rtx"):
     pytest.skip("tensorrt_rtx is not installed: pip install 'triton-repo-manager[rtx]'", allow_module_level=True)
 

@@ -23,6 +23,8 @@ from repo_manager.repository.scan import scan
 from repo_manager.repository.verify import verify
 from repo_manager.types import Backend, Precision
 
+pytestmark = pytest.mark.integration
+
 if not is_installed("tensorrt_rtx"):
     pytest.skip("tensorrt_rtx is not installed: pip install 'triton-repo-manager[rtx]'", allow_module_level=True)
 

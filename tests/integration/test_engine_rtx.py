@@ -31,6 +31,8 @@ from repo_manager.optional import is_installed, require
 from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.types import Backend, Precision
 
+pytestmark = pytest.mark.integration
+
 if not is_installed("tensorrt_rtx"):
     pytest.skip("tensorrt_rtx is not installed: pip install 'triton-repo-manager[rtx]'", allow_module_level=True)
 

@@ -23,7 +23,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SERVERS = 16
 X = np.ones((1, 4), np.float32)
 POLICY = "version_policy { specific { versions: [1] } }\n"

@@ -31,7 +31,7 @@ from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MODEL = """
 import time

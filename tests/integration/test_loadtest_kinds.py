@@ -25,7 +25,7 @@ from repo_manager.report.load_tables import load_view
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MODEL = """
 import json, time

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.certificates import make_certificates
 from support.fault_proxy import Fault, FaultProxy, Plan, Request, fault_proxy
 from support.object_stores import BUCKET, moto_server, s3_environment, tiny_config, tiny_files
-from support.proxies import make_certificates, tls_terminating
+from support.proxies import tls_terminating
 from support.tiny_s3 import tiny_s3
 
 from repo_manager.errors import RepositoryError
@@ -31,7 +32,7 @@ from repo_manager.repository.tags import set_tag
 from repo_manager.repository.transfer import copy_version, version_files
 from repo_manager.repository.verify import verify
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 MIB = 1 << 20
 PART = 5 * MIB
 QUICK = StoreOptions(

@@ -55,7 +55,7 @@ from repo_manager.repository.tags import (
 from repo_manager.repository.transfer import CopyOptions, copy_version, version_files
 from repo_manager.repository.verify import verify
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 Put = Callable[..., PublishedVersion]
 
 

@@ -20,7 +20,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.process import start_ticks
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -26,7 +26,7 @@ from repo_manager.rollout.prediction.rules import Action, Prediction, Wanted, pr
 from repo_manager.server.client import TritonClient
 from repo_manager.triton_config.config import parse_config
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 AUTO_COMPLETE = False
 LOADS = int(os.environ.get("REPO_MANAGER_PREDICTION_LOADS", "200"))
 SEED = int(os.environ.get("REPO_MANAGER_PREDICTION_SEED", "1"))

@@ -26,7 +26,7 @@ from repo_manager.rollout.observe import observe
 from repo_manager.server.client import TritonClient
 from repo_manager.triton_config.config import parse_config
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 AUTO_COMPLETE = False
 X = np.ones((1, 1), np.float32)
 

@@ -16,7 +16,7 @@ from repo_manager.triton_config.options import ConfigOptions
 from repo_manager.triton_config.served_signature import ServedSignature
 from repo_manager.types import Backend, TensorSpec
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MODELS, VERSIONS = 1000, 10  # A tenth of what the limits (2 s, 200 MB) are for.
 

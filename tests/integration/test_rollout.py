@@ -37,7 +37,7 @@ from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.triton_config.problems import Severity
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 AUTO_COMPLETE = False
 StartServer = Callable[[ServerOptions], EmbeddedServer]
 X = np.ones((1, 4), np.float32)

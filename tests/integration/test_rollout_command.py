@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.certificates import make_key_pair
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.cli.main import main
@@ -149,13 +149,8 @@ def test_too_little_memory_is_refused_and_forced(
 def test_a_signature_can_be_asked_for(run: Run, fleet: tuple[Path, str, str], tmp_path: Path) -> None:
     root, first, second = fleet
     run("deploy", "m:1", "-r", root, "--to", first, "--to", second)
-    key = tmp_path / "key"
-    for command in (
-        ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{key}.pem"],
-        ["ec", "-in", f"{key}.pem", "-pubout", "-out", f"{key}.pub"],
-    ):
-        subprocess.run(["openssl", *command], check=True, capture_output=True)
-    refused = run("deploy", "m:2", "-r", root, "--to", first, "--signed-by", f"{key}.pub", code=3)
+    _, key = make_key_pair(tmp_path)
+    refused = run("deploy", "m:2", "-r", root, "--to", first, "--signed-by", key, code=3)
     assert "signature: " in refused.err
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.certificates import make_key_pair
 from support.proxies import TcpProxy
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
@@ -25,7 +26,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 AUTO_COMPLETE = False
 X = np.ones((1, 4), np.float32)
 POLICY = "version_policy { specific { versions: [1] } }\n"
@@ -202,11 +203,7 @@ def test_a_disk_that_lost_a_file_is_found_before_the_server_sees_it(
 def test_a_version_that_policy_wants_signed_and_nobody_signed_is_refused(
     repository: Path, client: TritonClient, model: str, tmp_path: Path
 ) -> None:
-    key = tmp_path / "key.pub"
-    private = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(tmp_path / "key.pem")]
-    subprocess.run(private, check=True, capture_output=True)
-    public = ["openssl", "ec", "-in", str(tmp_path / "key.pem"), "-pubout", "-out", str(key)]
-    subprocess.run(public, check=True, capture_output=True)
+    _, key = make_key_pair(tmp_path)
     with pytest.raises(RepositoryError, match="signature: "):
         deploy(repository, model, 2, client, options=RolloutOptions(signed_by=(key,)))
     assert observe(client, model).ready == (1,)

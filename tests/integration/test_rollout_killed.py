@@ -20,7 +20,7 @@ from repo_manager.rollout.status import status
 from repo_manager.server.client import TritonClient
 from repo_manager.server.records import running_server
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 POLICY = "version_policy { specific { versions: [1] } }\n"
 KILLED = """
 import os, signal, sys

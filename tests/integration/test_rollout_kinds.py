@@ -20,7 +20,7 @@ from repo_manager.rollout.smoke import SmokeResult
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 AUTO_COMPLETE = False
 NONE_SERVED = "version_policy { specific { versions: [99] } }\n"
 SEQUENCE = [np.array([[value]], np.int32) for value in (2, 3, 4)]

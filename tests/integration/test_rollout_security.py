@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.proxies import make_certificates, tls_terminating
+from support.certificates import make_certificates
+from support.proxies import tls_terminating
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.server.command import ServerOptions, ServerSecurity

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.certificates import make_certificates
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
@@ -29,7 +30,7 @@ from repo_manager.server.process import start_ticks
 from repo_manager.server.records import running_server
 from repo_manager.server.transport import ClientOptions, CudaHandle
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 StartServer = Callable[[ServerOptions], EmbeddedServer]
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -365,20 +366,7 @@ def test_restricted_apis_need_their_header(start_server: StartServer, scaling: P
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, Path]:
     """A self-made authority and, signed by it, a server's and a client's certificate."""
-    folder = tmp_path / "tls"
-    folder.mkdir()
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
-    (folder / "extensions").write_text("subjectAltName=DNS:triton.test\n")
-    for name in ("server", "client"):
-        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
-    return {path.name: path for path in folder.iterdir()}
+    return make_certificates(tmp_path / "tls")
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")

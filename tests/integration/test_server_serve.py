@@ -26,7 +26,7 @@ from repo_manager.server.guard import stubs_of
 from repo_manager.server.process import start_ticks
 from repo_manager.server.records import RunningServer, running_server, running_servers
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 X = np.ones((1, 4), np.float32)
 POLICY = "version_policy { specific { versions: [1] } }\n"
 Serve = Callable[..., subprocess.Popen[str]]

@@ -29,7 +29,7 @@ from repo_manager.triton_config.config import parse_config
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tune
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CONFIG = """backend: "onnxruntime" max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 4 } output { name: "y" data_type: TYPE_FP32 dims: 4 }

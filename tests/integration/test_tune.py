@@ -23,7 +23,7 @@ from repo_manager.server.process import start_ticks
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tuning_run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "queue_delay", "--budget", "15s", "--json")
 
 

@@ -26,7 +26,7 @@ from repo_manager.tuning.scratch import CANDIDATE, TODAY, copies_of
 from repo_manager.tuning.space import Setting
 from repo_manager.tuning.subjects import read_subjects
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 GATES = (parse_slo("p50<2s"),)
 ENSEMBLE = """
 platform: "ensemble"

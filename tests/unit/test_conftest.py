@@ -49,3 +49,26 @@ def test_skipped_tests_are_counted_by_reason(tmp_path: Path) -> None:
         ["1", "no GPU here"],
     ]
     assert re.search(r"^1 passed, 5 skipped in [\d.]+s", lines[-1].strip("= "))
+
+
+def test_every_file_has_the_marker_of_what_it_needs() -> None:
+    """`-m "not integration"`, `-m gpu` and `-m container` select by need; CONTRIBUTING.md has the table."""
+    tests = CONFTEST.parent
+    for folder, marker in (("integration", "integration"), ("gpu", "gpu")):
+        for path in (tests / folder).glob("test_*.py"):
+            assert re.search(rf"^pytestmark = [^=]*pytest\.mark\.{marker}\b", path.read_text(), re.MULTILINE), path.name
+    for path in (tests / "integration").glob("test_*.py"):
+        text = path.read_text()
+        assert ("support.podman" in text) == ("pytest.mark.container" in text), path.name
+
+
+def test_the_longest_tests_are_begun_first(tmp_path: Path) -> None:
+    shutil.copy(CONFTEST, tmp_path / "conftest.py")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  slow: x\n  timeout: y\n")
+    (tmp_path / "test_order.py").write_text(
+        "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n\n"
+        "@pytest.mark.slow\n@pytest.mark.timeout(900)\ndef test_slowest(): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert re.findall(r"::(test_\w+)", done.stdout) == ["test_slowest", "test_slow", "test_quick"]

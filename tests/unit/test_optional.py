@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from repo_manager import optional
 from repo_manager.errors import MissingDependencyError
 from repo_manager.optional import deferred, install_command
 
@@ -93,3 +94,13 @@ def test_a_clone_that_was_never_installed_is_installed_with_the_extra() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     root = Path(__file__).resolve().parents[2]
     assert ended.stdout.strip() == f"pip install -e '{root}[rtx]'"
+
+
+def test_an_environment_without_pip_gets_one_for_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert optional._python_with_pip(tmp_path) == sys.executable
+    find = optional.importlib.util.find_spec
+    monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    python = optional._python_with_pip(tmp_path)
+    assert Path(python).is_relative_to(tmp_path)
+    said = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("pip ")

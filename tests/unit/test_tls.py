@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from support.proxies import make_certificates, tls_terminating
+from support.certificates import make_certificates
+from support.proxies import tls_terminating
 
 import repo_manager
 from repo_manager.errors import ServerUnreachableError, UsageError

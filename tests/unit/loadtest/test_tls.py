@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
+from support.certificates import make_certificates
 
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.tls import TlsFiles, tls_context
@@ -17,17 +17,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes i
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-made authority and, signed by it, a server's and a client's certificate."""
     folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
-    (folder / "extensions").write_text("subjectAltName=DNS:triton.test\n")
-    for name in ("server", "client"):
-        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    make_certificates(folder)
     return folder
 
 

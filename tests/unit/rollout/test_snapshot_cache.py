@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.certificates import make_key_pair
 from support.triton_deployment import publish_scaling
 from support.waiting import eventually
 
@@ -128,14 +129,7 @@ def test_signatures_are_checked_where_it_is_served(
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("keys")
-    private, public = folder / "key.pem", folder / "key.pub"
-    for words in (
-        ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)],
-        ["ec", "-in", str(private), "-pubout", "-out", str(public)],
-    ):
-        subprocess.run(["openssl", *words], check=True, capture_output=True)
-    return private, public
+    return make_key_pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_cells_hold_mean_spread_and_range(table: ModuleType) -> None:
     assert "| dense | 98.50 ± 0.71 (98.00 to 99.00) |" in text
     assert "| pruned and retrained | 100.00 (100.00 to 100.00) |" in text
     assert "| dense | 0.2500 ± 0.0000 (0.2500 to 0.2500) |" in text
-    assert "- minus dense: FP32 +1.00; FP16 no seed has both; INT8 no seed has both\n" in text
+    assert "- minus dense: FP32 +1.00, FP16 no seed has both, INT8 no seed has both\n" in text
 
 
 def test_refusals_are_counted_not_averaged_away(table: ModuleType) -> None:
