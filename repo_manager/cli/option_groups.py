@@ -154,7 +154,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: its group parameters have no default.
     """
-    hints = typing.get_type_hints(command, include_extras=True)
+    # Not typing.get_type_hints: on Python 3.10 it wraps `Annotated[X, ...] = None` in Optional, which hides the option.
+    hints = inspect.get_annotations(command, eval_str=True)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():

@@ -7,7 +7,7 @@ import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pydantic
 
@@ -220,7 +220,7 @@ def _known_keys(path: Location) -> list[str]:
 
 def _below(annotation: Any, part: str | int) -> Iterator[Any]:
     """Return what a key, or an index, leads to in a type."""
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+    if _is_model(annotation):
         if part in annotation.model_fields:
             yield annotation.model_fields[str(part)].annotation
         return
@@ -232,8 +232,15 @@ def _below(annotation: Any, part: str | int) -> Iterator[Any]:
         yield from _below(argument, part)
 
 
+def _is_model(annotation: Any) -> TypeGuard[type[pydantic.BaseModel]]:
+    # On Python 3.10 `dict[str, X]` is an instance of type, too.
+    return (
+        isinstance(annotation, type) and not typing.get_args(annotation) and issubclass(annotation, pydantic.BaseModel)
+    )
+
+
 def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+    if _is_model(annotation):
         yield annotation
     elif typing.get_origin(annotation) not in (dict, tuple):
         for argument in typing.get_args(annotation):

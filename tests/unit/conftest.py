@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,19 @@ class Ended(NamedTuple):
 
 
 Run = Callable[..., Ended]
+# Packages that a file of tests may import at its start -> the extra that brings them.
+EXTRAS = {"PIL": "images", "cryptography": "sign", "lightkube": "k8s", "model_signing": "sign", "obstore": "cloud"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a file whose extra is not installed."""
+    report = yield
+    missing = re.search(r"No module named '(\w+)", str(report.longrepr)) if report.failed else None
+    if missing is not None and missing[1] in EXTRAS:
+        report.outcome = "skipped"
+        report.longrepr = (report.nodeid, 0, f"Skipped: needs the extra [{EXTRAS[missing[1]]}]")
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,11 @@ from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
 
 
+@pytest.fixture(autouse=True)
+def _lightkube() -> None:
+    pytest.importorskip("lightkube", reason="needs the extra [k8s]")
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
