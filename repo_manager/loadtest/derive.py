@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.result import ClientUse, Detail, Intervals, Latency, ServerTimes, Window
+from repo_manager.loadtest.result import BUSY_SHARE, ClientUse, Detail, Intervals, Latency, ServerTimes, Window
 from repo_manager.loadtest.target import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram, values_of
@@ -27,7 +27,6 @@ __all__ = [
     "spread_of",
 ]
 
-_BUSY_SHARE = 0.9
 _STARVED_SHARE = 0.25
 _LATE_SHARE = 0.01
 _LATE_SENDS = 5  # one or two of the few sends of a low rate are late on any machine
@@ -175,7 +174,7 @@ def client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> 
     waiting = whole.run_queue_ns / 1e9 / seconds / workers
     late = whole.late / whole.sent if is_open and whole.sent else None
     notes = []
-    if cpu_share > _BUSY_SHARE:
+    if cpu_share > BUSY_SHARE:
         notes.append(f"its workers used {cpu_share:.0%} of a CPU each: add workers")
     if late is not None and late > _LATE_SHARE and whole.late >= _LATE_SENDS:
         notes.append(f"{late:.1%} of the sends were more than 0.5 ms late, at most {whole.max_late_ns / 1e6:.1f} ms")

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from repo_manager.errors import InputError, UsageError
 from repo_manager.gates import Gate, GateResult, Grammar, Outcome, Subject, Verdict, decide, growth_needed, worst
 from repo_manager.loadtest.metrics import METRICS, Metric, metric_of
-from repo_manager.loadtest.result import LoadPoint, LoadTestReport
+from repo_manager.loadtest.result import BUSY_SHARE, LoadPoint, LoadTestReport
 from repo_manager.stats.intervals import Interval
 
 __all__ = [
@@ -117,9 +117,18 @@ def judge_point(point: LoadPoint, gate: Gate, *, looks: int = 1) -> GateResult:
     if interval is None and point.outcome == "unstable" and not _windows_agree(point, metric, gate.limit):
         return result(Outcome.INCONCLUSIVE, f"the level is unstable: {point.reason}")
     to_blame = point.client.bottleneck and point.outcome != "overloaded"
+    to_blame = to_blame and not _fails_without_the_client(point, metric, around, gate)
     if outcome is Outcome.FAIL and to_blame and gate.metric != "errors":
         return result(Outcome.INCONCLUSIVE, f"the client was the bottleneck: {point.client.note}")
     return result(outcome, words)
+
+
+def _fails_without_the_client(point: LoadPoint, metric: Metric, around: Interval, gate: Gate) -> bool:
+    """Say whether a latency is over its limit even without the largest delay of a send."""
+    client = point.client
+    if not (metric.is_latency and gate.below) or client.max_late_ns is None or (client.cpu_share or 0.0) > BUSY_SHARE:
+        return False
+    return around.low - client.max_late_ns > gate.limit
 
 
 def _widened(value: float, interval: Interval, looks: int, *, power: int) -> Interval:

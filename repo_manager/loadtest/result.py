@@ -13,6 +13,7 @@ from repo_manager.stats.quantiles import PERCENTILES, Quantiles
 from repo_manager.summary import Summarized
 
 __all__ = [
+    "BUSY_SHARE",
     "SCHEMA_VERSION",
     "ClientUse",
     "Detail",
@@ -150,6 +151,10 @@ class GpuUse:
     energy_per_inference_j: float | None = None
     missing: tuple[str, ...] = ()
     source: str = ""
+
+
+BUSY_SHARE = 0.9
+"""CPU share of a worker above which the client limits the numbers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from repo_manager.errors import ConfigError, RepositoryError
@@ -125,13 +125,20 @@ def with_beside(store: Store, view: ModelView) -> ModelView:
         wanted += [f"{VARIANTS_FOLDER}/{entry.name}" for entry in variants if entry.name.endswith(".pbtxt")]
     contents = {file: _readable(store, f"{view.name}/{file}") for file in wanted}
     data = {
-        f"{folder}/{entry.name}": entry.size_bytes
+        file: size
         for folder in DATA_FOLDERS
         if folder in view.folders
-        for entry in store.list_level(f"{view.name}/{folder}").files
+        for file, size in _sizes_below(store, view.name, folder)
     }
     beside = {file: content for file, content in contents.items() if content is not None}
     return dataclasses.replace(view, beside=beside, data=data)
+
+
+def _sizes_below(store: Store, model: str, folder: str, depth: int = 4) -> Iterator[tuple[str, int]]:
+    level = store.list_level(f"{model}/{folder}")
+    yield from ((f"{folder}/{entry.name}", entry.size_bytes) for entry in level.files)
+    for name in level.folders if depth else ():
+        yield from _sizes_below(store, model, f"{folder}/{name}", depth - 1)
 
 
 def _readable(store: Store, key: str) -> bytes | None:

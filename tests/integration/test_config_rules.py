@@ -228,7 +228,10 @@ ILLEGAL = {
     ],
 }
 ILLEGAL |= {
-    "python-parameters": [PLAIN + parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "maybe")],
+    "python-model": [
+        PLAIN + parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "maybe"),
+        PLAIN + 'default_model_filename: "model.bin"',
+    ],
     "batching-strategy": [PLAIN + "sequence_batching { } " + parameter("TRITON_BATCH_STRATEGY_PATH", "/none.so")],
 }
 NATIVE = "optimization { execution_accelerators { cpu_execution_accelerator { name: 'none' } } }"
@@ -256,7 +259,8 @@ def served(root: Path, models: dict[str, str]) -> Iterator[TritonClient]:
 def write(root: Path, models: dict[str, str]) -> None:
     for name, text in models.items():
         (root / name / "1").mkdir(parents=True)
-        (root / name / "1" / "model.py").write_text(MODEL)
+        for file in ("model.py", "model.bin"):  # Triton 2.51 waits for ever for a python model without its file
+            (root / name / "1" / file).write_text(MODEL)
         (root / name / "config.pbtxt").write_text(text)
 
 

@@ -171,7 +171,7 @@ def _data_files(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
         where, size = f"{view.name}/{file}", view.data.get(file)
         element = _BYTES_OF.get(model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"))
         needed = None if element is None or -1 in tensor.dims else element * math.prod(tensor.dims)
-        if size is None and file.count("/") == 1:
+        if size is None and ".." not in file.split("/"):
             yield Problem(where, f"is missing, and {what} reads it", rule="data-file")
         elif size is not None and needed is not None and size < needed:
             yield Problem(where, f"has {size} bytes, and {what} needs {needed}", rule="data-file")

@@ -67,10 +67,13 @@ def _accelerators(message: Any) -> Iterator[Fault]:
             yield Fault(text, Severity.WARNING, "a server with a GPU refuses the model")
 
 
-def _python_parameters(message: Any) -> Iterator[Fault]:
-    """The python backend's parameters have values that it takes."""
+def _python_model(message: Any) -> Iterator[Fault]:
+    """The python backend takes its model's file and the values of its parameters."""
     if message.backend != "python":
         return
+    named = message.default_model_filename
+    if named and not named.endswith(".py"):
+        yield Fault(f"default_model_filename is {named!r}, and the python backend takes a file that ends in .py only")
     if _FORCE_CPU in message.parameters:
         value = message.parameters[_FORCE_CPU].string_value
         if value not in ("yes", "no"):
@@ -106,7 +109,7 @@ def _agents(message: Any) -> Iterator[Fault]:
 BACKEND_RULES = (
     Rule("onnxruntime-parameters", "onnxruntime_backend: ModelState::ModelState", _onnxruntime_parameters),
     Rule("execution-accelerators", "onnxruntime_backend: ModelState::LoadModel", _accelerators),
-    Rule("python-parameters", "python_backend: ModelState::ModelState", _python_parameters),
+    Rule("python-model", "python_backend: ModelState::ModelState, ModelInstanceState", _python_model),
     Rule("batching-strategy", "TritonModel::Create", _batching_strategy),
     Rule("repository-agents", "CreateAgentModelListWithLoadAction", _agents),
 )

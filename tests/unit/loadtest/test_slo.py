@@ -95,6 +95,15 @@ def test_a_client_that_was_the_bottleneck_cannot_fail_the_server():
     assert judge(report(point(client=busy)), [parse_slo("p99<12ms")]).outcome is Outcome.PASS
 
 
+def test_late_sends_do_not_excuse_a_latency_far_above_its_limit():
+    late = ClientUse("native", cpu_share=0.1, max_late_ns=10_000_000, bottleneck=True, note="late")
+    gate = parse_slo("p99<500ms")
+    assert judge(report(point(894, client=late)), [gate]).outcome is Outcome.FAIL
+    assert judge(report(point(509, client=late)), [gate]).outcome is Outcome.INCONCLUSIVE
+    busy = dataclasses.replace(late, cpu_share=0.95)
+    assert judge(report(point(894, client=busy)), [gate]).outcome is Outcome.INCONCLUSIVE
+
+
 def test_several_levels_and_gates():
     sweep = report(point(5, level=1), point(10, level=8), point(30, level=16))
     gates = [parse_slo("p99<20ms"), parse_slo("throughput>500")]

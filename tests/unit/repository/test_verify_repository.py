@@ -122,6 +122,12 @@ def test_data_files_of_warm_up_and_initial_states(root: Path, put: Put) -> None:
     (folder / "warmup" / "s").write_bytes(b"")
     (folder / "initial_state" / "i.bin").write_bytes(bytes(16))
     assert found() == []
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace('"x.bin"', '"deep/x.bin"'))
+    assert found() == ["m/warmup/deep/x.bin: is missing, and warm-up sample 'w', input 'x' reads it"]
+    (folder / "warmup" / "deep").mkdir()
+    (folder / "warmup" / "deep" / "x.bin").write_bytes(bytes(24))
+    assert found() == []
 
 
 def test_a_digest_is_compared_only_when_wanted(root: Path, put: Put) -> None:
