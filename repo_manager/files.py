@@ -33,6 +33,7 @@ __all__ = [
     "sha256_file",
     "sweep_work_folders",
     "take_lock",
+    "url_parts",
     "work_folder",
     "write_atomic",
 ]
@@ -44,6 +45,13 @@ _KEPT_S = 7 * 86_400.0
 """How long a part of a download is kept without being gone on with."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_BYTES = 1 << 20
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(.*)", re.DOTALL)
+
+
+def url_parts(text: str) -> re.Match[str] | None:
+    """Return scheme, slashes and the rest of a URL; `None` for a path, which `file:` is, too."""
+    match = _URL.fullmatch(text)
+    return None if match is None or match[1].lower() == "file" else match
 
 
 def sha256_bytes(data: bytes) -> Digest:

@@ -19,7 +19,7 @@ from repo_manager.declared import Declaration, ModelPlan, Servers, plan_declarat
 from repo_manager.declared.export import document_text, export_document
 from repo_manager.errors import ChangesNeededError, UsageError
 from repo_manager.files import write_atomic
-from repo_manager.pipeline.apply import ApplyOptions, carry_out
+from repo_manager.pipeline.apply import ApplyOptions, carry_out, fetching
 from repo_manager.pipeline.background import ensure_server
 from repo_manager.report.added_view import apply_view, plan_view
 from repo_manager.report.terminal import Terminal
@@ -90,11 +90,12 @@ def apply_command(
     connected = client_options(connection, _urls(declaration))
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(_servers(root, base, connected, rollout.load_timeout_s, terminal))
+        fetch = stack.enter_context(fetching(terminal.reporter()))
         what = declaration, base, root, servers
         if flags.check or flags.dry_run:
-            _show_plans(terminal, plan_declaration(*what, prune=flags.prune), is_check=flags.check)
+            _show_plans(terminal, plan_declaration(*what, prune=flags.prune, fetch=fetch), is_check=flags.check)
             return
-        plans = stack.enter_context(planned(*what, prune=flags.prune))
+        plans = stack.enter_context(planned(*what, prune=flags.prune, fetch=fetch))
         if not any(plan.steps or plan.error is not None for plan in plans):
             _show_plans(terminal, plans, is_check=False)
             return

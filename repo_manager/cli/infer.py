@@ -13,8 +13,9 @@ from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
+from repo_manager.errors import GateError
 from repo_manager.pipeline.infer import InferOptions, infer, server_of
-from repo_manager.pipeline.inference import Answer, write_answers
+from repo_manager.pipeline.inference import Answer, Inference, write_answers
 from repo_manager.report.infer_tables import answer_view, inference_view
 from repo_manager.repository.location import Location
 from repo_manager.repository.tags import resolve_version
@@ -51,7 +52,7 @@ class RequestFlags:
     golden: bool = option(
         "--golden",
         sets=(InferOptions, "golden"),
-        help="Send the version's recorded sample, and compare the answers.",
+        help="Send the version's recorded sample, and compare the answers: exit code 4 if they differ.",
     )
     to: str | None = option(
         "--to", metavar="URL", help="grpc(s):// or http(s)://host:port [default: the running serve of the repository]."
@@ -135,7 +136,8 @@ def infer_command(
     """Send requests to a served model and show its answers.
 
     The requests of a file are sent one after another: in one sequence if the model keeps state, and as streams if it
-    is decoupled. Streamed responses are shown as they arrive.
+    is decoupled. Streamed responses are shown as they arrive. With --golden, an answer that differs from the recorded
+    one by more than its tolerance is exit code 4.
     """
     terminal = output.terminal()
     root = place.root()
@@ -158,3 +160,20 @@ def infer_command(
         terminal.result(found.document())
     else:
         terminal.show(*inference_view(found))
+    if request.golden:
+        _raise_for(target, found)
+
+
+def _raise_for(target: str, found: Inference) -> None:
+    """Turn a difference from the recorded answers, which was shown, into an exit code.
+
+    Raises:
+        GateError: an output differs by more than its tolerance, or a response is missing.
+    """
+    failed = [each for each in found.comparisons if not each.passed]
+    if failed:
+        raise GateError(
+            f"{target} does not answer as recorded: {len(failed)} of {len(found.comparisons)} comparisons failed",
+            hint="The result shows the largest error. Which version answers: repo-manager status.",
+            is_shown=True,
+        )

@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from repo_manager.declared.request import Request, check_accuracy, fulfils
+from repo_manager.declared.request import FetchedSource, Request, check_accuracy, fulfils
 from repo_manager.declared.schema import Declaration, Model
 from repo_manager.declared.servers import EMBEDDED, Servers
 from repo_manager.declared.steps import Action, ModelPlan, Step, config_changes, request_of, wanted_labels
@@ -18,7 +18,7 @@ from repo_manager.files import file_lock
 from repo_manager.repository.configuration import change_config
 from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
 from repo_manager.repository.relabel import read_labels
-from repo_manager.repository.scan import ModelEntry, find_model, scan
+from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
 from repo_manager.repository.state import ModelState, current_version, previous_version
 from repo_manager.repository.tags import model_states
 from repo_manager.rollout.plan import plan_deploy
@@ -32,9 +32,22 @@ NEW = 0
 _LOCK_FILENAME = ".repo-manager.apply.lock"
 
 
+Fetch = Callable[[str], FetchedSource]
+
+
+def _no_fetch(url: str) -> FetchedSource:
+    raise InputError(f"{url} is not fetched here")
+
+
 @contextlib.contextmanager
 def planned(
-    declaration: Declaration, base: StrPath, repository: LocationLike, servers: Servers, *, prune: bool = False
+    declaration: Declaration,
+    base: StrPath,
+    repository: LocationLike,
+    servers: Servers,
+    *,
+    prune: bool = False,
+    fetch: Fetch = _no_fetch,
 ) -> Iterator[tuple[ModelPlan, ...]]:
     """Plan, and keep a second `apply` of a local repository out until the block ends.
 
@@ -48,6 +61,7 @@ def planned(
         repository: where. Need not exist yet.
         servers: clients of the servers that the file names.
         prune: also plan the removal of what is not declared.
+        fetch: fetches the source that a URL names.
 
     Yields:
         One plan per model, as `plan_declaration` returns it.
@@ -60,11 +74,17 @@ def planned(
         root = local_folder(repository)
         if root is not None and root.is_dir() and os.access(root, os.W_OK):
             stack.enter_context(file_lock(root / _LOCK_FILENAME, timeout_s=0.0))
-        yield plan_declaration(declaration, base, repository, servers, prune=prune)
+        yield plan_declaration(declaration, base, repository, servers, prune=prune, fetch=fetch)
 
 
 def plan_declaration(
-    declaration: Declaration, base: StrPath, repository: LocationLike, servers: Servers, *, prune: bool = False
+    declaration: Declaration,
+    base: StrPath,
+    repository: LocationLike,
+    servers: Servers,
+    *,
+    prune: bool = False,
+    fetch: Fetch = _no_fetch,
 ) -> tuple[ModelPlan, ...]:
     """Plan every declared model, in the file's order, then what will be pruned.
 
@@ -74,6 +94,7 @@ def plan_declaration(
         repository: where. Need not exist yet.
         servers: clients of the servers that the file names.
         prune: also plan the removal of what is not declared.
+        fetch: fetches the source that a URL names; not called for one whose `digest` a version was made from.
 
     Returns:
         One plan a model. A model that cannot be planned has its error in it. The others are planned all the same.
@@ -90,7 +111,7 @@ def plan_declaration(
     for name, model in declaration.models.items():
         try:
             entry = find_model(repository, name) if name in present else None
-            planner = _Planner(declaration, name, model, entry, states.get(name, ModelState()), base)
+            planner = _Planner(declaration, name, model, entry, states.get(name, ModelState()), base, fetch)
             plans.append(planner.plan(repository, servers, prune=prune))
         except RepoManagerError as exc:
             plans.append(ModelPlan(name, True, None, (), str(exc), exc.exit_code))
@@ -108,6 +129,7 @@ class _Planner:
     entry: ModelEntry | None
     state: ModelState
     base: Path
+    fetch: Fetch
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -119,7 +141,7 @@ class _Planner:
 
     def plan(self, repository: Location, servers: Servers, *, prune: bool) -> ModelPlan:
         backend = self.entry.backend or None if self.entry is not None and self.entry.versions else None
-        request = request_of(self.model, self.base, backend)
+        request = self._fetched(request_of(self.model, self.base, backend))
         version = self._version(request)
         steps: list[Step] = []
         if self.entry is not None and self.entry.versions:
@@ -137,6 +159,18 @@ class _Planner:
             steps += self._removals(version, served, deploys=bool(serving) and serving[0].action is Action.DEPLOY)
         return ModelPlan(self.name, True, version or None, tuple(steps), request=request)
 
+    def _fetched(self, request: Request | None) -> Request | None:
+        """Fetch the source of a URL, unless a version was made from what it is pinned to."""
+        if request is None or not request.url or (request.digest is not None and self._made_from(request)):
+            return request
+        fetched = self.fetch(request.url)
+        return dataclasses.replace(request, source=fetched.path, fetched=fetched)
+
+    def _made_from(self, request: Request) -> VersionEntry | None:
+        """Return the newest version that is what is asked for."""
+        versions = reversed(self.entry.versions) if self.entry is not None else ()
+        return next((each for each in versions if each.manifest is not None and fulfils(each.manifest, request)), None)
+
     def _version(self, request: Request | None) -> int:
         """Return the version of the source. `NEW` when there is none yet. Without a source the newest."""
         if request is None:
@@ -146,10 +180,10 @@ class _Planner:
                     hint="Declare `source:`, or add the model first.",
                 )
             return self.existing[-1]
-        for entry in reversed(self.entry.versions) if self.entry is not None else ():
-            if entry.manifest is not None and fulfils(entry.manifest, request):
-                check_accuracy(f"{self.name}:{entry.version}", entry.manifest, request)
-                return entry.version
+        entry = self._made_from(request)
+        if entry is not None and entry.manifest is not None:
+            check_accuracy(f"{self.name}:{entry.version}", entry.manifest, request)
+            return entry.version
         if not request.source.is_file():
             raise InputError(
                 f"{request.source} does not exist, and no version of {self.name} was made from what it is pinned to",
@@ -252,7 +286,8 @@ class _Planner:
 
 def _build(request: Request) -> Step:
     backend = "" if request.backend is None else f" for {request.backend}"
-    return Step(Action.BUILD, f"a version of {request.source.name} in {request.precision}{backend}")
+    source = request.source.name if request.fetched is None else request.shown
+    return Step(Action.BUILD, f"a version of {source} in {request.precision}{backend}")
 
 
 def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, servers: Servers) -> ModelPlan:

@@ -19,6 +19,7 @@ from repo_manager.repository.manifest import Manifest
 from repo_manager.types import Backend, Digest, StrPath, as_json
 
 __all__ = [
+    "FetchedSource",
     "Request",
     "calibration_record",
     "check_accuracy",
@@ -37,7 +38,7 @@ class Request:
     """What a version is asked for.
 
     Attributes:
-        source: path of the ONNX file. Need not exist when `digest` says what it holds.
+        source: path of the ONNX file. Need not exist when `digest` says what it holds. Of a URL only once `fetched`.
         digest: what the file is pinned to. `None`: any content.
         precision: of the version.
         backend: a backend's name. `None`: the one of the existing versions.
@@ -47,6 +48,8 @@ class Request:
         convert: options of the conversion that are not at their default.
         engine: options of the engine that are not at their default.
         accuracy: held-out data and limits, as `AccuracyOptions` takes them. Empty for none.
+        url: where the source is fetched from. Empty for a path.
+        fetched: the source of a URL, open. `None` before it was fetched.
     """
 
     source: Path
@@ -59,6 +62,26 @@ class Request:
     convert: Mapping[str, Any]
     engine: Mapping[str, Any]
     accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    url: str = ""
+    fetched: FetchedSource | None = None
+
+    @property
+    def shown(self) -> str:
+        """The source as it is shown: the path, or the URL without what may be a credential."""
+        return str(self.source) if self.fetched is None else str(self.fetched.opened)
+
+
+@dataclasses.dataclass(frozen=True)
+class FetchedSource:
+    """A source that was fetched from a URL.
+
+    Attributes:
+        path: where it is meanwhile.
+        opened: what `add` takes in place of the path, so that the manifest names the URL; its text is what is shown.
+    """
+
+    path: Path
+    opened: Any
 
 
 def request_record(

@@ -44,7 +44,8 @@ class FileReference(_Part):
     """A file, and what it must hold. A text alone is its path."""
 
     path: Text
-    """Relative to this file. For calibration also a folder, or `module:function`."""
+    """Relative to this file. For a source also a URL, as `add` takes it: s3://, gs://, as://, https://, models:/NAME/1.
+    For calibration also a folder, or `module:function`."""
     digest: Digest | None = None
     """What it must hold. A version that was made from it needs the file itself no more."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from repo_manager.declared.request import Request
 from repo_manager.declared.schema import Config, Evaluation, FileReference, Model
 from repo_manager.errors import InputError
-from repo_manager.files import sha256_bytes
+from repo_manager.files import sha256_bytes, url_parts
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import parse_config
 
@@ -160,6 +160,7 @@ def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
         }
     return Request(
         source=base / model.source.path,
+        url=model.source.path if url_parts(model.source.path) else "",
         digest=model.source.digest,
         precision=model.precision,
         backend=backend if model.backend == "auto" else model.backend,

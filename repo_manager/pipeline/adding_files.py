@@ -21,7 +21,7 @@ from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
 from repo_manager.repository.layout import validate_model_name
 from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.publish import PublishTerms, plan_publish, publish
-from repo_manager.rollout.smoke import unlike_promised
+from repo_manager.rollout.comparison import unlike_promised
 from repo_manager.server.exchange import ModelKind, own_kind
 from repo_manager.sources import Source, open_source
 from repo_manager.summary import Summarized

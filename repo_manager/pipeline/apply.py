@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repo_manager.accuracy import AccuracyOptions
 from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, planned
-from repo_manager.declared.request import Request
+from repo_manager.declared.request import FetchedSource, Request
 from repo_manager.declared.schema import Config
 from repo_manager.declared.steps import ApplyResult, ModelResult, config_changes
 from repo_manager.engine.options import EngineOptions
@@ -30,11 +32,12 @@ from repo_manager.repository.tags import set_tag
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets.urls import To
+from repo_manager.sources.source import open_source
 from repo_manager.triton_config.options import ConfigOptions
 from repo_manager.types import Precision, StrPath
 from repo_manager.validation import check_fields
 
-__all__ = ["ApplyOptions", "apply", "carry_out"]
+__all__ = ["ApplyOptions", "apply", "carry_out", "fetching"]
 
 Report = Callable[[str], None]
 
@@ -92,9 +95,25 @@ def apply(
     """
     base, repository = Path(base), as_location(repository)
     options = ApplyOptions() if options is None else options
-    with planned(declaration, base, repository, servers, prune=options.prune) as plans:
+    with (
+        fetching(report) as fetch,
+        planned(declaration, base, repository, servers, prune=options.prune, fetch=fetch) as plans,
+    ):
         show(plans)
         return carry_out(plans, declaration, base, repository, servers, options=options, report=report)
+
+
+@contextlib.contextmanager
+def fetching(report: Report = lambda _: None) -> Iterator[Callable[[str], FetchedSource]]:
+    """Give a function that fetches the source of a URL once; what it fetched is there while the block runs."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def fetch(url: str) -> FetchedSource:
+            source = stack.enter_context(open_source(url, report))
+            return FetchedSource(source.path, source)
+
+        yield fetch
 
 
 def carry_out(
@@ -159,7 +178,7 @@ class _Runner:
                 self._do(plan.name, step, built)
                 done.append(f"{step.action}: {step.what}")
         except RepoManagerError as exc:
-            return ModelResult(plan.name, tuple(done), built, str(exc), exc.exit_code)
+            return ModelResult(plan.name, tuple(done), built, _named(str(exc), plan.request), exc.exit_code)
         return ModelResult(plan.name, tuple(done), built, None, 0)
 
     def _build(self, plan: ModelPlan, *, new: bool) -> int:
@@ -172,12 +191,14 @@ class _Runner:
             self._allow_code(f"{plan.name}: eval {evaluated}", evaluated)
         if plan.request.digest is not None and load_model(plan.request.source).digest != plan.request.digest:
             raise InputError(
-                f"{plan.request.source} is not what it is pinned to: {plan.request.digest}",
+                f"{plan.request.shown} is not what it is pinned to: {plan.request.digest}",
                 hint="Put the right file there, or change `digest:` in the YAML file.",
             )
         # Later versions take the existing config.pbtxt, which was brought to what is declared before.
         options = _add_options(plan.request, _first_config(self.declaration.models[plan.name].config, new=new))
-        version = add(plan.request.source, plan.name, self.repository, options, report=self.report).version
+        fetched = plan.request.fetched
+        source = plan.request.source if fetched is None else fetched.opened
+        version = add(source, plan.name, self.repository, options, report=self.report).version
         if self.options.sign is not None:
             sign_version(self.repository, plan.name, version, self.options.sign)
         return version
@@ -255,6 +276,13 @@ def _first_config(declared: Config, *, new: bool) -> ConfigOptions:
         return ConfigOptions()
     filename = declared.set.get("default_model_filename")
     return ConfigOptions(max_batch_size=declared.max_batch_size, model_filename=str(filename) if filename else None)
+
+
+def _named(message: str, request: Request | None) -> str:
+    """Return a message with a source's URL in place of the file that it was fetched to."""
+    if request is None or request.fetched is None:
+        return message
+    return message.replace(str(request.fetched.path), request.shown)
 
 
 def _add_options(request: Request, config: ConfigOptions) -> AddOptions:

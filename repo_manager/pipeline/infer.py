@@ -16,20 +16,21 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import TargetFacts, connect
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.inference import Answer, Array, Inference, Label
-from repo_manager.repository.golden import GOLDEN_FILE_NAME, Golden, read_golden
 from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.relabel import read_labels
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import resolve_version
-from repo_manager.repository.transfer import version_files
 from repo_manager.request_data.read import holds_tensors, read_streams
 from repo_manager.request_data.tensors import with_batch_axis
-from repo_manager.rollout.smoke import OutputComparison, compare_outputs
+from repo_manager.rollout.comparison import OutputComparison, compare_recorded, unlike_counts
+from repo_manager.rollout.reference import Reference, recorded_reference
+from repo_manager.rollout.smoke import requests_of
 from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, new_sequence_id
 from repo_manager.server.records import running_server
 from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
+from repo_manager.triton_config.config import ModelConfig
 from repo_manager.validation import check_fields
 
 __all__ = ["InferOptions", "infer", "server_of"]
@@ -132,12 +133,14 @@ def infer(
         version = resolve_version(repository, f"{name}:{version}")[1]
     url, connection = _reach(repository, to, connection, options)
     facts = _facts(url, name, version, connection, options)
-    golden = _golden(repository, name, version, facts) if options.data is None else None
-    requests, source = _sent(options, facts, golden)
     labels = _labels(repository, name)
     answers: list[Answer] = []
     with TritonClient.connect(url, connection) as client:
-        kind = kind_of(client, name, version)
+        config = client.model_config(name, version)
+        served = ModelConfig.from_message(config)
+        reference = _recorded(repository, name, version, facts, served) if options.data is None else None
+        requests, source = _sent(options, facts, reference, served)
+        kind = kind_of(client, name, version, config=config)
         part = _part(options, new_sequence_id(kind) if kind.sequence else None)
         parameters, timeout_s = options.parameters, options.timeout_s
         asked = ask(client, name, version, requests, kind, sequence=part, parameters=parameters, timeout_s=timeout_s)
@@ -152,20 +155,21 @@ def infer(
         requests=len(requests),
         sequence=None if part is None else part.id,
         answers=tuple(answers),
-        comparisons=() if golden is None else tuple(_comparisons(golden, answers)),
+        comparisons=() if reference is None else _comparisons(reference, answers, served),
     )
 
 
-def _golden(repository: Location, name: str, version: int | None, facts: TargetFacts) -> Golden | None:
+def _recorded(
+    repository: Location, name: str, version: int | None, facts: TargetFacts, config: ModelConfig
+) -> Reference | None:
     """Return the recorded sample of the version that answers, or `None` when there is none here."""
     number = int(facts.version) if version is None and facts.version.isdecimal() else version
     try:
         entry = find_model(repository, name).version(number or 0)
-        with version_files(entry.path, [GOLDEN_FILE_NAME]) as folder:
-            path = folder / GOLDEN_FILE_NAME
-            return read_golden(path) if path.is_file() else None
+        reference = recorded_reference(entry.path, config)
     except RepositoryError:
         return None  # the server may serve another repository than the one here
+    return reference if reference.tries else None
 
 
 def _reach(
@@ -187,7 +191,7 @@ def _facts(url: str, name: str, version: int | None, connection: ClientOptions, 
 
 
 def _sent(
-    options: InferOptions, facts: TargetFacts, golden: Golden | None
+    options: InferOptions, facts: TargetFacts, reference: Reference | None, config: ModelConfig
 ) -> tuple[Sequence[Mapping[str, Array]], str]:
     """Return the requests, and where they are from.
 
@@ -196,8 +200,8 @@ def _sent(
     """
     if options.data is not None:
         return _requests(options, facts)
-    if golden is not None:
-        return [exchange.inputs for exchange in golden.exchanges], "golden sample"
+    if reference is not None:
+        return requests_of(reference.tries[0], config), "golden sample"
     raise UsageError(f"{facts.model} has no recorded sample here: give the inputs with --input", hint=_wanted(facts))
 
 
@@ -300,10 +304,13 @@ def _best(samples: Array, labels: Sequence[str], top: int) -> Iterator[tuple[Lab
         )
 
 
-def _comparisons(golden: Golden, answers: Sequence[Answer]) -> Iterator[OutputComparison]:
-    several = len(answers) > 1
+def _comparisons(reference: Reference, answers: Sequence[Answer], config: ModelConfig) -> tuple[OutputComparison, ...]:
+    """Compare the answers with the recorded ones; a response too many or too few is infinitely far off."""
+    golden = reference.tries[0]
+    came: list[list[Mapping[str, Array]]] = [[] for _ in golden.exchanges]
     for answer in answers:
-        expected = golden.exchanges[answer.request - 1].responses
-        if answer.response <= len(expected):
-            where = f"request {answer.request}, response {answer.response}" if several else ""
-            yield from compare_outputs(answer.outputs, expected[answer.response - 1], 1.0, where)
+        came[answer.request - 1].append(answer.outputs)
+    unlike = unlike_counts(golden, came)
+    if unlike:
+        return tuple(OutputComparison(f"responses: {each}", float("inf"), 0.0) for each in unlike)
+    return compare_recorded(golden, came, reference.promised or config, reference.tolerance)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repo_manager.errors import UsageError
-from repo_manager.rollout.smoke import OutputComparison
+from repo_manager.rollout.comparison import OutputComparison
 from repo_manager.summary import Summarized
 from repo_manager.types import StrPath, as_json
 

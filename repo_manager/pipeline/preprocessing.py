@@ -32,7 +32,7 @@ from repo_manager.repository.scan import find_model
 from repo_manager.request_data import image_model
 from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON
-from repo_manager.rollout.smoke import compare_outputs
+from repo_manager.rollout.comparison import compare_outputs
 from repo_manager.sources import Source, open_source
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config

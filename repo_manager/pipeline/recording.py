@@ -24,7 +24,7 @@ from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import open_store
 from repo_manager.request_data.read import read_streams
 from repo_manager.request_data.tensors import InputFacts, with_batch_axis
-from repo_manager.rollout.smoke import compare_outputs
+from repo_manager.rollout.comparison import compare_outputs
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer

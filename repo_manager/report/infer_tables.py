@@ -46,8 +46,9 @@ def inference_view(inference: Any) -> list[RenderableType]:
         text += f", sequence {inference.sequence}"
     views: list[RenderableType] = [Text(text)]
     if inference.comparisons:
-        worst = max(inference.comparisons, key=lambda each: each.error)
-        views.append(Text(f"Against the recorded sample: largest relative error {worst.error:.2e} ({worst.output})"))
+        worst = max(inference.comparisons, key=lambda each: (not each.passed, each.error))
+        text = f"Against the recorded sample: largest relative error {worst.error:.2e} ({worst.output})"
+        views.append(Text(text if worst.passed else f"{text}, allowed {worst.tolerance:.2e}"))
     return views
 
 

@@ -87,13 +87,12 @@ class Reference:
         return ", ".join(f"{name} is {number} instead of {self.parts[name]}" for name, number in changed.items())
 
 
-def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Reference:
-    """Return requests with their right answers, where the answers come from, and the tolerance.
+def recorded_reference(version: Location, config: ModelConfig) -> Reference:
+    """Return a version's recorded sample with its tolerance. `tries` is empty where none was recorded.
 
     Args:
         version: folder or URL of the version.
-        config: configuration of the model (config.pbtxt).
-        kind: how the model is asked: batched, stateful, decoupled.
+        config: configuration that the server runs the model with.
     """
     tolerance, parts = DEFAULT_TOLERANCE, {}
     promised = None
@@ -105,10 +104,21 @@ def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Ref
                 tolerance = float(recorded["tolerance"])
             if isinstance(recorded, Mapping) and isinstance(recorded.get("parts"), Mapping):
                 parts = {str(name): int(number) for name, number in recorded["parts"].items()}
-        if (folder / GOLDEN_FILE_NAME).is_file():
-            golden = read_golden(folder / GOLDEN_FILE_NAME)
-            if _is_taken(golden, config):
-                return Reference((golden,), "golden", tolerance, promised, parts)
+        tries = (read_golden(folder / GOLDEN_FILE_NAME),) if (folder / GOLDEN_FILE_NAME).is_file() else ()
+    return Reference(tries, "golden", tolerance, promised, parts)
+
+
+def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Reference:
+    """Return requests with their right answers, where the answers come from, and the tolerance.
+
+    Args:
+        version: folder or URL of the version.
+        config: configuration of the model (config.pbtxt).
+        kind: how the model is asked: batched, stateful, decoupled.
+    """
+    reference = recorded_reference(version, config)
+    if reference.tries and _is_taken(reference.tries[0], config):
+        return reference
     if config.backend == "onnxruntime" and not kind.sequence and not config.is_ragged:
         with version_files(version) as folder:
             path = folder / (config.message().default_model_filename or "model.onnx")
@@ -116,10 +126,10 @@ def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Ref
                 batched = config.max_batch_size > 0
                 shapes = {entry.name: tuple(dims_of(entry, batched)) for entry in config.message().input}
                 made_up = Golden(*onnx_inputs.natural_answers(path, shapes))
-                return Reference((made_up,), "onnxruntime", tolerance, promised)
+                return dataclasses.replace(reference, tries=(made_up,), source="onnxruntime")
             except ModelError:
                 pass  # made-up inputs do not suit every model: fall back to the shapes
-    return Reference(_made_up(config, kind), "none", tolerance, promised)
+    return dataclasses.replace(reference, tries=_made_up(config, kind), source="none")
 
 
 def _promised(manifest: Manifest, config: ModelConfig) -> ModelConfig | None:

@@ -5,31 +5,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from repo_manager.errors import ServerError, ServerRefusedError, UsageError
 from repo_manager.onnx_model.runtime import runtime_within
 from repo_manager.repository.golden import Golden
 from repo_manager.repository.location import Location
-from repo_manager.rollout.reference import (
-    DATA_TYPE,
-    Array,
-    Reference,
-    as_served,
-    dims_of,
-    numpy_type,
-    reference_of,
-    typed,
-    unknown_types,
+from repo_manager.rollout.comparison import (
+    OutputComparison,
+    compare_recorded,
+    is_of_shape,
+    is_of_type,
+    type_name,
+    unlike_counts,
+    unlike_promised,
 )
+from repo_manager.rollout.reference import Array, Reference, as_served, dims_of, reference_of, typed, unknown_types
 from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind, ask, kind_of
 from repo_manager.triton_config.config import ModelConfig
 
-__all__ = ["OutputComparison", "SmokeFailedError", "SmokeResult", "compare_outputs", "smoke_test", "unlike_promised"]
+__all__ = ["SmokeFailedError", "SmokeResult", "requests_of", "smoke_test"]
 
 
 _DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
@@ -41,27 +38,6 @@ _MADE_UP_HINT = (
 
 class SmokeFailedError(ServerError):
     """The version is READY and does not answer as it must."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputComparison:
-    """One output against its reference.
-
-    Attributes:
-        output: its name. In a sequence with the request's number, of several responses with the response's.
-        error: largest `|served - reference|`, divided by the largest `|reference|`. For other than floats the share of
-            elements that differ.
-        tolerance: the largest error allowed.
-    """
-
-    output: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the tolerance (a NaN is not)."""
-        return self.error <= self.tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +154,23 @@ def _answers(
     timeout_s: float,
 ) -> list[list[Mapping[str, Array]]]:
     """Send every request. Return the responses of each."""
+    requests = requests_of(golden, config)
+    answers: list[list[Mapping[str, Array]]] = [[] for _ in requests]
+    for response in ask(client, name, version, requests, kind, timeout_s=timeout_s):
+        answers[response.request].append(response.outputs)
+    return answers
+
+
+def requests_of(golden: Golden, config: ModelConfig) -> list[dict[str, Array]]:
+    """Return a sample's requests as the configuration wants them. Inputs that it does not have are left out.
+
+    Args:
+        golden: the recorded sample.
+        config: configuration that the server runs the model with.
+    """
     batched = config.max_batch_size > 0
     entries = {entry.name: entry for entry in config.message().input}
-    requests = [
+    return [
         {
             key: as_served(typed(array, entries[key]), dims_of(entries[key], batched), batched)
             for key, array in exchange.inputs.items()
@@ -188,10 +178,6 @@ def _answers(
         }
         for exchange in golden.exchanges
     ]
-    answers: list[list[Mapping[str, Array]]] = [[] for _ in requests]
-    for response in ask(client, name, version, requests, kind, timeout_s=timeout_s):
-        answers[response.request].append(response.outputs)
-    return answers
 
 
 def _compared(
@@ -222,24 +208,10 @@ def _compared(
             _check_promised(what, response, outputs, known, batched=batched, complete=not kind.decoupled)
     if reference.source == "none":
         return ()
-    comparisons: list[OutputComparison] = []
-    for number, (exchange, responses) in enumerate(zip(golden.exchanges, answers, strict=True), start=1):
-        of_request = f"request {number}" if len(golden.exchanges) > 1 else ""
-        if len(responses) != len(exchange.responses):
-            raise SmokeFailedError(
-                f"{what} answers {of_request or 'the request'} with {len(responses)} responses, "
-                f"recorded were {len(exchange.responses)}"
-            )
-        for place, (served, expected) in enumerate(zip(responses, exchange.responses, strict=True), start=1):
-            of_response = f"response {place}" if len(responses) > 1 else ""
-            where = ", ".join(filter(None, (of_request, of_response)))
-            expected = {
-                key: as_served(array, dims_of(outputs[key], batched), batched)
-                if key in outputs and getattr(served.get(key), "shape", None) != array.shape
-                else array
-                for key, array in expected.items()
-            }
-            comparisons += compare_outputs(served, expected, reference.tolerance, where)
+    unlike = unlike_counts(golden, answers)
+    if unlike:
+        raise SmokeFailedError(f"{what} answers {unlike[0]}")
+    comparisons = compare_recorded(golden, answers, reference.promised or config, reference.tolerance)
     failed = [each for each in comparisons if not each.passed]
     if failed:
         details = "; ".join(f"{e.output} is off by {e.error:.3g}, allowed {e.tolerance:.3g}" for e in failed[:5])
@@ -249,7 +221,7 @@ def _compared(
             f"{what} answers, but not {by} ({reference.source} reference): {details}{more}",
             hint="The served files, the server's backend or its execution provider differ from the recorded ones.",
         )
-    return tuple(comparisons)
+    return comparisons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,95 +270,12 @@ def _check_promised(
     for name, array in response.items():
         if name not in outputs or array is None:
             continue
-        promised = _type_name(outputs[name])
-        if not _is_of_type(array, promised) and name not in known.types:
+        promised = type_name(outputs[name])
+        if not is_of_type(array, promised) and name not in known.types:
             raise SmokeFailedError(f"{what} answered output {name} as {array.dtype}, promised was {promised}")
         dims = dims_of(outputs[name], batched)
-        if not _is_of_shape(array, dims) and name not in known.shapes:
+        if not is_of_shape(array, dims) and name not in known.shapes:
             raise SmokeFailedError(
                 f"{what} answered output {name} with the shape {list(array.shape)}, promised was {dims}",
                 hint="Correct config.pbtxt or the model. If clients rely on it: record the answers (add --sample).",
             )
-
-
-def _type_name(output: Any) -> str:
-    return str(DATA_TYPE.values_by_number[output.data_type].name)
-
-
-def _is_of_type(array: Array, promised: str) -> bool:
-    wanted = [numpy_type(promised) or array.dtype]
-    if promised == "TYPE_BF16":
-        wanted.append(np.dtype(np.float32))  # as clients give it
-    return array.dtype in wanted
-
-
-def _is_of_shape(array: Array, dims: list[int]) -> bool:
-    return len(dims) == array.ndim and all(size in (-1, have) for size, have in zip(dims, array.shape, strict=True))
-
-
-def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]]) -> list[str]:
-    """Say which outputs come in another type or shape than config.pbtxt promises, which Triton does not check.
-
-    Args:
-        config: configuration of the model (config.pbtxt).
-        responses: outputs of each response.
-    """
-    outputs = {entry.name: entry for entry in config.message().output}
-    batched = config.max_batch_size > 0
-    found: dict[str, tuple[str, str]] = {}
-    for response in responses:
-        for name, array in response.items():
-            if array is None or name not in outputs:
-                continue
-            promised, dims = _type_name(outputs[name]), dims_of(outputs[name], batched)
-            if not _is_of_type(array, promised):
-                found[f"output {name} comes as"] = str(array.dtype), promised
-            if not _is_of_shape(array, dims):
-                found[f"output {name} comes with the shape"] = str(list(array.shape)), str(dims)
-    return [
-        f"{what} {came}, and config.pbtxt promises {promised}: correct one of them"
-        for what, (came, promised) in found.items()
-    ]
-
-
-def compare_outputs(
-    served: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, where: str = ""
-) -> tuple[OutputComparison, ...]:
-    """Compare a response's outputs with the reference. An output that is missing is infinitely far off.
-
-    Args:
-        served: output name -> array.
-        expected: output name -> the reference. Other outputs are not compared.
-        tolerance: largest accepted error of each output.
-        where: the request and the response, where there are several.
-    """
-    suffix = f" ({where})" if where else ""
-    return tuple(
-        _compare(f"{key}{suffix}", served[key], array, tolerance)
-        if served.get(key) is not None
-        else OutputComparison(f"{key}{suffix}", float("inf"), tolerance)
-        for key, array in expected.items()
-    )
-
-
-def _compare(name: str, served: Array, expected: Array, tolerance: float) -> OutputComparison:
-    if served.shape != expected.shape:
-        return OutputComparison(name, float("inf"), tolerance)
-    if expected.dtype.kind == "O":
-        pairs = zip(served.ravel().tolist(), expected.ravel().tolist(), strict=True)
-        differ = sum(_text(one) != _text(other) for one, other in pairs)
-        return OutputComparison(name, differ / max(1, served.size), 0.0)
-    if expected.dtype.kind not in "fV":
-        return OutputComparison(name, float(np.mean(served != expected)) if served.size else 0.0, 0.0)
-    one, other = served.astype(np.float64), expected.astype(np.float64)
-    same = (one == other) | (np.isnan(one) & np.isnan(other))
-    if bool(same.all()):
-        return OutputComparison(name, 0.0, tolerance)
-    scale = float(np.nanmax(np.abs(other[np.isfinite(other)]), initial=0.0)) or 1.0
-    with np.errstate(invalid="ignore"):
-        error = np.abs(one - other)[~same] / scale
-    return OutputComparison(name, float("inf") if bool(np.isnan(error).any()) else float(error.max()), tolerance)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

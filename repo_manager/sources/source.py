@@ -7,13 +7,12 @@ import dataclasses
 import datetime
 import importlib.metadata
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import InputError, RepoManagerError, UsageError
-from repo_manager.files import kept_folder, sha256_bytes, sha256_file
+from repo_manager.files import kept_folder, sha256_bytes, sha256_file, url_parts
 from repo_manager.sources.fetching import Fetch, Fetched, Receiver
 from repo_manager.sources.mlflow import fetch_from_mlflow, model_file
 from repo_manager.sources.objects import fetch_objects
@@ -35,7 +34,6 @@ _OWN: Mapping[str, Fetch] = {
     "mlflow-artifacts": fetch_from_mlflow,
 }
 _ONE_SLASH = ("models", "runs", "mlflow-artifacts")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(.*)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +106,8 @@ def _fetch_of(text: str) -> Fetch | None:
     Raises:
         UsageError: it is a URL, and nothing fetches that kind.
     """
-    match = _URL.fullmatch(text)
-    if match is None or match[1].lower() == "file":
+    match = url_parts(text)
+    if match is None:
         return None
     scheme = match[1].lower()
     if scheme in _OWN and (match[2] == "//" or scheme in _ONE_SLASH):

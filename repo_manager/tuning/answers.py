@@ -16,7 +16,7 @@ import numpy as np
 from repo_manager.errors import ServerRefusedError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.target import connect
-from repo_manager.rollout.smoke import OutputComparison, compare_outputs
+from repo_manager.rollout.comparison import OutputComparison, compare_outputs
 from repo_manager.server.client import TritonClient
 from repo_manager.tuning.measuring import Loads
 

@@ -17,7 +17,7 @@ from repo_manager.cli.main import main
 from repo_manager.errors import InputError, ServerRefusedError, UsageError
 from repo_manager.pipeline.infer import InferOptions, infer
 from repo_manager.pipeline.inference import Inference, write_answers
-from repo_manager.repository.golden import Golden, write_golden
+from repo_manager.repository.golden import Exchange, Golden, write_golden
 from repo_manager.server.client import TritonClient
 from repo_manager.server.embedded import EmbeddedServer
 
@@ -134,13 +134,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     """Run a command in this process, with settings of its own; return its stdout."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, code: int = 0, both: bool = False) -> str:
         monkeypatch.setattr(sys, "argv", ["repo-manager", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capfd.readouterr()
-        assert ended.value.code in (0, None), captured
-        return captured.out
+        assert (ended.value.code or 0) == code, captured
+        return captured.out + captured.err * both
 
     return run
 
@@ -154,3 +154,20 @@ def test_the_commands_find_the_running_server(
     log = json.loads(run("logs", "-r", repository, "--json", "--lines", "0"))
     assert any("successfully loaded 'repeat'" in line for line in log["lines"])
     assert len(run("logs", "-r", repository, "--lines", "2").splitlines()) == 2
+
+
+def test_an_answer_unlike_the_recorded_one_is_a_failed_gate(
+    served: EmbeddedServer, repository: Path, run: Callable[..., str]
+) -> None:
+    shown = run("infer", "scaling", "-r", repository, "--golden", code=4, both=True)
+    assert "largest relative error 2.00e-01 (y), allowed 1.00e-02" in shown
+    assert json.loads(run("infer", "scaling", "-r", repository, "--golden", "--json", code=4))["comparisons"]
+    run("infer", "scaling", "-r", repository)  # the sample is only a request here
+
+    three = np.array([5, 6, 7], np.int32)
+    responses = [{"OUT": np.array([value], np.int32)} for value in (5, 6, 7, 8)]
+    for recorded, code in ((3, 0), (4, 4)):  # the fourth does not come
+        golden = Golden.of([Exchange({"IN": three}, tuple(responses[:recorded]))])
+        write_golden(repository / "repeat" / "1" / "golden.npz", golden)
+        shown = run("infer", "repeat", "-r", repository, "--golden", code=code, both=True)
+    assert "the request with 3 responses, recorded were 4" in shown

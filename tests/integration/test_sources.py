@@ -19,10 +19,12 @@ from support.object_stores import AZURE_ACCOUNT, AZURE_KEY, BUCKET, azurite, mot
 from support.python_models import write_python_model
 
 from repo_manager import samples
+from repo_manager.declared import Servers, parse_declaration
 from repo_manager.errors import InputError
 from repo_manager.optional import require
 from repo_manager.pipeline.adding import add
 from repo_manager.pipeline.adding_files import add_files
+from repo_manager.pipeline.apply import apply
 from repo_manager.pipeline.background import stop_running
 from repo_manager.repository.location import parse_object_url
 from repo_manager.repository.stores.objects import client as client_module
@@ -188,6 +190,54 @@ def test_add_from_a_registry_of_mlflow(registry: dict[str, str], tmp_path: Path)
     with pytest.raises(InputError, match="nobody") as caught, open_source("models:/nobody/1"):
         pass
     assert "MLFLOW_TRACKING_URI" in str(caught.value)
+
+
+def test_apply_takes_a_registered_model(registry: dict[str, str], tmp_path: Path) -> None:
+    assert registry
+    declaration = parse_declaration("models: {b: {source: 'models:/digits/1'}}", name="repository.yaml")
+    for changed in (1, 0):
+        with Servers(tmp_path / "models", tmp_path) as servers:
+            result = apply(declaration, tmp_path, tmp_path / "models", servers)
+        assert ([model.error for model in result.models], len(result.models)) == ([None] * changed, changed)
+    assert _source_of(tmp_path / "models" / "b" / "1")["origin"]["registered"] == {"name": "digits", "version": "1"}
+
+
+def test_apply_takes_sources_by_url(moto: str, tmp_path: Path) -> None:
+    key, content = f"s3://{moto}/{BUCKET}/apply", _DIGITS.read_bytes()
+    store = open_client(parse_object_url(key))
+    store.put("digits.onnx", content)
+    file, models = tmp_path / "repository.yaml", tmp_path / "models"
+
+    def applied(*options: str, code: int = 0) -> Any:
+        command = [sys.executable, "-m", "repo_manager", "apply", str(file), "-r", str(models), "--json", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr + done.stdout
+        return json.loads(done.stdout)
+
+    def declare(**sources: object) -> None:
+        file.write_text(json.dumps({"models": {name: {"source": source} for name, source in sources.items()}}))
+
+    declare(a=f"{key}/digits.onnx")
+    (plan,) = applied("--check", code=8)["models"]
+    assert plan["steps"][0]["what"] == f"a version of {key}/digits.onnx in fp32"
+    applied()
+    assert _source_of(models / "a" / "1")["origin"]["url"] == f"{key}/digits.onnx"
+    assert not applied("--check")["changes"]
+
+    other = onnx.load(_DIGITS)
+    other.doc_string = "another content"
+    store.put("digits.onnx", other.SerializeToString())
+    assert applied("--check", code=8)["changes"]
+    digest = _source_of(models / "a" / "1")["digest"]
+    declare(a={"path": f"{key}/digits.onnx", "digest": digest})
+    assert not applied("--check")["changes"]  # a version of it is there: nothing is fetched
+    declare(c={"path": f"{key}/digits.onnx", "digest": digest})
+    (failed,) = applied(code=3)["models"]
+    assert failed["error"].startswith(f"{key}/digits.onnx is not what it is pinned to")
+    declare(d=f"{key}/none.onnx", e="ftp://host/model.onnx")
+    missing, unknown = applied("--check", code=3)["models"]
+    assert "there is no object and no folder of that name" in missing["error"]
+    assert "ftp:// is no source of a model" in unknown["error"]
 
 
 def test_the_deployments_plugin_adds_and_deploys(

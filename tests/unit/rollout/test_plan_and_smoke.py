@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from repo_manager.repository.scan import ModelEntry, VersionEntry
+from repo_manager.rollout.comparison import _compare
 from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.plan import Action, Obstacle, plan_from
-from repo_manager.rollout.smoke import _compare
 from repo_manager.triton_config.config import ModelConfig, parse_config
 
 LOADED = 'name: "m" backend: "onnxruntime" max_batch_size: 8'
