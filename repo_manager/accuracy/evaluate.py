@@ -121,6 +121,9 @@ class AccuracyGate:
             ModelError: ONNX Runtime does not run the source.
         """
         evaluator = load_evaluator(options.data, signature_of(source), model=source)
+        if evaluator.digest is not None:  # A share of right answers. A function may score in other units.
+            check_range("min_accuracy", options.min_accuracy, most=1.0)
+            check_range("max_drop", options.max_drop, most=1.0)
         return cls(evaluator, options, evaluator.score(source))
 
     def judge(self, model: Path, optimize: bool = True) -> Accuracy:

@@ -111,7 +111,7 @@ class GoalFlags:
         "--write", default=False, help="Change the model's config.pbtxt if a better setting is proven."
     )
     report: Path | None = option(
-        "--report", metavar="FILE.html", help="Also write a one-file HTML page.", rich_help_panel="Output"
+        "--report", "--html", metavar="FILE.html", help="Also write a one-file HTML page.", rich_help_panel="Output"
     )
 
 

@@ -69,10 +69,14 @@ class ComparePlan:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.pairs < _MIN_PAIRS or self.block_s <= 0 or self.settle_s < 0:
+        if self.pairs < _MIN_PAIRS:
             raise UsageError(
-                f"{self.pairs} pairs of {self.block_s:g} s after {self.settle_s:g} s; expected at least "
-                f"{_MIN_PAIRS} pairs, a length above 0 s and 0 s or more before"
+                f"pairs is {self.pairs}, expected {_MIN_PAIRS} or more",
+                hint="An interval of the ratio needs that many pairs of blocks.",
+            )
+        if self.block_s <= 0 or self.settle_s < 0:
+            raise UsageError(
+                f"block_s is {self.block_s:g} and settle_s is {self.settle_s:g}, expected above 0 s and 0 s or more"
             )
 
 

@@ -183,6 +183,11 @@ class ClientUse:
     bottleneck: bool = False
     note: str = ""
 
+    @property
+    def is_late(self) -> bool:
+        """Whether late sends alone limited the numbers: the machine was busy, and the client's workers were not."""
+        return self.bottleneck and bool(self.late_share) and (self.cpu_share or 0.0) <= BUSY_SHARE
+
 
 @dataclasses.dataclass(frozen=True)
 class SeriesPoint:

@@ -238,8 +238,9 @@ def _hint(options: LoadTestOptions) -> str:
     is_control = options.model.endswith(("__dense", "__noflag"))
     control = f"`add --control` makes it, `deploy {options.model}` serves it. " if is_control else ""
     version = f":{options.version}" if options.version else ""
+    beside = " (--keep-previous leaves the served version loaded)" if version else ""
     return (
-        f"{control}Deploy it first: repo-manager deploy {options.model}{version}. "
+        f"{control}Deploy it first: repo-manager deploy {options.model}{version}{beside}. "
         "What is served: repo-manager status; what there is: repo-manager list."
     )
 

@@ -162,7 +162,12 @@ def given_sizes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> 
         )
         if not fits:
             text = ",".join(map(str, shape))
-            raise UsageError(f"--shape {name}:{text} does not fit the model's input {spec}")
+            sizes_of = [dim if isinstance(dim, int) else "N" for dim in declared]
+            example = ",".join(map(str, sizes_of))
+            raise UsageError(
+                f"--shape {name}:{text} does not fit the model's input {spec}",
+                hint=f"Give {len(declared)} sizes, the batch included, as in {name}:{example}.",
+            )
         for axis, (dim, size) in enumerate(zip(declared, shape, strict=True)):
             key = dim if isinstance(dim, str) else f"{name}:{axis}"
             if not isinstance(dim, int) and sizes.setdefault(key, size) != size:

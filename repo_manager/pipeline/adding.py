@@ -214,7 +214,7 @@ def _publish(
         batch_axis=version.converted.axis,
         sparsity=version.converted.conversion.sparsity,
         pruned=origin.pruned,
-        conversion=version.converted.conversion,
+        conversion=dataclasses.replace(version.converted.conversion, files=_names(version)),
         golden=version.golden,
         config=format_config(version.config),
         config_kept=version.config_kept,
@@ -253,12 +253,17 @@ def _publish_one(version: Prepared, details: Mapping[str, Any], options: AddOpti
     return publish(target.repository, target.name, version.files, version.config, details, progress=progress).version
 
 
+def _names(version: Prepared) -> tuple[Path, ...]:
+    """Return the names of the converted files: their folder was temporary."""
+    return tuple(Path(path.name) for path in version.converted.conversion.files)
+
+
 def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
     """Collect what the manifest records beyond the files."""
     conversion, source = version.converted.conversion, origin.source
     converted = as_json(conversion)
     sparsity = converted.pop("sparsity")
-    converted["files"] = [path.name for path in conversion.files]  # where they lay meanwhile is nobody's business
+    converted["files"] = list(map(str, _names(version)))
     return {
         "source": {
             "path": source.path.name,

@@ -21,6 +21,7 @@ from repo_manager.errors import UsageError
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.signature import Signature, signature_of
+from repo_manager.optional import require
 from repo_manager.pipeline.add_types import AddOptions, Target
 from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.triton_config.compare import changed_fields
@@ -41,6 +42,7 @@ def check_backend_options(options: AddOptions, backend: Backend) -> None:
 
     Raises:
         UsageError: naming them.
+        MissingDependencyError: the backend's builder is not installed.
     """
     if options.accelerator is not None and backend is not Backend.ONNXRUNTIME:
         raise UsageError(f"--accelerator tensorrt goes with --backend onnxruntime, and the backend is {backend}")
@@ -50,6 +52,8 @@ def check_backend_options(options: AddOptions, backend: Backend) -> None:
             hint="Leave out --control, or the files of --for.",
         )
     if backend is not Backend.ONNXRUNTIME:
+        if not options.engine.plans or not all(options.engine.plans.values()):
+            require(str(backend))  # The builder: better before the conversion than after it.
         return
     if options.precision.facts.low == "bfloat16":
         raise UsageError(

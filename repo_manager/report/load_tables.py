@@ -162,7 +162,7 @@ def _row(point: LoadPoint) -> list[object]:
         format_ms(None if server is None else server.queue_ns),
         format_ms(compute),
         _batch(server),
-        "bottleneck" if point.client.bottleneck else client,
+        "late sends" if point.client.is_late else "bottleneck" if point.client.bottleneck else client,
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from repo_manager.precision import Check, Conversion, KeptNode
     from repo_manager.sparsity import LayerSparsity, PruneReport, SparsityReport
-    from repo_manager.sparsity.prune_report import BudgetEvidence, PruneEvidence
+    from repo_manager.sparsity.prune_report import BudgetEvidence, PruneEvidence, SkippedLayer
 
 __all__ = [
     "calibration_view",
@@ -34,6 +35,8 @@ __all__ = [
 # What a narrow terminal leaves out of the layers first.
 _DROP = "axis,groups of 4,zeros,MACs,shape,weight,operator"
 _FEW = 3
+_OWN_SIZE = re.compile(r"\b([CK]) = \d+")
+_OWN_NUMBER = re.compile(r"(?<=reduction size )\d+|(?<=\()\d+(?= groups)")
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -103,15 +106,16 @@ def sparsity_view(report: SparsityReport) -> list[RenderableType]:
 
 
 def _hints(report: SparsityReport) -> list[RenderableType]:
-    """List each hint once, with the layers that it is about."""
+    """List each hint once, with the layers that it is about. Hints that differ in a layer's sizes only are one."""
     layers: dict[str, list[str]] = {}
     for layer in report.layers:
         for hint in layer.hints:
-            layers.setdefault(hint, []).append(layer.node)
+            layers.setdefault(_OWN_SIZE.sub(r"\1", hint), []).append(layer.node)
     if not layers:
         return []
     rows = [
-        [hint, len(names), ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")] for hint, names in layers.items()
+        [hint, len(names), ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")]
+        for hint, names in layers.items()
     ]
     return [make_table("Hints (not verdicts)", ["hint", "layers", "which"], rows, right="layers")]
 
@@ -258,7 +262,7 @@ def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]
         rows.append([*row, _error(layer.error), _error(layer.magnitude_error)] if solved else row)
     views: list[RenderableType] = [make_table("Pruned to 2:4", columns, rows, right=",".join(columns[3:]))]
     if report.skipped:
-        skipped = [[layer.node, layer.weight, layer.reason] for layer in report.skipped]
+        skipped = [row for layers in _by_kind(report.skipped).values() for row in _skipped_rows(layers)]
         views.append(make_table("Left alone", ["layer", "weight", "why"], skipped))
     if report.evidence is not None:
         views += _evidence_views(report.evidence)
@@ -266,6 +270,24 @@ def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]
         views.append(Text(f"Accuracy on {report.accuracy.data}: {report.accuracy.detail}"))
     views.append(Text("Dry run: nothing was written." if output is None else f"Written to {output}"))
     return views
+
+
+def _by_kind(skipped: Sequence[SkippedLayer]) -> dict[str, list[SkippedLayer]]:
+    """Group layers by why they were left alone, whatever their own sizes."""
+    found: dict[str, list[SkippedLayer]] = {}
+    for layer in skipped:
+        found.setdefault(_OWN_NUMBER.sub("N", layer.reason), []).append(layer)
+    return found
+
+
+def _skipped_rows(layers: Sequence[SkippedLayer]) -> list[list[str]]:
+    """Return a row a layer, or one row where many have the same kind of reason."""
+    if len(layers) <= _FEW:
+        return [[layer.node, layer.weight, layer.reason] for layer in layers]
+    names = ", ".join(layer.node for layer in layers[:_FEW])
+    reasons = {layer.reason for layer in layers}
+    reason = layers[0].reason if len(reasons) == 1 else _OWN_NUMBER.sub("N", layers[0].reason)
+    return [[f"{names}, ...", f"{len(layers)} weights", reason]]
 
 
 def _error(error: float | None) -> str:

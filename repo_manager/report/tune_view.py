@@ -47,10 +47,7 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     ]
     views: list[RenderableType] = [Text(_HEADLINES[result.outcome], style="bold"), Text(result.reason)]
     views.append(key_values(pairs))
-    rows = [
-        [trial.label, _value(result, trial), "yes" if trial.is_better else "no", trial.reason]
-        for trial in result.trials
-    ]
+    rows = [[trial.label, _value(result, trial), _better(result, trial), trial.reason] for trial in result.trials]
     views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
     if result.left_out:
         views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
@@ -77,7 +74,7 @@ def tune_page(result: Tuning) -> str:
             {
                 "label": trial.label,
                 "value": _value(result, trial),
-                "is_better": trial.is_better,
+                "better": _better(result, trial),
                 "is_best": trial.state == result.best.state,
                 "is_today": trial.state == result.today.state,
                 "reason": trial.reason,
@@ -103,6 +100,13 @@ def _steps(result: Tuning) -> list[str]:
     for each in result.comparisons:
         steps.append(f"The proof, both served and measured in {each.plan.pairs} pairs at {each.level}: {each.verdict}.")
     return steps
+
+
+def _better(result: Tuning, trial: Trial) -> str:
+    """Say whether a setting was better; today's is what the others are held against."""
+    if trial.state == result.today.state:
+        return "-"
+    return "yes" if trial.is_better else "no"
 
 
 def _value(result: Tuning, trial: Trial) -> str:

@@ -40,6 +40,9 @@ class FileRecord:
     sha256: Digest
     size_bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.size_bytes} bytes with {self.sha256[:19]}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:

@@ -172,9 +172,10 @@ def check_copies(content: Path, records: Mapping[str, FileRecord], expected: Map
     """
     for name in sorted({*records, *expected}):
         found = FileRecord(sha256_file(content / name), (content / name).stat().st_size) if name in records else None
-        if found != expected.get(name):
+        wanted = expected.get(name)
+        if found != wanted:
             raise RepositoryError(
-                f"{name} was to be {expected.get(name)}, and the copy is {found}",
+                f"{name}: the copy is {found or 'missing'}; the manifest says {wanted or 'that there is no such file'}",
                 hint="The source or a disk is damaged; `repo-manager verify` the source.",
             )
 

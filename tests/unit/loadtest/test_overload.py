@@ -99,3 +99,10 @@ def test_gates_of_an_overloaded_level_are_decided_although_the_client_sent_late(
 def test_a_few_late_sends_of_a_low_rate_are_no_bottleneck(late, bottleneck):
     whole = Slice(0, SLICE_NS, Histogram.of(np.full(50, 10**6)), sent=50 if late < 50 else 5000, late=late)
     assert client_use(whole, 10.0, 1, is_open=True).bottleneck is bottleneck
+
+
+@pytest.mark.parametrize(("cpu_s", "is_late"), [(1, True), (10, False)])
+def test_late_sends_of_a_client_with_time_left_are_named_so(cpu_s, is_late):
+    whole = Slice(0, SLICE_NS, Histogram.of(np.full(50, 10**6)), sent=50, late=40, cpu_ns=cpu_s * 10**9)
+    used = client_use(whole, 10.0, 1, is_open=True)
+    assert (used.bottleneck, used.is_late) == (True, is_late)

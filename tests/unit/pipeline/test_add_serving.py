@@ -15,7 +15,8 @@ from repo_manager import samples
 from repo_manager.engine.fit import FitTarget, Release
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.triton_options import AcceleratorOptions
-from repo_manager.errors import GateError, RepositoryError, UsageError
+from repo_manager.errors import GateError, MissingDependencyError, RepositoryError, UsageError
+from repo_manager.optional import is_installed
 from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.repository.scan import scan
 from repo_manager.repository.verify import verify
@@ -69,6 +70,12 @@ def test_bf16_for_onnx_runtime_is_refused_before_anything_runs(tmp_path: Path) -
             report=said.append)  # fmt: skip
     assert names(tmp_path) == []
     assert not any("Converting" in line for line in said)
+
+
+@pytest.mark.skipif(is_installed("tensorrt"), reason="TensorRT is installed")
+def test_a_missing_builder_is_named_before_the_model_is_read(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependencyError, match="tensorrt cannot be imported"):
+        add(tmp_path / "missing.onnx", "m", tmp_path / "r", AddOptions(backend="tensorrt"))
 
 
 def test_plans_built_elsewhere_are_adopted_without_the_library(tmp_path: Path) -> None:

@@ -155,8 +155,9 @@ def test_a_damaged_source_never_reaches_the_target(root: Path, put: Put, tmp_pat
         (version / "more").write_text("")
     else:
         (version / "manifest.json").unlink()
-    with pytest.raises(RepositoryError):
+    with pytest.raises(RepositoryError) as refused:
         copy_version(root, "m", 1, tmp_path / "p")
+    assert "FileRecord" not in refused.value.message
     assert not (tmp_path / "p").exists() or not any(p.is_dir() for p in (tmp_path / "p").iterdir())
 
 
