@@ -93,9 +93,10 @@ def apply_command(
         fetch = stack.enter_context(fetching(terminal.reporter()))
         what = declaration, base, root, servers
         if flags.check or flags.dry_run:
-            _show_plans(terminal, plan_declaration(*what, prune=flags.prune, fetch=fetch), is_check=flags.check)
+            plans = plan_declaration(*what, prune=flags.prune, fetch=fetch, rollout=options.rollout)
+            _show_plans(terminal, plans, is_check=flags.check)
             return
-        plans = stack.enter_context(planned(*what, prune=flags.prune, fetch=fetch))
+        plans = stack.enter_context(planned(*what, prune=flags.prune, fetch=fetch, rollout=options.rollout))
         if not any(plan.steps or plan.error is not None for plan in plans):
             _show_plans(terminal, plans, is_check=False)
             return

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from repo_manager.declared.request import FetchedSource, Request, check_accuracy, fulfils
@@ -19,9 +19,14 @@ from repo_manager.repository.configuration import change_config
 from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
 from repo_manager.repository.relabel import read_labels
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
+from repo_manager.repository.signing import check_served
 from repo_manager.repository.state import ModelState, current_version, previous_version
 from repo_manager.repository.tags import model_states
+from repo_manager.rollout.checks import refuse
+from repo_manager.rollout.deploy import deploy
+from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.plan import plan_deploy
+from repo_manager.rollout.targets.urls import To
 from repo_manager.triton_config.problems import Severity
 from repo_manager.types import StrPath
 
@@ -48,6 +53,7 @@ def planned(
     *,
     prune: bool = False,
     fetch: Fetch = _no_fetch,
+    rollout: RolloutOptions | None = None,
 ) -> Iterator[tuple[ModelPlan, ...]]:
     """Plan, and keep a second `apply` of a local repository out until the block ends.
 
@@ -62,6 +68,8 @@ def planned(
         servers: clients of the servers that the file names.
         prune: also plan the removal of what is not declared.
         fetch: fetches the source that a URL names.
+        rollout: how versions are deployed. A deployment that it would refuse is an error of the plan. `None`: the
+            defaults.
 
     Yields:
         One plan per model, as `plan_declaration` returns it.
@@ -74,7 +82,7 @@ def planned(
         root = local_folder(repository)
         if root is not None and root.is_dir() and os.access(root, os.W_OK):
             stack.enter_context(file_lock(root / _LOCK_FILENAME, timeout_s=0.0))
-        yield plan_declaration(declaration, base, repository, servers, prune=prune, fetch=fetch)
+        yield plan_declaration(declaration, base, repository, servers, prune=prune, fetch=fetch, rollout=rollout)
 
 
 def plan_declaration(
@@ -85,6 +93,7 @@ def plan_declaration(
     *,
     prune: bool = False,
     fetch: Fetch = _no_fetch,
+    rollout: RolloutOptions | None = None,
 ) -> tuple[ModelPlan, ...]:
     """Plan every declared model, in the file's order, then what will be pruned.
 
@@ -95,6 +104,8 @@ def plan_declaration(
         servers: clients of the servers that the file names.
         prune: also plan the removal of what is not declared.
         fetch: fetches the source that a URL names; not called for one whose `digest` a version was made from.
+        rollout: how versions are deployed. A deployment that it would refuse is an error of the plan. `None`: the
+            defaults.
 
     Returns:
         One plan a model. A model that cannot be planned has its error in it. The others are planned all the same.
@@ -108,10 +119,12 @@ def plan_declaration(
     states = model_states(repository) if exists else {}
     present = {entry.name for entry in scan(repository, deep=False)} if exists else set()
     plans = []
+    rollout = RolloutOptions() if rollout is None else rollout
     for name, model in declaration.models.items():
         try:
             entry = find_model(repository, name) if name in present else None
-            planner = _Planner(declaration, name, model, entry, states.get(name, ModelState()), base, fetch)
+            state = states.get(name, ModelState())
+            planner = _Planner(declaration, name, model, entry, state, base, fetch, rollout)
             plans.append(planner.plan(repository, servers, prune=prune))
         except RepoManagerError as exc:
             plans.append(ModelPlan(name, True, None, (), str(exc), exc.exit_code))
@@ -130,6 +143,7 @@ class _Planner:
     state: ModelState
     base: Path
     fetch: Fetch
+    rollout: RolloutOptions
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -153,7 +167,7 @@ class _Planner:
         tags = self._tags(version)
         steps += [step for step in tags.values() if self.state.tags.get(step.tag) != step.version or not step.version]
         served = self._served(version)
-        serving = self._serving(served, repository, servers, changed=bool(steps))
+        serving = self._serving(served, repository, servers, before=steps)
         steps += serving
         if prune and self.entry is not None:
             steps += self._removals(version, served, deploys=bool(serving) and serving[0].action is Action.DEPLOY)
@@ -253,22 +267,51 @@ class _Planner:
             )
         return tuple(sorted(set(versions)))
 
-    def _serving(self, served: tuple[int, ...], repository: Location, servers: Servers, *, changed: bool) -> list[Step]:
+    def _serving(
+        self, served: tuple[int, ...], repository: Location, servers: Servers, *, before: Sequence[Step]
+    ) -> list[Step]:
+        """Plan what puts versions into service, after the steps before it.
+
+        Raises:
+            RepoManagerError: it would be refused.
+        """
         if not served:
             return []
-        numbers = ", ".join(map(_shown, served))
+        numbers, keys = ", ".join(map(_shown, served)), self.rollout.signed_by
         if not self.targets:
-            same = self.entry is not None and self.entry.policy == served
-            return [] if same else [Step(Action.SERVE, f"the next load serves {numbers}", versions=served)]
+            if self.entry is not None and self.entry.policy == served:
+                return []
+            if keys and NEW not in served:
+                check_served(repository, self.name, served, keys)
+            return [Step(Action.SERVE, f"the next load serves {numbers}", versions=served)]
         step = Step(Action.DEPLOY, f"{numbers} on {', '.join(self.targets)}", versions=served, targets=self.targets)
-        clusters = servers.clusters(self.targets)
-        if changed or served[0] == NEW or (EMBEDDED in self.targets and not servers.running()):
+        in_clusters = servers.clusters(self.targets)
+        if served[0] == NEW or (EMBEDDED in self.targets and not servers.running()):
             return [step]
         clients = servers.clients(self.targets)
-        plans = [plan_deploy(repository, self.name, served[0], client) for client in clients]
-        differing = [client.url for client, plan in zip(clients, plans, strict=True) if plan.changes]
-        differing += [each for each in clusters if served[-1:] != servers.held_by(each).get(self.name, ())[-1:]]
-        return [dataclasses.replace(step, what=f"{numbers} on {', '.join(differing)}")] if differing else []
+        if not before:
+            plans = [plan_deploy(repository, self.name, served[0], client) for client in clients]
+            clients = tuple(client for client, plan in zip(clients, plans, strict=True) if plan.changes)
+            held = {each: servers.held_by(each).get(self.name, ()) for each in in_clusters}
+            in_clusters = tuple(each for each in in_clusters if served[-1:] != held[each][-1:])
+            differing = [*(client.url for client in clients), *in_clusters]
+            if not differing:
+                return []
+            step = dataclasses.replace(step, what=f"{numbers} on {', '.join(differing)}")
+        if all(each.action is Action.TAG for each in before):  # else the version is not yet as it will be
+            self._rehearse(served[0], repository, [*([clients] if clients else []), *in_clusters])
+        return [step]
+
+    def _rehearse(self, version: int, repository: Location, goals: Sequence[To]) -> None:
+        """Ask each goal whether it would take a version: what `apply` refuses is no plan.
+
+        Raises:
+            RepoManagerError: it would not.
+        """
+        options = dataclasses.replace(self.rollout, dry_run=True)
+        for goal in goals:
+            for server in deploy(repository, self.name, version, goal, options=options).servers:
+                refuse(f"{self.name}:{version}", server.checks, options)
 
     def _removals(self, version: int, served: tuple[int, ...], *, deploys: bool) -> Iterator[Step]:
         """Plan the removal of versions that nothing needs after the plan's other steps."""

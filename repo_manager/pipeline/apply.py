@@ -95,9 +95,10 @@ def apply(
     """
     base, repository = Path(base), as_location(repository)
     options = ApplyOptions() if options is None else options
+    rollout, prune = options.rollout, options.prune
     with (
         fetching(report) as fetch,
-        planned(declaration, base, repository, servers, prune=options.prune, fetch=fetch) as plans,
+        planned(declaration, base, repository, servers, prune=prune, fetch=fetch, rollout=rollout) as plans,
     ):
         show(plans)
         return carry_out(plans, declaration, base, repository, servers, options=options, report=report)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from support.fake_cluster import FakeCluster, ServedCluster
 from support.triton_deployment import publish_scaling, triton_deployment
 from typer.testing import CliRunner, Result
@@ -68,6 +70,29 @@ def test_what_apply_would_refuse_is_not_planned(cluster: FakeCluster, repository
         checked = run(repository, declared(target), "--check")
         assert checked.exit_code not in (0, 8)
         assert reason in " ".join(checked.output.split())
+
+
+def test_a_deployment_that_would_be_refused_is_not_planned(
+    cluster: FakeCluster, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `deploy` refuses, `apply` does: a check that plans it would promise too much."""
+    cluster.deployment("models", "rel-triton")["spec"]["paused"] = True
+    checked = run(repository, declared(), "--check")
+    assert (checked.exit_code, "rel-triton is paused" in " ".join(checked.output.split())) == (5, True)
+    del cluster.deployment("models", "rel-triton")["spec"]["paused"]
+    tagged = declared().replace("serve: newest", "serve: newest\n    tags: {stable: newest}")
+    (tmp_path / "key.pub").write_bytes(
+        ec.generate_private_key(ec.SECP256R1())
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    monkeypatch.setenv("REPO_MANAGER_SIGNED_BY", str(tmp_path / "key.pub"))
+    in_config = declared().replace(f"targets: [{json.dumps(RELEASE)}]", "targets: []")
+    for text in (declared(), tagged, in_config):
+        for flag in ("--check", "--dry-run"):
+            checked = run(repository, text, flag)
+            assert (checked.exit_code, "scale:2 is not signed" in " ".join(checked.output.split())) == (3, True), text
+    assert not [method for method, _, _ in cluster.requests if method == "PATCH"]
 
 
 def test_a_model_that_a_release_serves_is_not_pruned(cluster: FakeCluster, repository: Path) -> None:
