@@ -37,6 +37,18 @@ __all__ = ["generated_pages", "on_config", "on_files", "on_page_markdown", "on_p
 
 ROOT = Path(__file__).parents[1]
 BRANCH = "blob/main"
+SEARCH_BOOSTS = {
+    "exit-codes": 4,
+    "how-to/": 3,
+    "tutorials/": 2,
+    "reference/commands/": 1.5,
+    "reference/compatibility": 3,
+    "deprecation": 2,
+    "reference/json": 0.5,
+    "reference/api": 0.2,
+    "changelog": 0.2,
+}
+"""Start of a page's path -> its weight in the search: a question should find how a thing is done before its parts."""
 
 
 def generated_pages() -> dict[str, str]:
@@ -312,12 +324,17 @@ def _from_docs(target: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Let links to files outside the documentation lead to the repository, where its address is known.
+    """Weigh the page in the search, and let links to files outside the documentation lead to the repository.
+
+    Where the address of the repository is not known, such a link becomes the path of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    del page, files
+    del files
+    place = page.file.src_uri
+    boosts = [boost for start, boost in SEARCH_BOOSTS.items() if place.startswith(start)]
+    page.meta.setdefault("search", {"boost": boosts[0] if boosts else 1})
     address = config["repo_url"]
 
     def replace(match: re.Match[str]) -> str:

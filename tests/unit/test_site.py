@@ -84,3 +84,17 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     page = (site / "index.html").read_text()
     assert "fonts.googleapis" not in page
     assert 'src="http' not in page
+
+
+def test_a_search_weighs_how_to_pages_above_lists_of_parts(site: Path) -> None:
+    entries = json.loads((site / "search/search_index.json").read_text())["docs"]
+    boosts = {entry["location"]: entry.get("boost", 1) for entry in entries}
+    assert boosts["how-to/signatures/"] > boosts["reference/commands/sign/"] > boosts["signing/"]
+    assert boosts["signing/"] > boosts["reference/json/#sign"]
+
+
+def test_pictures_of_reports_are_shown_in_light_and_dark(site: Path) -> None:
+    page = (site / "tutorials/first-deployment/index.html").read_text()
+    for scheme in ("light", "dark"):
+        assert f"report-load-{scheme}.png#only-{scheme}" in page
+        assert (site / f"images/report-load-{scheme}.png").exists()
