@@ -47,6 +47,18 @@ class ServerFlags:
     )
 
 
+def _only(files: list[Path] | None) -> Path | None:
+    """Return the one file of requests.
+
+    Raises:
+        UsageError: there are several; the last would silently be the only one.
+    """
+    if files and len(files) > 1:
+        given = ", ".join(map(str, files))
+        raise UsageError(f"--input-data is given {len(files)} times: {given}", hint="Join the files to one.")
+    return files[0] if files else None
+
+
 @dataclasses.dataclass(frozen=True)
 class DataFlags:
     """What the requests hold."""
@@ -55,9 +67,11 @@ class DataFlags:
     shape: list[str] | None = option(
         "--shape", metavar="NAME:SIZES", help="Sizes of dynamic axes, without the batch (may be given often)."
     )
-    data: Path | None = option(
+    data_files: list[Path] | None = option(
         "--input-data",
+        metavar="PATH",
         sets=(LoadTestOptions, "data"),
+        read=lambda files: _only(files),
         help=".npz, .npy, perf_analyzer JSON, an image or a folder [default: random].",
     )
     parameter: list[str] | None = option(
@@ -73,6 +87,12 @@ class DataFlags:
         help="Compression of the requests, and over HTTP also of the answers.",
     )
     golden: bool = option("--golden", default=False, help="Send the version's golden sample.")
+
+    @property
+    def data(self) -> Path | None:
+        """The file of the requests; `None`: random ones."""
+        return _only(self.data_files)
+
     shared_memory: SharedMemory = option(
         "--shared-memory",
         sets=(LoadTestOptions, "shared_memory"),

@@ -48,6 +48,13 @@ def files(tmp_path):
     return paths
 
 
+@pytest.mark.parametrize("command", [("loadtest", "m"), ("compare", "m:1", "m:2"), ("tune", "m", "--slo", "p99<1s")])
+def test_a_second_file_of_requests_is_not_dropped_in_silence(command):
+    ended = run(*command, "--input-data", "a.json", "--input-data", "b.json")
+    assert isinstance(ended.exception, UsageError) or ended.exit_code == 2
+    assert "given 2 times: a.json, b.json" in str(ended.exception) + ended.output
+
+
 def test_merge_writes_the_whole_and_judges_it(files, tmp_path):
     merged, page = tmp_path / "merged.json", tmp_path / "merged.html"
     ended = run("loadtest", "merge", *files, "-o", merged, "--report", page, "--slo", "throughput>150", "--json", "-q")
