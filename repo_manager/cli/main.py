@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -121,6 +122,22 @@ def current_words(words: Sequence[str]) -> list[str]:
     return found
 
 
+# Pydantic's words, in some versions of Typer.
+_PLAIN_WORDS = (
+    (r"Value error, ", ""),
+    (r"Input should be greater than or equal to (\S+)", r"expected \1 or more"),
+    (r"Input should be less than or equal to (\S+)", r"expected \1 or less"),
+    (r"Input should be a valid integer.*", "expected a whole number"),
+    (r"Input should be a valid number.*", "expected a number"),
+)
+
+
+def _in_plain_words(message: str) -> str:
+    for pattern, plain in _PLAIN_WORDS:
+        message = re.sub(pattern, plain, message)
+    return message
+
+
 def main() -> None:
     """Run the command line. Only this function turns an error into an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -129,7 +146,7 @@ def main() -> None:
     try:
         code = app(current_words(sys.argv[1:]), prog_name="repo-manager", standalone_mode=False)
     except _CLICK_ERROR as error:
-        error.message = error.message.replace("Value error, ", "")  # Pydantic's words, in some versions of Typer.
+        error.message = _in_plain_words(error.message)
         error.show()
         if "--json" in sys.argv:
             sys.stdout.write(error_document("UsageError", error.format_message(), None, error.exit_code))

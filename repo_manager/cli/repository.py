@@ -11,7 +11,7 @@ import typer
 from repo_manager.cli.option_groups import grouped
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, model_versions
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.report.repository_tables import model_view, models_view
 from repo_manager.report.version_tables import history_view, kept_tests_view, version_view
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
@@ -158,6 +158,10 @@ def history_command(name: ModelName, place: RepositoryFlag, output: Output) -> N
     Load tests of `loadtest --keep` follow: of each version the latest five.
     """
     root = place.root()
+    model, _, version = name.partition(":")
+    if version:
+        hint = f"It shows every version: repo-manager history {model}"
+        raise UsageError(f"{name}: expected a model's name", hint=hint)
     find_model(root, name)
     state = model_state(root, name)
     records = history_of(state)

@@ -181,7 +181,7 @@ def _refuse_places() -> None:
     for text in given:
         if isinstance(text, str) and "/" in text:
             raise UsageError(
-                f"{text} is a repository; expected a model's name here",
+                f"{text} is a path or a URL, expected a model's name",
                 hint=f"The repository goes to -r: {_as_options(text.rstrip('/'))}",
             )
 

@@ -39,6 +39,7 @@ def test_a_mistake_is_a_document_too(
         assert ended.value.code == 2
         printed = capsys.readouterr()
         assert word in printed.err
+        assert "Input should" not in printed.err  # The words of a library.
         assert "Usage: repo-manager" in printed.err
         if json_too:
             error = json.loads(printed.out)["error"]
@@ -64,6 +65,8 @@ def test_limits_of_a_run_are_refused_where_nothing_is_run(run: Any, tmp_path: Pa
         (("loadtest", "m", "-c", "abc"), "levels 'abc'", 2),
         (("loadtest", "m", "--rate", "0"), "more than 0", 2),
         (("loadtest", "m", "--shape", "x"), "--shape x", 2),
+        (("history", "m:1"), "m:1: expected a model's name", 2),
+        (("show", "../evil"), "../evil is a path or a URL, expected a model's name", 2),
         (("loadtest", "m", "--duration", "3x"), "--duration 3x: expected a time such as 30s, 5m or 1h", 2),
         (("serve", "--timeout", "0s"), "--timeout 0s: expected 0.1s or longer", 2),
         (("loadtest", "m", "--report", "x.pdf"), "x.pdf", 2),
