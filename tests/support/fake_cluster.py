@@ -405,8 +405,11 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock:
             self.cluster.requests.append((method, self.path, body))
             refused = self.cluster.refuse(method, path)
-            if refused is not None:
+            if refused is not None and refused[0] != 404:
                 self._status(*refused)
+                return
+            if refused is not None:
+                self._unknown()
                 return
             if path in _DISCOVERY:
                 self._json(200, _DISCOVERY[path])
@@ -432,7 +435,11 @@ class Handler(BaseHTTPRequestHandler):
                     else:
                         self._json(200, found)
                 return
-        self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")  # of a kind that it does not know
+        self._unknown()
+
+    def _unknown(self) -> None:
+        """Answer as for a kind that it does not know, or not yet: in plain text, without the object's name."""
+        self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")
 
     def _created(self, kind: str, body: Object) -> None:
         """Take over an Event, and nothing else: roll-outs create nothing."""
