@@ -73,8 +73,8 @@ class VersionWeights:
     ) -> int | None:
         """Choose a version.
 
-        With a key the choice is always the same for the same weights, and when a version's share grows, keys only move
-        to it, never between the others: weighted rendezvous hashing, Schindelhauer and Schomaker, "Weighted
+        The same key and weights always give the same version. When a version's share grows, keys only move to it,
+        never between the others. This is weighted rendezvous hashing: Schindelhauer and Schomaker, "Weighted
         Distributed Hash Tables", SPAA 2005 (the logarithmic method).
 
         Args:

@@ -208,12 +208,12 @@ class GateResult:
         gate: as it was given.
         level: of a load test, the load level. Of a trial, what was watched: `shadow` (mirrored requests) or `traffic`
             (the server's counters).
-        outcome: how it stands.
+        outcome: result of the gate.
         reason: the numbers, in words.
         value: the measured number, in the gate's unit. `None` when it was not reported. Trials give words alone.
         interval: around it.
         needed_s: seconds of measuring that would probably decide an inconclusive gate. `None`: more do not help.
-        needed_requests: likewise for a trial, those seen included. `None`: no number would, or unknown.
+        needed_requests: the same for a trial, those seen included. `None`: no number would, or unknown.
     """
 
     gate: str

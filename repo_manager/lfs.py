@@ -1,4 +1,4 @@
-"""Git LFS pointers: the small text files that stand for a file until `git lfs pull` fetches it."""
+"""Git LFS pointers: the small text files that replace a file until `git lfs pull` fetches it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LFS_START = b"version https://git-lfs"
 
 
 def is_lfs_pointer(content: bytes) -> bool:
-    """Say whether a file's first bytes are those of a Git LFS pointer, which stands for a file not fetched yet."""
+    """Say whether a file's first bytes are those of a Git LFS pointer, which replaces a file not fetched yet."""
     return content.startswith(_LFS_START)
 
 

@@ -80,7 +80,7 @@ class Context:
     Attributes:
         name: its name.
         repository: its repository. `None`: the one outside the contexts.
-        server: its servers. `None` likewise.
+        server: its servers. `None`: none is set.
         protected: changes need it to be named in the command.
     """
 

@@ -1,6 +1,6 @@
 """TLS for every client: which files it trusts and shows, and the contexts that are made of them.
 
-It stands below the packages because every load worker reads it and must stay small: it imports no gRPC.
+It is below the packages because every load worker reads it and must stay small: it imports no gRPC.
 """
 
 from __future__ import annotations

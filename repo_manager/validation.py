@@ -61,8 +61,8 @@ def check_range(what: str, value: float | None, *, least: float = 0.0, most: flo
 def check_fields(options: Any) -> None:
     """Let the fields of a frozen dataclass be of their types. Call it first in `__post_init__`.
 
-    A text becomes the enumeration's member that it names, or a path where only a path is expected, and a path a text
-    likewise; a list becomes a tuple; a number of NumPy's becomes Python's. Fields of other types must be instances.
+    A text becomes the enumeration's member that it names, or a path where only a path is expected, and a path becomes
+    a text. A list becomes a tuple, a number of NumPy's becomes Python's. Fields of other types must be instances.
 
     Raises:
         UsageError: a value fits its field's type in no way. The message names class and field, and lists the choices.

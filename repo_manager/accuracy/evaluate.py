@@ -42,9 +42,9 @@ class AccuracyOptions:
     """Held-out data, and what a model must reach on it.
 
     Attributes:
-        data: `FILE.npz:LABELS`, an array for each input and one of class numbers; `FILE.npz:LABELS:OUTPUT` for a model
-            with several outputs; or `module:function`, called with a function that runs the model (input name -> array
-            to output name -> array), which returns a number, or one for each sample; higher is better.
+        data: `FILE.npz:LABELS`, an array for each input and one of class numbers. `FILE.npz:LABELS:OUTPUT` for a model
+            with several outputs. Or `module:function`, called with a function that runs the model (input name -> array
+            to output name -> array). It returns one number, or one for each sample. Higher is better.
         min_accuracy: the smallest score accepted. `None` for none.
         max_drop: the largest drop below the source's score accepted. `None` for none.
     """

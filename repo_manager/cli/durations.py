@@ -39,7 +39,7 @@ def seconds_option(
     Args:
         name: as it is written: `--timeout`.
         help: what it does.
-        sets: the setting of the library, in seconds.
+        sets: setting of the library, in seconds: its owner and name. `None`: no setting.
         least: the shortest one that is taken, in seconds.
         needs_unit: whether a number without a unit is refused: an age of 30 may be meant in days.
         **more: of `option`.
@@ -58,6 +58,12 @@ def seconds_option(
 
 def parse_duration(given: str | float, option: str, *, least: float = _LEAST_S, needs_unit: bool = False) -> float:
     """Return seconds. A number that is no text is a default, and is returned as it is.
+
+    Args:
+        given: text of the option, or its default in seconds.
+        option: name of the option, for the message.
+        least: smallest accepted duration in seconds.
+        needs_unit: whether a text without a unit is refused.
 
     Raises:
         UsageError: it is no duration, or shorter than `least` seconds.

@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the place of each: what a person wrote is told back by line and column."""
+"""YAML text to plain values, with the place of each: errors name line and column."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Place:
-    """Where something stands. Both count from 1."""
+    """A place in the text. Both numbers count from 1."""
 
     line: int
     column: int
@@ -41,7 +41,7 @@ class Document:
     Attributes:
         name: what to call it.
         value: mappings, lists, strings, numbers, booleans, `None`.
-        places: path from the top -> where the key, or the list's element, stands.
+        places: path from the top -> place of the key or of the list's element.
         problems: what is not read as it looks, or is twice: path, place and sentence. The value there is `None`, or
             the first of the two.
     """
@@ -141,7 +141,7 @@ class _Reader:
             here = (*path, key)
             if key in found:
                 line = self.places[here].line
-                said = f"the key {key!r} stands here a second time; the first is in line {line}"
+                said = f"the key {key!r} is here a second time; the first is in line {line}"
                 self.problem(key_node, (*here, key), said)
                 continue
             if key in merged:
@@ -175,7 +175,7 @@ class _Reader:
         return str(node.value)
 
     def problem(self, node: yaml.Node, path: Path, what: str) -> None:
-        """Keep a problem beside which the rest of the file can be read. It is told with the others."""
+        """Keep a problem beside which the rest of the file can be read. It is reported with the others."""
         self.problems.append((path, _place(node), what))
 
     def error(self, node: yaml.Node, what: str) -> InputError:

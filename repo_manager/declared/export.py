@@ -119,7 +119,7 @@ def _described(entry: ModelEntry) -> VersionEntry:
 
 
 def _not_built(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what of a model's part names a version by its number, which `apply` does not build anew."""
+    """Yield what of a model's part names a version by its number, which `apply` does not build again."""
     yield from (f"tag {tag} ({number})" for tag, number in found.get("tags", {}).items() if number != "newest")
     if found.get("serve", "newest") != "newest":
         yield f"serve ({', '.join(map(str, _listed(found['serve'])))})"
@@ -211,7 +211,7 @@ class _Places:
             if place is None:
                 notes.append(
                     f"{entry.name}: its {key} {record['path']} ({record['digest'][:19]}) was not found; apply needs "
-                    "it to build the model anew: give its folder with --sources"
+                    "it to rebuild the model: give its folder with --sources"
                 )
             else:
                 record["path"] = os.path.relpath(place, self._base)
@@ -226,8 +226,8 @@ class _Places:
         place = self._place_of(f"{name}.npz", digest, (), [])
         if place is None:
             yield (
-                f"{entry.name}: the held-out data {name}.npz ({digest[:19]}) were not found; apply needs them to build "
-                "the model anew: give their folder with --sources"
+                f"{entry.name}: the held-out data {name}.npz ({digest[:19]}) were not found; apply needs them to "
+                "rebuild the model: give their folder with --sources"
             )
         else:
             found["eval"]["data"] = f"{os.path.relpath(place, self._base)}:{labels}"
@@ -272,7 +272,7 @@ def _config(repository: Location, name: str, built: Manifest | None) -> dict[str
     Args:
         repository: the root.
         name: the model.
-        built: of the version that `apply` can build anew: then every field that the model itself does not say is
+        built: of the version that `apply` can build again: then every field that the model itself does not say is
             needed. `None`: it can build none.
     """
     anew = built is not None

@@ -57,7 +57,7 @@ def read_declaration(path: StrPath) -> Declaration:
 
 def _bounded(content: bytes, name: str) -> str:
     if len(content) > MAX_BYTES:
-        raise InputError(f"{name} has more than {MAX_BYTES} bytes, which nobody writes", hint=_HINT)
+        raise InputError(f"{name} is larger than the limit of {MAX_BYTES} bytes", hint=_HINT)
     return content.decode()
 
 

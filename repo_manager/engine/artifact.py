@@ -89,7 +89,7 @@ def build_artifact(
         files: the converted model's file first, then its external data.
         backend: onnxruntime serves the ONNX file as it is.
         source: the model, its profiles and its folder, for the engine backends. `None`: another backend.
-        options: likewise. `None` takes the defaults.
+        options: how the engine is built. `None`: the defaults.
         progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
         cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 

@@ -18,7 +18,7 @@ TensorRT-RTX 1.7. A test repeats it. An operator of another builder is found out
 
 
 class StrongTyping(str, enum.Enum):
-    """How a builder is told to take every type from the graph.
+    """How a builder takes every type from the graph.
 
     ABSENT: it cannot be (8.6): the precision flags are needed even for a typed graph.
     ASK: by a flag of the network (10.x, TensorRT-RTX before 1.5).

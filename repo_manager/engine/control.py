@@ -147,7 +147,7 @@ _RUNS, _WARM_UP = 20, 5
 
 
 def profiler_for(library: ModuleType) -> Any:
-    """Make an `IProfiler` that keeps what it is told.
+    """Make an `IProfiler` that keeps the reported times.
 
     Returns:
         An object with `times_ns`: layer -> its times in nanoseconds, one a run.

@@ -43,9 +43,9 @@ class BuilderEvidence:
     Attributes:
         eligible: layers whose weights it found 2:4 and for which it has sparse kernels. `None` when it did not give
             names (or said nothing).
-        chosen: layers for which a sparse kernel won. `None` likewise.
+        chosen: layers for which a sparse kernel won. `None` as for `eligible`.
         eligible_count: their number. `None` when it said nothing.
-        chosen_count: likewise.
+        chosen_count: number of chosen layers. `None` when it said nothing.
     """
 
     eligible: tuple[str, ...] | None = None
@@ -73,8 +73,8 @@ class LayerEvidence:
         tactic: the kernel's name, empty when it is not known.
         reason: where it stopped, in words.
         time_sparse_ns: of the engine layer, measured on the GPU. `None`: not measured, or not listed.
-        time_dense_ns: of the same node's layer in the dense twin. Likewise. A fused layer's time is counted in the row
-            of each of its nodes.
+        time_dense_ns: of the same node's layer in the dense twin. `None` as for the sparse time. A fused layer's time
+            is counted in the row of each of its nodes.
     """
 
     layer: str

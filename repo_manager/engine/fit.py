@@ -1,9 +1,9 @@
-"""Whether a plan will load on a server, told before it is loaded.
+"""Predict whether a plan will load on a server.
 
 Rules (TensorRT developer guide, "Version Compatibility" and "Hardware Compatibility"): a plan loads in the TensorRT
-version that built it; a version-compatible one in later versions of the same major one; on the compute capability
-that it was built on, unless a hardware compatibility level widens that. A failed load costs GPU memory for good
-(triton-inference-server/server#8969), so it is checked first.
+version that built it. A version-compatible plan also loads in later versions with the same major number. It loads on
+the compute capability of its build, unless a hardware compatibility level widens that. A failed load costs GPU memory
+for good (triton-inference-server/server#8969), so it is checked first.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Release:
     Attributes:
         release: for instance `24.10`.
         triton: the server's version, as its metadata says it. Empty when it is not known.
-        tensorrt: likewise.
-        cuda: likewise.
+        tensorrt: TensorRT's version. Empty when it is not known.
+        cuda: CUDA's version. Empty when it is not known.
         driver: the smallest driver of the table. Data-centre GPUs may use older branches.
         verified: the columns for which a source was read.
         sources: names of docs/tensorrt-versions.md.
@@ -103,8 +103,8 @@ def release_of_container(name: str) -> Release | None:
 # Layout of the first 28 bytes, little endian: tag (4), serialization version (4), then 16 bytes that differ between the
 # two libraries, then the library's version, one byte a part. Source for TensorRT: `printPlanVersion` in
 # samples/common/sampleEngines.cpp of NVIDIA/TensorRT (tag `ftrt`, serialization version 0). For TensorRT-RTX the tag is
-# `vtrt`, and a second one at 28 is followed by a bit for each compute capability; seen in engines that 1.4.0 and
-# 1.7.1 built for each of them in turn (tests/integration/test_engine_rtx.py repeats it).
+# `vtrt`, and a second one at 28 is followed by a bit for each compute capability. This was seen in engines that 1.4.0
+# and 1.7.1 built for each of them in turn (tests/integration/test_engine_rtx.py repeats it).
 
 _TAGS = {b"ftrt": Backend.TENSORRT, b"vtrt": Backend.TENSORRT_RTX}
 HEADER_BYTES = 36

@@ -286,9 +286,9 @@ def wide_nodes(proto: onnx.ModelProto) -> dict[str, bool]:
 def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mapping[str, bool]) -> int:
     """Keep the layers that the graph keeps in float32 out of FP16, where types are only a wish (TensorRT 8).
 
-    With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers that the conversion kept
-    (they overflow, or cost accuracy) are pinned, and the builder is told to obey. Which these are is read from the
-    ONNX graph: TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
+    With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers that the conversion kept (they
+    overflow, or cost accuracy) are pinned, and the builder must obey. Which these are is read from the ONNX graph:
+    TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
 
     Args:
         library: module `tensorrt` or `tensorrt_rtx`.

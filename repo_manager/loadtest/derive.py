@@ -90,12 +90,11 @@ def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) 
 
 
 def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight_limit: int) -> str | None:
-    """Say that the server cannot keep up with an open loop and its queue grows. `None` when that is not shown.
+    """Return a sentence if the server cannot keep up with an open loop and its queue grows, else `None`.
 
-    At a share d less than the rate, what is answered was sent d seconds longer ago each second: the latency must rise
-    by about that. Three things must hold: fewer requests end than are due, by more than chance makes it; the mean
-    latency rises by at least half of what that shortfall makes of it; and the requests are open at the server, where a
-    client that is too slow would not have sent them.
+    If the server answers a share d less than the rate, the latency rises by about d seconds each second. Three things
+    must hold. Fewer requests end than are due, by more than chance explains. The mean latency rises by at least half
+    of the expected rise. The requests are open at the server: a client that is too slow would not have sent them.
 
     Args:
         series: all slices from the start of the load, in order of time.

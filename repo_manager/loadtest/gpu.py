@@ -247,9 +247,7 @@ class MetricsSource:
         if not taken or not isinstance(self._nvml, Nvml):
             return ""
         titles = ", ".join(_TITLES[name] for name in taken)
-        return (
-            f"{titles}: from NVML, over all {self._nvml.gpus} GPUs of this machine, whatever else runs on them included"
-        )
+        return f"{titles}: from NVML, over all {self._nvml.gpus} GPUs of this machine, including other work on them"
 
 
 def _of_metrics(samples: list[dict[str, list[float]]]) -> dict[str, float | None]:

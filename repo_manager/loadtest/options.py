@@ -87,7 +87,7 @@ class LoadTestOptions:
         start_at: moment of the Unix clock, in seconds, at which the load begins, so that several machines begin
             together. `None` begins at once.
         image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
-        compression: of requests: `none`, `gzip` or `deflate`. Over HTTP the answers are asked for likewise.
+        compression: of requests: `none`, `gzip` or `deflate`. Over HTTP the answers are compressed, too.
         parameters: of each request, such as `priority` and `timeout` (microseconds), or what the backend reads.
         sequences: open loop, sequence models: live sequences, among which the requests go round. In a closed loop the
             concurrency is the number of live sequences.

@@ -158,7 +158,7 @@ def graph_as_stored(model: Model) -> onnx.ModelProto:
     try:
         proto: onnx.ModelProto = onnx.load_model(model.path, load_external_data=False)
     except (OSError, DecodeError) as exc:
-        raise ModelError(f"{model.path}: cannot be read again; was it changed meanwhile?") from exc
+        raise ModelError(f"{model.path}: cannot be read again; was it changed during the read?") from exc
     sort_nodes(proto)
     return proto
 

@@ -110,7 +110,7 @@ _within: contextvars.ContextVar[float] = contextvars.ContextVar("_within", defau
 
 @contextlib.contextmanager
 def runtime_limits(limits: RuntimeLimits) -> Iterator[None]:
-    """Let these limits hold for every model that is loaded meanwhile, in all threads."""
+    """Let these limits hold for every model loaded in the block, in all threads."""
     global _limits
     before, _limits = _limits, limits
     if before.memory_bytes != limits.memory_bytes:
@@ -360,7 +360,7 @@ def _receive(peer: socket.socket, limit_bytes: int, deadline: float) -> tuple[di
     Raises:
         TimeoutError: not in time.
         OSError: the process is gone.
-        EOFError: likewise.
+        EOFError: the process is gone.
         ValueError, LookupError, TypeError, MemoryError: it is no message.
     """
     length = _LENGTH.unpack(_read(peer, bytearray(_LENGTH.size), deadline))[0]

@@ -219,7 +219,9 @@ def _read(path: Path, blob: Blob, name: str) -> memoryview:
             while done < blob.length_bytes:
                 count = file.readinto(buffer[done : done + (1 << 30)])
                 if not count:
-                    raise ModelError(f"{path} ends before the values of tensor '{name}'; was it changed meanwhile?")
+                    raise ModelError(
+                        f"{path} ends before the values of tensor '{name}'; was it changed during the read?"
+                    )
                 done += count
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc

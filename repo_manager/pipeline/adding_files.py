@@ -119,14 +119,13 @@ def add_files(
 ) -> AddedFiles:
     """Publish a model's files as the next version of `name`, as they are.
 
-    With a sample, the version first runs on an embedded server, where this machine can run it: it must load and to
-    answer, and its answers are the golden sample that every later deploy is proven by. On any error the repository is
-    as it was.
+    With a sample, the version first runs on an embedded server, if this machine can run it. It must load and answer.
+    Its answers become the golden sample, which proves every later deploy. On any error the repository stays unchanged.
 
     Args:
-        path: a file (a plan, TorchScript, OpenVINO's .xml, ...), or a folder: a version's files (model.py, a
-            SavedModel, ...), perhaps with a config.pbtxt; or a model's folder as Triton has it, whose newest version
-            is taken; or a URL of `open_source`, or what that gave.
+        path: a file (a plan, TorchScript, OpenVINO's .xml, ...), a folder, or a URL of `open_source`. A folder holds a
+            version's files (model.py, a SavedModel, ...), perhaps with a config.pbtxt. Of a model's folder in Triton's
+            layout, the newest version is taken.
         name: the model's name in Triton.
         repository: the model repository's root. Created when missing.
         options: `None` takes the defaults.

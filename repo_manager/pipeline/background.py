@@ -194,7 +194,7 @@ def stop_running(
 
 
 def _kill(running: RunningServer) -> None:
-    """Kill a server's processes. The `serve` that runs it is told to end, so that it starts no other one."""
+    """Kill a server's processes. The `serve` that runs it ends first, so that it starts no other one."""
     if running.owner and is_served(running.repository):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.owner, signal.SIGTERM)

@@ -152,8 +152,8 @@ def undeploy(
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model.
         version: its number or a tag. `None`: all versions served.
-        to: as for `deploy`, but no server is started: without one, what is recorded as deployed is no longer loaded
-            when `serve` starts.
+        to: as for `deploy`, but no server is started. `None` without a running server: the model is no longer recorded
+            as deployed, so that `serve` does not load it.
         options: how. `None` takes the defaults.
         connection: how to connect to URLs. `None` takes the settings.
         report: told what is being done.

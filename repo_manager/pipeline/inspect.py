@@ -30,7 +30,7 @@ class Inspection(Summarized):
     Attributes:
         path: the file.
         digest: of the file and its external data.
-        size_bytes: likewise.
+        size_bytes: size of the file and its external data.
         signature: inputs, outputs, opset.
         parameters: the number of stored weight values.
         sparsity: the 2:4 state of every weight.

@@ -88,7 +88,7 @@ def _why_golden(config: ModelConfig) -> str:
     if takes_sequences(message):
         return "it is a recorded sequence"
     if message.model_transaction_policy.decoupled:
-        return "what the model makes of a random request, and how many responses, nobody knows"
+        return "the responses of the model to a random request, and their number, are unknown"
     return f"{', '.join(strings)}: random words mean nothing to a model" if strings else ""
 
 

@@ -43,7 +43,7 @@ _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Who is told about the work: a line per stage, the builder's steps, and the way to stop a build."""
+    """Receives reports of the work: a line per stage, the builder's steps, and the way to stop a build."""
 
     report: Report = lambda _: None
     progress: BuildProgress | None = None
@@ -222,7 +222,7 @@ def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: b
         converted.sample,
         options.precision,
         repeatable=_repeats_itself(converted.model),
-        # An engine is built on one processor meanwhile.
+        # An engine is built on one processor at the same time.
         threads=None if is_only else max(1, len(os.sched_getaffinity(0)) - 1),
     )
     write_golden(path, golden)

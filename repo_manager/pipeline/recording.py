@@ -249,9 +249,9 @@ def _lay_out(root: Path, name: str, files: Mapping[str, Path], config: ModelConf
 def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exchange, ...]:
     """Read a sample: requests, with the responses where the file has them.
 
-    A file in the form of a golden sample (`input:NAME`, `output:NAME`) is taken as it is. In any other the first axis
-    counts the requests: of a sequence, its steps (of several streams, those of the first), else the first one alone,
-    and then, where the model takes batches, as many together as fit.
+    A file in the form of a golden sample (`input:NAME`, `output:NAME`) is taken as it is. In any other file the first
+    axis counts the requests. A sequence model gets its steps (of several streams, those of the first). Another model
+    gets the first request alone, and then, if it takes batches, as many as fit.
 
     Args:
         path: path of the sample.

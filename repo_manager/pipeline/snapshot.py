@@ -22,7 +22,7 @@ from repo_manager.types import StrPath
 
 __all__ = ["Pinned", "fetch", "pinned_by", "snapshot", "values_text"]
 
-_HEAD = "# Written by `repo-manager snapshot`; it holds the pin alone, and is written anew each time."
+_HEAD = "# Written by `repo-manager snapshot`; it holds only the pin, and is rewritten each time."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Attempts:
     def make(self, also_keep: Iterable[str] = ()) -> Attempt:
         """Build, write and prove a candidate with further nodes kept in FP32.
 
-        Operators that are in the way of any candidate are kept, too, with the reason, from then on: those whose values
-        exceed FP16's range, and those that the checker or ONNX Runtime names as not working in 16 bits.
+        Operators that would break every candidate are kept from then on, with the reason. Their values exceed FP16's
+        range, or the checker or ONNX Runtime says that they do not work in 16 bits.
         """
         names = tuple(also_keep)
         for _ in range(_MOST_REPAIRS):

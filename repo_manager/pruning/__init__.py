@@ -1,4 +1,4 @@
-"""Pruning with calibration data: every layer is solved again on what it sees, and the result is measured."""
+"""Pruning with calibration data: every layer is solved on its inputs, and the result is measured."""
 
 from repo_manager.pruning.judge import metric_of
 from repo_manager.pruning.prune import PruneOptions, prune_with_data

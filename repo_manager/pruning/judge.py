@@ -67,7 +67,7 @@ class Judge:
         data: representative inputs of the model.
         folder: folder for the files.
         metric: the user's metric. `None`: only the drift is measured.
-        part: `choose` or `judge`: what this judge is for, which a metric with two parameters is told.
+        part: `choose` or `judge`: what this judge is for, passed to a metric with two parameters.
     """
 
     def __init__(

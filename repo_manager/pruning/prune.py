@@ -96,10 +96,10 @@ def prune_with_data(
 ) -> tuple[onnx.ModelProto, PruneReport]:
     """Prune weights to 2:4 so that the model's answers on real inputs change least.
 
-    Layers are solved in the order of the data's way through the model, each on what it sees behind the pruned ones and
-    against what the dense model answers there: mask and remaining values together (optimal brain surgeon for groups),
-    and the constant behind it takes up the change of its outputs' means. Every fourth sample is held out and judges.
-    With `max_drift`, another quarter chooses the layers.
+    Layers are solved in the order of the data flow. Each is solved on its inputs behind the pruned layers, against the
+    dense model's answers there. Mask and remaining values are found together (optimal brain surgeon for groups). The
+    constant behind a layer takes up the change of its outputs' means. Every fourth sample is held out to judge the
+    result. With `max_drift`, another quarter chooses the layers.
 
     Args:
         model: the model, not changed.

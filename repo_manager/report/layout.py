@@ -82,7 +82,7 @@ def make_table(
     """Make a plain table.
 
     Args:
-        title: stands above it. `None` for none.
+        title: heading above the table. `None`: no heading.
         columns: headings of the columns.
         rows: one value per column. Printed as text, never as markup.
         right: the headings of the columns that are aligned to the right, separated by commas. They are never folded.

@@ -209,7 +209,7 @@ def ratios_of_numbers(comparison: Comparison) -> str | None:
 
 
 def _ratios(title: str, across: str, found: Sequence[tuple[float, str, ComparedNumber]], *, is_line: bool) -> str:
-    """Draw ratios side by side: where on the horizontal axis, what stands below, and the ratio."""
+    """Draw ratios side by side: position on the horizontal axis, text below it, and the ratio."""
     places = [at for at, _, _ in found]
     ends = [end for _, _, item in found for end in (item.interval.low, item.interval.high, 1.0)]
     is_wide = min(ends) > 0 and max(ends) / min(ends) > 4

@@ -28,7 +28,7 @@ _TAG = re.compile(r"<[^>]*>")
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart and what stands below it."""
+    """A chart and the text below it."""
 
     title: str
     svg: Markup

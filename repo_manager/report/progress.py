@@ -96,7 +96,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str], None]]:
-    """Give a function that is told the share that is done, 0 to 1, and what is being done. It shows the time left.
+    """Give a function that takes the share done, 0 to 1, and the present step. It shows the time left.
 
     Args:
         terminal: its stderr is written to. Nothing is when it is quiet.
@@ -139,7 +139,7 @@ def transfer_progress(
     every_s: float = 1.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[int], None]:
-    """Return a function that is told the bytes as they arrive and reports the sum, once `every_s` at most.
+    """Return a function that takes the number of new bytes and reports the sum, once `every_s` at most.
 
     A transfer that takes less than that is not spoken of.
 
@@ -175,7 +175,7 @@ class _View(Protocol[Told]):
     """A live view: of a load test, or of a comparison."""
 
     def update(self, progress: Told) -> None:
-        """Take what is told. The view redraws itself."""
+        """Take new values. The view redraws itself."""
 
     def __rich__(self) -> RenderableType: ...
 
@@ -241,7 +241,7 @@ class _LoadView:
         self._p99: collections.deque[int] = collections.deque(maxlen=_KEPT)
 
     def update(self, progress: Progress) -> None:
-        """Take what is told. The view redraws itself."""
+        """Take new values. The view redraws itself."""
         if progress.point is not None:
             self._done.append(_finished(progress.point, progress.decision))
             self._now = None
@@ -321,7 +321,7 @@ class _CompareView:
         self._now: CompareProgress | None = None
 
     def update(self, progress: CompareProgress) -> None:
-        """Take what is told. The view redraws itself."""
+        """Take new values. The view redraws itself."""
         self._now = progress
 
     def __rich__(self) -> RenderableType:
@@ -366,7 +366,7 @@ class _TuneView:
         self._best = ""
 
     def update(self, progress: TuneProgress) -> None:
-        """Take what is told. The view redraws itself."""
+        """Take new values. The view redraws itself."""
         self._ends = time.monotonic() + progress.remaining_s
         self._latest.append(plain(progress.text))
         self._best = plain(progress.best) or self._best

@@ -75,7 +75,7 @@ def shadow_view(report: ShadowReport) -> list[RenderableType]:
 
 
 def gates_view(gates: tuple[GateResult, ...]) -> RenderableType:
-    """Show how each gate stands."""
+    """Show the result of each gate."""
     rows = [[each.gate, each.level, outcome_text(str(each.outcome)), each.reason] for each in gates]
     return make_table(None, ["gate", "seen in", "outcome", "why"], rows)
 

@@ -166,7 +166,7 @@ class Chart:
         return self
 
     def label(self, x: float, y: float, text: str, *, above: bool = True) -> Chart:
-        """Add a text at a point. One below a point near the horizontal axis stands above it, clear of a ring.
+        """Add a text at a point. A label below a point near the horizontal axis is drawn above it, clear of a ring.
 
         Args:
             x: position on the horizontal axis.

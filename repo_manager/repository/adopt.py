@@ -77,7 +77,7 @@ def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = 
     if problems:
         raise RepositoryError(
             f"{len(problems)} of {len(names)} models cannot be adopted; " + "; ".join(problems[:_LISTED_PROBLEMS]),
-            hint=f"The others are dealt with ({len(found)} versions). Mend these and adopt again.",
+            hint=f"The others are done ({len(found)} versions). Correct these and adopt again.",
         )
     return tuple(found)
 
@@ -158,7 +158,7 @@ def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> 
                 changed = [entry.name for entry in after.files if sizes.pop(entry.name, None) != entry.size_bytes]
                 found = ", ".join([*changed, *sizes]) or MANIFEST_FILENAME
             raise RepositoryError(
-                f"{plan.name}:{plan.version} was changed by somebody else meanwhile: {found}",
+                f"{plan.name}:{plan.version} was changed by somebody else at the same time: {found}",
                 hint="Nothing was written. Adopt again when its files are complete.",
             )
 

@@ -103,7 +103,7 @@ def edit_config(
         before = view.config_text() if view.has_config else ""
         if based_on is not None and before != based_on:
             raise RepositoryError(
-                f"{view.config_place} was changed by somebody else meanwhile{_fields_between(based_on, before)}"
+                f"{view.config_place} was changed by somebody else at the same time{_fields_between(based_on, before)}"
             )
         return _change(store, view, before, text, dry_run)
 
@@ -162,7 +162,9 @@ def _change(
     try:
         store.replace_if(view, {**(beside or {}), CONFIG_FILENAME: after.encode()})
     except ChangedMeanwhileError as exc:
-        raise RepositoryError(f"{view.config_place} was changed meanwhile", hint="Run the command again.") from exc
+        raise RepositoryError(
+            f"{view.config_place} was changed at the same time", hint="Run the command again."
+        ) from exc
     return dataclasses.replace(change, applied=True)
 
 
@@ -313,15 +315,15 @@ def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> 
                 time.sleep(_TICK_S * (attempt + 1))
         raise RepositoryError(
             f"{store.location / name / CONFIG_FILENAME} was changed by others {_ATTEMPTS} times in a row",
-            hint="Run the command again when nobody else works on this model.",
+            hint="Run the command again when no one else changes this model.",
         )
 
 
 def is_as_derived(version: VersionView, config: ModelConfig, file: Path) -> bool:
     """Return whether a version's model needs no look at what the onnxruntime backend makes of it.
 
-    That holds when the file is the one that was published, the configuration says of its tensors what was derived from
-    it then, and ONNX Runtime is of the same release now: a load would find what that load found.
+    This holds if the file is the published one, the configuration has the tensors derived from it then, and ONNX
+    Runtime has the same release. A load would then find the same tensors.
 
     Args:
         version: the version, with its manifest.

@@ -37,7 +37,7 @@ class Exchange:
 
     Attributes:
         inputs: input name -> array, batch axis included. Strings as objects, as clients send them.
-        responses: of each, output name -> the reference, likewise. One for a plain model, any number for a decoupled.
+        responses: of each, output name -> the reference. One for a plain model, any number for a decoupled.
     """
 
     inputs: Mapping[str, Array]

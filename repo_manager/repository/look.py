@@ -80,7 +80,7 @@ def check_no_link(place: str, link: Link | None) -> None:
     if link is not None:
         raise RepositoryError(
             f"{place} is a symbolic link to {link.target}",
-            hint="Replace the link by the folder itself; what lies outside the repository can change unseen.",
+            hint="Replace the link with the folder itself: files outside the repository can change unseen.",
         )
 
 

@@ -95,7 +95,7 @@ def set_labels(
                 if contents:
                     store.replace_if(view, contents)
             except ChangedMeanwhileError as exc:
-                raise RepositoryError(f"{name} was changed meanwhile", hint="Run the command again.") from exc
+                raise RepositoryError(f"{name} was changed at the same time", hint="Run the command again.") from exc
         return dataclasses.replace(change, applied=bool(contents))
 
 

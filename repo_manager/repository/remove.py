@@ -49,7 +49,7 @@ def remove(
     """Remove one version, or a whole model.
 
     A version is gone for every reader at one moment. Its number is not given out again. A running server keeps serving
-    what it has loaded until it is told to load or unload.
+    what it has loaded until the next load or unload.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.

@@ -40,10 +40,10 @@ def repair(
 ) -> tuple[Repair, ...]:
     """Repair a repository. `verify` afterwards says what is left.
 
-    Put right are: what dead commands left behind; a damaged record (set aside, numbers go on from the versions that are
-    there); a missing config.pbtxt (from the newest manifest); a policy that names missing versions beside existing
-    ones; files that are missing or differ from their manifest, where another version or a repository of `copies`
-    holds the same content. Files that a manifest does not list stay: they may be somebody's.
+    It removes what dead commands left behind. It sets a damaged record aside, and continues with the number after the
+    highest version. It writes a missing config.pbtxt from the newest manifest. It takes missing versions out of a
+    policy that also names existing ones. It replaces files that are missing or differ from their manifest, if another
+    version or a repository of `copies` holds the content. Files that no manifest lists stay.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -106,7 +106,9 @@ def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
         try:
             store.replace_if(view, {CONFIG_FILENAME: text.encode()})
         except ChangedMeanwhileError as exc:
-            raise RepositoryError(f"{view.config_place} was changed meanwhile", hint="Run the command again.") from exc
+            raise RepositoryError(
+                f"{view.config_place} was changed at the same time", hint="Run the command again."
+            ) from exc
         return True
 
     yield Step(f"{view.name}/{CONFIG_FILENAME}", action, StepKind.CONTENT, write)

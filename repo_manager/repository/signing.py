@@ -123,9 +123,10 @@ def sign_version(
 def check_signature(repository: LocationLike, name: str, version: int, keys: Sequence[StrPath]) -> SignatureCheck:
     """Check that one of the keys vouches for a version as it is now.
 
-    Refused are: no signature; a damaged one; one of another key, version or model; a file changed, added or is
-    missing; links and special files; a config.pbtxt that is missing or would run the files by other code than the
-    signed manifest says; and files beside the versions that nobody signed. From object storage the version is fetched.
+    It refuses a missing or damaged signature, and one of another key, version or model. It refuses changed, added and
+    missing files, links and special files, and unsigned files beside the versions. It refuses a config.pbtxt that is
+    missing, or that would run the files by other code than the signed manifest says. A version in object storage is
+    fetched first.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.

@@ -82,7 +82,7 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class _Copy:
-    """What is copied: a version of a store, its record, its config.pbtxt as text, and who is told the bytes."""
+    """What is copied: a version of a store, its record, its config.pbtxt as text, and the progress of the bytes."""
 
     origin: Store
     name: str
@@ -169,7 +169,7 @@ def _numbered(
 
 
 def _brought(planned: Transfer, copy: _Copy, target: LocationLike, config: ModelConfig, number: int | None) -> Transfer:
-    """Publish what is copied. Where another command has brought the same meanwhile, that is the copy."""
+    """Publish what is copied. If another command copied the same at the same time, its copy counts."""
     try:
         published = _published(copy, target, planned.name, config, number)
     except _IdenticalError as exc:

@@ -123,7 +123,7 @@ def _repository_above(store: Store, level: Level) -> Iterator[Problem]:
     files = [entry.name for entry in level.files]
     versions = [folder for folder in level.folders if folder.isdecimal()]
     if CONFIG_FILENAME in files:
-        text = "lies in the root: Triton takes the folders beside it for models, and this looks like the folder of one"
+        text = "is in the root: Triton takes the folders beside it for models, and this looks like the folder of one"
         yield Problem(CONFIG_FILENAME, text, hint=f"name the repository above: -r {place.parent}", rule=_NO_REPOSITORY)
     elif place.name.isdecimal() and (MANIFEST_FILENAME in files or backend_of_files(files)):
         hint = f"name the repository above: -r {place.parent.parent}"

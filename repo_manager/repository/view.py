@@ -1,7 +1,7 @@
 """One model at one moment: names and sizes of everything, and the content of what is small.
 
-Whatever is decided about a model (may this version go, does this configuration fit, what is wrong) is decided on such a
-view, so the rules are the same for folders and for objects, and need neither.
+All decisions about a model use such a view: may this version go, does this configuration fit, what is wrong. So the
+rules are the same for folders and objects, and need neither.
 """
 
 from __future__ import annotations

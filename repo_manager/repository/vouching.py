@@ -1,5 +1,7 @@
-"""What a signature must vouch for beside a version's own files: the facts of config.pbtxt that decide what runs, and
-every file beside the versions, since Triton looks there for libraries, environments, warm-up data and labels.
+"""Checks by signatures of what a version's own files do not cover: config.pbtxt and the files beside the versions.
+
+The facts of config.pbtxt decide which code runs. Triton looks for libraries, environments, warm-up data and labels
+beside the versions.
 
 The facts are those of the signed manifest. Files beside the versions belong to all of them, so they have a signature
 of their own: `.repo-manager.NAME.VERSION.beside.sig.json`, made whenever a version is signed. It is in the same
@@ -196,7 +198,7 @@ def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
                     return
     listed = ", ".join(files)
     raise RepositoryError(
-        f"{view.place} holds files beside its versions that nobody signed, and Triton may run or read them: {listed}"
+        f"{view.place} holds unsigned files beside its versions, and Triton may run or read them: {listed}"
         + "".join(f"\n  {reason}" for reason in reasons),
         hint=f"Remove what does not belong there; else sign a version again: repo-manager sign {view.name}:VERSION.",
     )

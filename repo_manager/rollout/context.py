@@ -53,7 +53,7 @@ class Context:
     """What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far.
 
     Args:
-        repository: the repository served.
+        repository: the repository that the servers serve.
         change: the model, the version, and what is done with it.
         options: how to roll out.
         report: told what is being done. From several threads when a batch has more than one server.
@@ -155,7 +155,7 @@ class Context:
         """Call, and call again when the server cannot be reached or is busy for a moment.
 
         Raises:
-            ServerError: the last call's, or the roll-out was called off meanwhile.
+            ServerError: the last call's, or the roll-out was called off by then.
         """
         self._go_on()
         return retried(call, retries=self.options.retries, report=self.note, deadline=self.deadline)

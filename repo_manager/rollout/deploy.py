@@ -52,8 +52,8 @@ def deploy(
     Several servers go forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo what was begun.
 
     With a trial, old and new are served together until the gates have passed. A request that names no version goes to
-    the higher number while both are served (Triton's rule): where there are such requests, they are on trial from the
-    first moment, and the trial's notes count them.
+    the higher number while both are served (Triton's rule). Such requests are on trial from the first moment, and the
+    trial's notes count them.
 
     Args:
         repository: the repository that the target serves.
@@ -137,7 +137,8 @@ def rollback(
             now = reach.previous(repository, name)
             if now != version:
                 raise RepositoryError(
-                    f"{name} was deployed by somebody else meanwhile: the version before is {now} now, not {version}",
+                    f"{name} was deployed by somebody else at the same time: the version before is {now} now, not "
+                    f"{version}",
                     hint="Nothing was changed. See `repo-manager status`, then run the command again.",
                 )
 
@@ -249,7 +250,7 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
     found = list(dict.fromkeys(str(each) for each in given if is_cluster(each)))
     if found and any(not is_cluster(each) for each in given):
         raise UsageError(
-            f"{found[0]} stands for a whole deployment and cannot be mixed with servers",
+            f"{found[0]} is a whole deployment and cannot be mixed with servers",
             hint="Deploy to the servers by a command of their own. Several of k8s:// and kserve:// can go together.",
         )
     if not found:

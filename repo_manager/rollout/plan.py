@@ -141,7 +141,7 @@ class Obstacle:
 _AZURE = Obstacle(
     "Triton sees no change on Azure Blob Storage (server#6958)",
     always=True,
-    way_out="the model is unloaded and loaded, and answers nothing meanwhile",
+    way_out="the model is unloaded and loaded, and answers nothing until then",
 )
 _OVERRIDE = Obstacle(
     "config.pbtxt has not changed since the last deployment, so a configuration sent with a load is in the way",

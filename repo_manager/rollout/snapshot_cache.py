@@ -198,7 +198,7 @@ def _fetch(url: Location, cache: Path, chosen: str, reason: str, report: Report)
         if fault is not None:
             raise RepositoryError(
                 f"{url} is damaged, there or on the way: {fault}",
-                hint="Run the command again; if it stays, deploy the version from the repository anew.",
+                hint="Run the command again; if it stays, deploy the version from the repository again.",
             )
         shutil.rmtree(place, ignore_errors=True)
         (work / written.id).rename(place)

@@ -51,11 +51,11 @@ def gc_snapshots(
 ) -> SnapshotRemovals:
     """Remove the snapshots of a repository that nothing names.
 
-    What names a snapshot: any Deployment (its template and its history of roll-outs), ReplicaSet (`kubectl rollout
-    undo` goes back to it) or pod in the namespaces of the targets; of KServe any InferenceService and Knative
-    revision; and what is pinned. Clusters that are not among the targets are not asked, so every one that serves
-    snapshots of the repository must be named. No roll-out of the repository runs at the same time: all its models are
-    held.
+    A snapshot is named by a Deployment (its template and its history of roll-outs), a ReplicaSet (`kubectl rollout
+    undo` goes back to it) or a pod in the namespaces of the targets. With KServe also by an InferenceService or a
+    Knative revision. A pin names its snapshot, too. Clusters that are not among the targets are not asked, so every
+    one that serves snapshots of the repository must be named. No roll-out of the repository runs at the same time: all
+    its models are held.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.

@@ -44,8 +44,8 @@ class ModelStatus:
         deployed_at: its time, UTC, ISO 8601.
         overridden: fields that a configuration sent with a load sets otherwise than config.pbtxt. A deploy drops it.
         started_at: when the server started, UTC, ISO 8601. `None` when it is not one of ours on this machine.
-        restarts: how often `serve` has started it again after it had ended on its own. `None` likewise.
-        restarted: whether it started after the last deployment. `None` likewise.
+        restarts: how often `serve` has started it again after it had ended on its own. `None` as for `started_at`.
+        restarted: whether it started after the last deployment. `None` as for `started_at`.
         differences: every difference between server and repository, in words. Empty when they agree.
     """
 

@@ -61,8 +61,8 @@ def backend_directory() -> Path:
 def assemble(triton: TritonInstallation) -> BackendDirectory:
     """Assemble the python backend, its stub and our Python-based backends. One rename makes it visible.
 
-    The folder's name is a digest of everything in it, so an upgrade of this package, of the wheel or
-    of Python gets a folder of its own and a server that is running keeps its files.
+    The folder's name is a digest of everything in it. So an upgrade of this package, of the wheel or of Python gets
+    another folder, and a running server keeps its files.
 
     Raises:
         MissingDependencyError: the installation has no python backend.

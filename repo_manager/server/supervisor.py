@@ -5,15 +5,15 @@ It reads a length (8 bytes, little-endian) and as many bytes of `marshal` from s
 then stays open: its end means that the owner is gone, however it died, and everything is killed at once.
 `TERM <seconds>` asks for an orderly stop with a deadline, `KILL <seconds>` sets a nearer one.
 
-Nothing is left behind: the server and its stubs share one process group, which is killed when the
-server has ended for whatever reason; stubs that lost their parent become children of this process
-(PR_SET_CHILD_SUBREAPER); then the shared memory with the server's prefix is removed.
+Nothing is left behind. The server and its stubs share one process group, which is killed when the server ends. Stubs
+that lost their parent become children of this process (PR_SET_CHILD_SUBREAPER, prctl(2)). Then the shared memory with
+the server's prefix is removed.
 
 Other users of the machine can neither read `hidden` arguments in the process list (see `hide_arguments`) nor open the
 files (umask) and the shared memory (see `keep_memory_private`) that the server makes.
 
-Everyone waits for this process before the server even starts, so it imports only what the start needs, and the rest
-when the server is on its way: json and pathlib alone would cost more than the interpreter.
+The server starts only after this process. So it imports only what the start needs, and the rest later: json and
+pathlib alone would cost more than the interpreter.
 """
 
 import ctypes

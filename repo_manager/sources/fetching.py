@@ -33,7 +33,7 @@ class Fetched:
 
 
 class Receiver:
-    """Where a source is fetched to, and who is told of it.
+    """Where a source is fetched to, and who receives the progress.
 
     Args:
         folder: of this source alone. What an interrupted command has left is there.
@@ -59,7 +59,7 @@ class Receiver:
         return path
 
     def expects(self, what: str, size_bytes: int, files: int = 1) -> Callable[[int], None]:
-        """Say what will come, see that there is room, and return a function that is told the bytes as they arrive.
+        """Say what will come, see that there is room, and return a function that takes the number of new bytes.
 
         Args:
             what: the source, as it is shown.

@@ -146,7 +146,7 @@ def _measured(path: Path) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _named(fetched: Fetched, shown: str) -> Iterator[None]:
-    """Let errors name the source: the place where it lies meanwhile is nobody's business."""
+    """Replace temporary paths in error messages with the source."""
     here = str(fetched.path)
     try:
         yield

@@ -228,7 +228,7 @@ class _Remote:
             raise TransientError(readable(str(exc)) or type(exc).__name__) from exc
         if seen is not None and answer.status == 200 and _Seen.of(answer.headers).revision != seen.revision:
             answer.close()
-            raise InputError(f"{self.shown} was changed meanwhile", hint="Run the command again.")
+            raise InputError(f"{self.shown} was changed during the download", hint="Run the command again.")
         return answer
 
     def _refusal(self, code: int, reason: str) -> Exception:

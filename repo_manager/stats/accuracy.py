@@ -47,7 +47,7 @@ class Accuracy:
         source: of the model that it was made from.
         samples: how many samples. `None` where a function returned one number.
         interval: 95 % interval of `value`. `None` where it is unknown.
-        drop_interval: 95 % interval of `source - value`, from the same samples in pairs. `None` likewise.
+        drop_interval: 95 % interval of `source - value`, from the same samples in pairs. `None` as for `interval`.
         min_accuracy: the smallest value accepted. `None` for none.
         max_drop: the largest drop below `source` that is accepted. `None` for none.
         passed: whether both hold.

@@ -1,9 +1,9 @@
 """Intervals that may be looked at again and again while the data come in, without deciding wrongly more often.
 
-A share (of errors, of slow requests, of equal answers) gets the beta-binomial confidence sequence: the share p is left
-out as soon as the mixture of all shares explains the data 1/alpha times better than p does. By Ville's inequality that
-happens to the true share with probability alpha at most, at whatever moment one stops (Robbins 1970; Howard, Ramdas,
-McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 2021).
+A share (of errors, of slow requests, of equal answers) gets the beta-binomial confidence sequence. A share p leaves
+the interval when the mixture of all shares explains the data 1/alpha times better than p. By Ville's inequality this
+happens to the true share with probability alpha at most, whenever one stops (Robbins 1970; Howard, Ramdas, McAuliffe
+and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 2021).
 
 Means and ratios get a moving-block bootstrap (`resampling.py`) whose look number k spends 6 / (pi k)^2 of alpha: the
 sum over all looks is alpha (a union bound).

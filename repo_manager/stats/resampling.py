@@ -124,8 +124,9 @@ def compared_numbers(
     """Compare what was measured in pairs.
 
     The intervals are simultaneous over the numbers compared: with no difference, at most 2 % of all comparisons show
-    any (Bonferroni). The pairs' ratios may be treated as independent, because the order within each pair was drawn:
-    with no difference that makes the sign of each log ratio a coin's, whatever the noise remembers from pair to pair.
+    any (Bonferroni). The pairs' ratios may be treated as independent, because the order within each pair is
+    randomised. With no real difference, the sign of each log ratio is then a fair coin, even if noise carries over
+    between pairs.
 
     Args:
         of_a: for each pair, name -> A's number. Above 0.
@@ -168,8 +169,8 @@ def verdict_of(numbers: Sequence[ComparedNumber]) -> str:
 def ratio_interval(logs: Doubles, *, alpha: float, seed: int = 0) -> Interval:
     """Return an interval of the ratio by a studentised bootstrap of the mean log ratio.
 
-    Below 20 pairs there is too little to resample: then it is Student's interval, which the random order within pairs
-    makes a fair one (under no difference, a log ratio is as likely negative as positive).
+    Below 20 pairs there is too little to resample, so it is Student's interval. The random order within pairs makes it
+    fair: under no difference, a log ratio is as likely negative as positive.
 
     Args:
         logs: log ratio of each pair, float64 `[pairs]`.

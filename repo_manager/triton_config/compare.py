@@ -43,9 +43,9 @@ class ReloadEffect(str, enum.Enum):
 def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
     """Say what keeps two configurations from serving the same clients with one config.pbtxt.
 
-    Compared are backend, model file, max_batch_size, and name, type, dims and reshape of each tensor. What `existing`
-    leaves to Triton's auto-completion (no tensor listed at all) is not compared, nor what it feeds or takes in another
-    way than by requests: controls and states of sequences, batch inputs, the model's own defaults.
+    Compared are backend, model file, max_batch_size, and name, type, dims and reshape of each tensor. Tensors that
+    `existing` leaves to Triton's auto-completion (none is listed) are not compared. Neither are tensors that no
+    request carries: controls and states of sequences, batch inputs, the model's own defaults.
 
     Returns:
         One sentence a difference. Empty when a version of `new` can be served under `existing`.

@@ -132,7 +132,7 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     """Parse a config.pbtxt.
 
     A field that our copy of the schema lacks (of a newer Triton, or misspelt) is named in `unknown_fields`, and is not
-    in `text`: anyone who rewrites the file must edit its text, not print the result.
+    in `text`. To rewrite the file, edit its text instead of printing the result.
 
     Args:
         text: content of the file.
@@ -175,7 +175,7 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
 
 
 def _enum_values(message: Any, parent: str) -> Iterator[tuple[str, Any, int]]:
-    """Yield path, field and number of every enum value: protobuf takes a number that stands for nothing."""
+    """Yield path, field and number of every enum value: protobuf accepts numbers without a meaning."""
     for field, value in message.ListFields():
         path = f"{parent}{field.name}"
         if field.enum_type is not None:

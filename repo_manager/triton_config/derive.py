@@ -81,10 +81,10 @@ def derive_config(
     """Derive a configuration that the backend's own checks accept, the native C++ ones included.
 
     The rules are those of ValidateModelConfig in triton-inference-server/core and of ValidateInputs and
-    ValidateOutputs in triton-inference-server/onnxruntime_backend: every input is listed, the first axis is left out of
-    dims when max_batch_size > 0, an output's dims are exactly the model's, and a tensor whose dims would be empty is
-    written as `dims: [1]`, with an empty reshape when there is a batch axis and without one when there is none
-    (core refuses an empty reshape there; the backend takes `[1]` for a scalar).
+    ValidateOutputs in triton-inference-server/onnxruntime_backend: every input is listed, and dims leave out the first
+    axis when max_batch_size > 0. An output's dims are exactly the model's. A tensor whose dims would be empty is
+    written as `dims: [1]`. With a batch axis it gets an empty reshape. Without one it gets none: core refuses an empty
+    reshape there, and the backend takes `[1]` for a scalar.
 
     Args:
         name: name of the model.

@@ -147,7 +147,7 @@ def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
 
 def _inner_first(names: tuple[str, ...], direct: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """Order ensembles so that each comes after what it contains. In a cycle the given order stands."""
+    """Order ensembles so that each comes after what it contains. A cycle keeps the given order."""
     ordered: dict[str, None] = {}
     visiting: set[str] = set()
 

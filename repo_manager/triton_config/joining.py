@@ -275,7 +275,7 @@ class _Joining:
         listed = ", ".join(each.text for each in found or known)
         if not found:
             raise UsageError(f"{where}: no model has the {kind} {text!r}", hint=f"Their {kind}s: {listed}.")
-        raise UsageError(f"{where}: {text!r} stands for {len(found)} {kind}s", hint=f"Choose one: {listed}.")
+        raise UsageError(f"{where}: {text!r} matches {len(found)} {kind}s", hint=f"Choose one: {listed}.")
 
     def _ambiguous(self, unclear: Sequence[tuple[_Tensor, list[_Tensor]]]) -> UsageError:
         lines, hints = [], []

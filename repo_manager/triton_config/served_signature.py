@@ -190,7 +190,7 @@ def _narrowed(declared: tuple[TensorSpec, ...], runtime: tuple[TensorSpec, ...])
     result = []
     for spec in declared:
         seen = by_name.get(spec.name)
-        # Rank 0 may mean unknown, so what is declared stands.
+        # Rank 0 may mean unknown, so the declared rank holds.
         result.append(spec if seen is None or not seen.shape else dataclasses.replace(spec, shape=seen.shape))
     return tuple(result)
 

@@ -133,7 +133,7 @@ def canonical_values(text: str) -> dict[str, str] | None:
 
 
 def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
-    """Put `replacement` where the top-level field `name` stands. Append it where there is none.
+    """Put `replacement` in the place of the top-level field `name`. Append it where there is none.
 
     Args:
         text: content of the file.
@@ -200,9 +200,9 @@ def _outline(text: str) -> list[_Outlined]:
 def line_of(text: str, what: str) -> int | None:
     """Return the line of a configuration that a finding is about, or `None` when it names nothing that is there.
 
-    A parser's message has its line. Of the fields that a finding names (or, if it names none, that hold a string of
-    it), the one counts of which the finding names the most: fields around it, tensors and models in them. Of equals it
-    is the one that the finding names first.
+    A parser's message has its line. Candidates are the fields that a finding names, or, if it names none, those that
+    hold a string of it. The finding also names enclosing fields, tensors and models. The field with the most of them
+    counts, and among equals the first one.
 
     Args:
         text: the configuration as a person wrote it.

@@ -206,7 +206,7 @@ def test_an_ensemble_has_a_row_for_every_model(target):
 def test_compressed_requests_are_answered(target, protocol, compression):
     (point,) = load(target, protocol, "quick", concurrency=(2,), duration_s=2.0, compression=compression).points
     assert (point.errors, point.requests > 10) == (0, True)
-    with pytest.raises(UsageError, match="cannot be compressed beforehand"):
+    with pytest.raises(UsageError, match="cannot be compressed in advance"):
         load(target, protocol, "counted", concurrency=(2,), compression=compression)
 
 

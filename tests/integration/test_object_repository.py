@@ -334,7 +334,7 @@ def test_a_change_that_somebody_else_was_quicker_with_is_refused(
         return real(self, key, data, mark)
 
     monkeypatch.setattr(ObjectClient, "replace", late)
-    with pytest.raises(RepositoryError, match="was changed meanwhile"):
+    with pytest.raises(RepositoryError, match="was changed at the same time"):
         change_config(root, "m", {"instance_group.count": "3"})
     assert b"somebody else" in (read_config_bytes(root, "m") or b"")
 

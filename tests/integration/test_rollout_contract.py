@@ -561,7 +561,7 @@ def test_going_back_after_somebody_elses_roll_out_is_told_and_changes_nothing(
 
     monkeypatch.setattr(engine, "run", late)
     with pytest.raises(
-        RepositoryError, match="deployed by somebody else meanwhile: the version before is 1 now, not 2"
+        RepositoryError, match="deployed by somebody else at the same time: the version before is 1 now, not 2"
     ):
         place.rollback()
     assert model_state(place.repository, place.name).deployments[-1].version == 2

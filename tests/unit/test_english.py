@@ -1,10 +1,12 @@
-"""Documents in plain English: few relative clauses and semicolons, no sentence or line too long, no archaic words.
+"""Plain English: documents with few relative clauses and semicolons, no sentence or line too long, no archaic words.
 
-The limits are those of the documentation of Kubernetes and httpx, rounded up.
+The limits are those of the documentation of Kubernetes and httpx, rounded up. Docstrings and messages of the package
+have no long sentences and no archaic words either, and public functions document their arguments.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ MOST_RELATIVE, MOST_SEMICOLONS, MOST_WORDS, MOST_COLUMNS = 12.0, 4.0, 35, 120
 RELATIVE = {"that", "which", "what"}
 ARCHAIC = re.compile(
     r"\b(likewise|meanwhile|mends?|mended|hitherto|thereof|whereof|wherein|henceforth|beforehand|is told|are told|"
-    r"stands for|stands in|lies in|lies beside|comes about|brings about|by and by|anew|at most so many)\b",
+    r"stands|lies|whoever|comes about|brings about|by and by|anew|at most so many)\b",
     re.IGNORECASE,
 )
 
@@ -88,3 +90,148 @@ def test_the_check_finds_each_fault() -> None:
     assert faults_of("word " * 30 + "\n") != []
     assert faults_of(plain * 20 + "\nIt lies in a folder.\n") != []
     assert faults_of("| " + "word " * 30 + "|\n" + plain * 20) == []
+
+
+# The package: docstrings, messages and the arguments of public functions.
+
+MODULES = sorted((ROOT / "repo_manager").rglob("*.py"))
+MOST_UNDOCUMENTED, FEWEST_WORDS = 2, 4
+SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Notes?|Examples?):$")
+ITEM = re.compile(r"\*{0,2}([\w, *]+):(\s|$)")
+PREFORMATTED = re.compile(r"\S {3,}\S|[├└│►─|]")
+# "Load a model, as `Transport.load`": the arguments are those of the other one.
+SAME_ARGUMENTS = re.compile(r"\b([Aa]s|[Ss]ee) `\w+(\.\w+)?`")
+EXPLAINS_NONE = re.compile(r"`None`|\bnone\b|default", re.IGNORECASE)
+
+
+def text_of(node: ast.AST) -> str | None:
+    """A literal text, with X for what an f-string fills in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(value) or "X" for value in node.values)
+    return None
+
+
+def docstrings_of(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.Constant]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # Texts below attributes count, too.
+            for statement in node.body if isinstance(node, ast.Module | ast.ClassDef) else node.body[:1]:
+                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                    yield node, statement.value
+
+
+def texts_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Docstrings by paragraph and argument, without tables and drawings; and messages."""
+    documented = {id(text) for _, text in docstrings_of(tree)}
+    for _, text in docstrings_of(tree):
+        block: list[str] = []
+        for line in (*str(text.value).splitlines(), ""):
+            starts = not line.strip() or ITEM.match(line.strip()) or re.match(r"([-*]|\d+\.?) ", line.strip())
+            if starts or PREFORMATTED.search(line):
+                yield text.lineno, " ".join(block)
+                block = []
+            if not PREFORMATTED.search(line):
+                block.append(line.strip())
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    inner = {id(part) for node in joined for part in ast.walk(node) if part is not node}
+    for node in ast.walk(tree):
+        message = text_of(node)
+        if message and " " in message and id(node) not in documented | inner:
+            yield getattr(node, "lineno", 0), message
+
+
+def arguments_of(docstring: str) -> dict[str, str] | None:
+    """The lines below `Args:` by argument. `None` without that section."""
+    found: dict[str, str] = {}
+    names, is_inside, has_section = [""], False, False
+    for line in docstring.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if SECTION.match(line.strip()):
+            is_inside = line.strip() == "Args:"
+            has_section |= is_inside
+        elif is_inside and line.strip():
+            item = ITEM.match(line.strip())
+            if item and indent == 4:
+                names = [name.strip(" *") for name in item[1].split(",")]
+                found.update(dict.fromkeys(names, line.strip()[item.end() :]))
+            else:
+                found.update({name: f"{found.get(name, '')} {line.strip()}" for name in names})
+    return found if has_section else None
+
+
+def public_functions(tree: ast.AST, above: ast.ClassDef | None = None) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Functions and methods with their docstring; that of `__init__` is the class's as well."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node, node)
+        elif isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node) or ""
+            is_command = any(
+                "grouped" in ast.unparse(each) or ".command(" in ast.unparse(each) for each in node.decorator_list
+            )
+            if above is not None and node.name == "__init__":
+                yield node, docstring if "Args:" in docstring else ast.get_docstring(above) or ""
+            elif not node.name.startswith("_") and docstring and not is_command:
+                yield node, docstring
+
+
+def undocumented(function: ast.FunctionDef, docstring: str) -> Iterator[str]:
+    """What the docstring does not say of the arguments."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    arguments = [each for each in arguments if each.arg not in ("self", "cls") and not each.arg.startswith("_")]
+    said = arguments_of(docstring)
+    if SAME_ARGUMENTS.search(docstring.split("\n\n")[0]):
+        return
+    if said is None and len(arguments) > MOST_UNDOCUMENTED:
+        yield "has no Args"
+    for each in arguments:
+        kind = "" if each.annotation is None else ast.unparse(each.annotation)
+        line = docstring if said is None else said.get(each.arg)
+        if line is None:
+            yield f"{each.arg} has no line"
+        elif said is not None and len(line.split()) < FEWEST_WORDS:
+            yield f"{each.arg}: {line}"
+        elif kind.endswith("| None") and not kind.startswith("Callable") and not EXPLAINS_NONE.search(line):
+            yield f"{each.arg}: what does None do? {line}"
+
+
+def test_docstrings_and_messages_are_plain() -> None:
+    found = []
+    for path in MODULES:
+        for line, text in texts_of(ast.parse(path.read_text(encoding="utf-8"))):
+            prose = prose_of(text)
+            found += [f"{path.name}:{line}: archaic: {match[0]}" for match in ARCHAIC.finditer(prose)]
+            for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z0-9\"(X])", prose):
+                if len(sentence.split()) > MOST_WORDS:
+                    found.append(f"{path.name}:{line}: {len(sentence.split())} words: {sentence[:60]}...")
+    assert found == []
+
+
+def test_public_functions_document_their_arguments() -> None:
+    found = [
+        f"{path.name}:{function.lineno} {function.name}: {fault}"
+        for path in MODULES
+        for function, docstring in public_functions(ast.parse(path.read_text(encoding="utf-8")))
+        for fault in undocumented(function, docstring)
+    ]
+    assert found == []
+
+
+def test_the_check_of_docstrings_finds_each_fault() -> None:
+    def faults(arguments: str, docstring: str) -> list[str]:
+        (function,) = ast.parse(f"def f({arguments}): pass").body
+        assert isinstance(function, ast.FunctionDef)
+        return list(undocumented(function, docstring))
+
+    section = "Run.\n\nArgs:\n    a: the first of three numbers.\n    b: the second of three numbers.\n    c: {}"
+    assert faults("a, b, c", section.format("the third\n        of three.")) == []
+    assert faults("a, b, c", "Run, as `other`.") == []
+    assert faults("a, b, c", "Run.") == ["has no Args"]
+    assert faults("a, b, c", section.format("a number.")) == ["c: a number."]
+    assert faults("a, b, c, d", section.format("the third of three.")) == ["d has no line"]
+    assert faults("a, b, c: int | None", section.format("the third of three.")) != []
+    assert faults("a, b, c: int | None", section.format("the third. `None`: there is none.")) == []
+    tree = ast.parse(f'def f():\n    """It {"word " * 40}.\n\n    Args:\n        a: one.\n    """\n    g(f"a {{b}} c")')
+    assert [len(text.split()) for _, text in texts_of(tree) if text] == [42, 1, 2, 3]

@@ -46,7 +46,7 @@ _MEASURED = re.compile(r"^\s*Request (?:concurrency|rate): ", re.M | re.I)
 
 
 def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
-    """Return the binary on PATH (a real one that starts, not pip's stub) or the one in the user's cache.
+    """Return the binary on PATH (a real one that starts, not pip's stub) or in `cache` (`None`: the user's cache).
 
     The libraries of one on PATH may be in a folder `lib` beside it, also where PATH has a link to it.
 
@@ -286,7 +286,7 @@ def _point(
     if "error while loading shared libraries" in text:
         raise MissingDependencyError(
             f"perf_analyzer lacks a library: {tail}",
-            hint="Install it anew: repo-manager doctor --install-perf-analyzer.",
+            hint="Install it again: repo-manager doctor --install-perf-analyzer.",
         )
     if code == _OPTION_EXIT and _MEASURED.search(text) is None:
         raise UsageError(f"perf_analyzer rejected its options: {tail}")

@@ -1,4 +1,4 @@
-"""What an open connection of either protocol keeps: its socket, who is told, and how it ends."""
+"""What an open connection of either protocol keeps: its socket, its sink, and its end."""
 
 from __future__ import annotations
 

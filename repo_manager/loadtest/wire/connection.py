@@ -1,4 +1,4 @@
-"""What the two wire clients (gRPC over HTTP/2, HTTP/1.1) have in common: where to, what, and who is told.
+"""What the two wire clients (gRPC over HTTP/2, HTTP/1.1) have in common: address, messages and sink.
 
 Both write frames that were built once, on non-blocking sockets that one `epoll` loop drives. No request object,
 no future and no coroutine exists per request: that is what keeps the client below 20 us of CPU a request.
@@ -257,8 +257,8 @@ def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
     All of it, from the look-up of the name to the last TLS handshake, takes no longer than a request may, and at most
     `_CONNECT_S`.
 
-    At the same moment, because a server with several network threads hands a connection to one that has nothing
-    else to take: connections made one after the other can all end up on its first thread.
+    They start together because a server with several network threads gives a connection to an idle one. Connections
+    made one after the other can all end up on its first thread.
 
     Raises:
         InputError: a TLS file cannot be used.

@@ -237,7 +237,7 @@ class SendFlow:
         while self._waiting and self.window_bytes > 0:
             stream, rest = self._waiting.popleft()
             if stream not in self._stream_windows:
-                continue  # reset meanwhile
+                continue  # reset by then
             room = min(self.window_bytes, self._stream_windows[stream], self._peer.max_frame_bytes)
             if room <= 0:
                 blocked.append((stream, rest))

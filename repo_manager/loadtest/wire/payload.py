@@ -105,7 +105,7 @@ def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
             hint="Give a grpc:// URL.",
         )
     if facts.sequence and options.compression != "none":
-        raise UsageError("requests of sequences differ in their correlation IDs and cannot be compressed beforehand")
+        raise UsageError("requests of sequences differ in their correlation IDs and cannot be compressed in advance")
     if facts.sequence and options.batch_size > 1:
         raise UsageError(
             f"the model {facts.model} takes sequences, whose requests hold one sample each; the batch size is "

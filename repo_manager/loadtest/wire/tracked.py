@@ -1,8 +1,8 @@
 """gRPC calls that are more than one question and one answer: requests of sequences, and streams of responses.
 
-What the plain connection counts, this one follows call by call, which costs more CPU a request. A request to a
-decoupled model is a call of its own of `ModelStreamInfer`, whose sending side ends with the request: its responses are
-the messages on that HTTP/2 stream, and its status comes after the last one. `kept.py` keeps such calls open.
+This connection follows each call, which costs more CPU per request than the counts of the plain one. A request to a
+decoupled model is its own call of `ModelStreamInfer`, which closes its sending side. Its responses are the messages on
+that HTTP/2 stream, and its status comes after the last one. `kept.py` keeps such calls open.
 """
 
 from __future__ import annotations

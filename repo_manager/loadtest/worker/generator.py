@@ -95,9 +95,9 @@ class Generator:
     def _first_connections(self) -> int:
         """Return how many HTTP connections are opened before the load.
 
-        A closed loop opens one, and the others all at once when the load runs: tritonserver gives a new connection to
-        its first network thread without one to take in, so that those of an idle server tend to share a thread,
-        which then limits the throughput of large requests.
+        A closed loop opens one connection, and the others together when the load runs. On an idle server, tritonserver
+        tends to give new connections to the same network thread. That thread then limits the throughput of large
+        requests.
         """
         if self._job.sequences:
             return self._most_connections

@@ -1,12 +1,12 @@
 """Priority for an open loop's worker: a send that waits for a CPU is late.
 
-The highest priority among ordinary processes, and no real-time class: the kernel wakes a real-time process on the CPU
-where it last ran and takes that CPU from a server's thread there, though another one is idle. Measured with client and
-server on two CPUs, 200 requests a second to a CNN of 1 ms: p99 1.2 times perf_analyzer's with the real-time class, 1.0
-times without, and as few sends late.
+It takes the highest priority among ordinary processes, and no real-time class. The kernel wakes a real-time process on
+the CPU where it last ran. It takes that CPU from a server's thread even if another CPU is idle. Measured with client
+and server on two CPUs, 200 requests a second to a CNN of 1 ms: p99 1.2 times perf_analyzer's with the real-time class,
+1.0 times without, and as few sends late.
 
-Only where the system allows it (root, or CAP_SYS_NICE), and only while the worker needs little: above half a CPU it
-would take from a server on the same machine what it is there to measure, so it goes back to its own priority.
+The system must allow it (root, or CAP_SYS_NICE), and the worker must need less than half a CPU. Above that it would
+slow a server on the same machine, so it returns to its own priority.
 """
 
 from __future__ import annotations

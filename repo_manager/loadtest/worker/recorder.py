@@ -1,7 +1,7 @@
 """Cuts a worker's answers into slices of time, by the moment at which each answer came.
 
-Ending a slice costs nothing. Counting it and handing it on costs most of a millisecond on a CPU that was idle, which
-is why the load loop chooses when (`hand_over`): every moment is a request's in a closed loop, but not in an open one.
+Ending a slice costs nothing. Counting it and handing it on costs almost a millisecond on an idle CPU. So the load loop
+chooses when to do it (`hand_over`): a closed loop is always busy with a request, an open one is not.
 """
 
 from __future__ import annotations

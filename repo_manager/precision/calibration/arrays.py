@@ -83,9 +83,9 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 def from_folder(folder: Path, signature: Signature) -> CalibrationData:
     """Read a folder of .npy files.
 
-    Either `INPUT.npy` for each input (as in an .npz), or a folder `INPUT/` for each with one sample a file, in
-    the order of their names, or, for a model with one input, files of any name with one sample each. Characters
-    other than letters, digits, `.`, `_` and `-` in an input's name are `_` in a file's name.
+    The folder holds `INPUT.npy` for each input (as in an .npz), or a folder `INPUT/` for each. That folder has one
+    sample per file, in the order of the names. For a model with one input, files of any name hold one sample each.
+    Characters other than letters, digits, `.`, `_` and `-` in an input's name are `_` in a file's name.
 
     Raises:
         CalibrationError: nothing fits, an unreadable or pickled file, or it does not fit the model.

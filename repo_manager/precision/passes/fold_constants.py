@@ -1,8 +1,7 @@
 """Compute what depends on constants alone, so that a weight is found where it is used.
 
-Only operators that move, relabel or join values or compute each of them on its own, and never more than the result's
-own size: a weight behind Identity, Transpose, Reshape, Cast, Mul, Concat, ... becomes a weight. A ConstantOfShape,
-too.
+It folds operators that move, relabel or join values, or compute each value separately. The result never grows. A
+weight behind Identity, Transpose, Reshape, Cast, Mul, Concat, ... or a ConstantOfShape becomes a weight.
 """
 
 from __future__ import annotations

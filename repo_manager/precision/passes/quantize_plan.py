@@ -1,8 +1,9 @@
 """Decide what to quantise: which operators, and at which values the INT8 numbers are made.
 
-Follows NVIDIA's placement for TensorRT's explicit quantisation: the input of each weighted operator, never
-between it and the activation or residual addition that fuses with it, and of a residual addition only the
-branch that does not end in the fused operator.
+Follows NVIDIA's placement for TensorRT's explicit quantisation (TensorRT developer guide, "Q/DQ Layer-Placement
+Recommendations"). The input of each weighted operator is quantised, never the values between it and the activation or
+residual addition that fuses with it. Of a residual addition, only the branch that does not end in the fused operator
+is quantised.
 """
 
 from __future__ import annotations

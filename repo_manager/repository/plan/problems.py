@@ -194,7 +194,7 @@ def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterato
     if entry.link is not None and not entry.link.exists:
         yield Problem(where, "is a link to nothing", Severity.WARNING, rule="broken-link")
     elif config is not None:
-        text = "lies beside the versions: each change of it makes Triton reload every version"
+        text = "is beside the versions: each change of it makes Triton reload every version"
         yield Problem(
             where,
             text,
@@ -241,9 +241,7 @@ def _policy_problems(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
 def _link_problem(link: Link, where: str) -> Problem:
     if link.outside:
         text = f"is a symbolic link out of the repository, to {link.target}"
-        return Problem(
-            where, text, hint="put the content itself here: what lies outside can change unseen", rule="link"
-        )
+        return Problem(where, text, hint="put the content itself here: files outside can change unseen", rule="link")
     return Problem(where, f"is a symbolic link to {link.target}", Severity.WARNING, rule="link")
 
 
@@ -303,7 +301,7 @@ def _manifest_problems(
 ) -> Iterator[Problem]:
     model = version.path.parent.name
     if (manifest.model, manifest.version) != (model, version.number):
-        text = f"is of {manifest.model}:{manifest.version}, and lies in {model}:{version.number}"
+        text = f"is of {manifest.model}:{manifest.version}, but is in {model}:{version.number}"
         yield Problem(
             where,
             text,

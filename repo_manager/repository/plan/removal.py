@@ -31,7 +31,7 @@ class Removal:
         versions: the versions to remove, ascending.
         whole_model: whether the model's folder goes as well.
         size_bytes: what is freed.
-        in_use: removed all the same because it was told so: one sentence each.
+        in_use: reasons against the removal, overridden by `force`: one sentence each.
         applied: whether it was done. False for a dry run.
     """
 

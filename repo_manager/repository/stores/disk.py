@@ -234,7 +234,7 @@ class DiskStore:
                 return
             ready = staging / "put"
             if FileRecord(*copy_durably(content, ready)) != record and record is not None:
-                raise RepositoryError(f"{content} was changed meanwhile", hint="Run the command again.")
+                raise RepositoryError(f"{content} was changed at the same time", hint="Run the command again.")
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.resolve() != path.parent:
                 raise RepositoryError(
@@ -345,7 +345,7 @@ class DiskStore:
         try:
             read_states(self.location)
         except RepositoryError as exc:
-            action = f"set aside as {STATE_FILENAME}.damaged and begun anew from the folders"
+            action = f"set aside as {STATE_FILENAME}.damaged and rebuilt from the folders"
             problem = Problem(STATE_FILENAME, exc.message, hint=exc.hint or "", rule="state-file")
             yield Step(STATE_FILENAME, action, StepKind.RECORD, self._begin_state_anew, problem)
 

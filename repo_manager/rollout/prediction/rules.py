@@ -350,7 +350,7 @@ def _blindness(loaded: Fingerprint, files: Fingerprint) -> str:
         return f"{', '.join(files.lookalikes)} is taken for a second {CONFIG_FILENAME}: remove it"
     if loaded.newest_entry == CONFIG_FILENAME and loaded.newest_ns > files.newest_ns:
         return f"a configuration sent with a load is in the way: touch {CONFIG_FILENAME}"
-    return f"the newest is {loaded.newest_entry}; where its time lies ahead, unload the model and load it"
+    return f"the newest is {loaded.newest_entry}; if its time is in the future, unload the model and load it"
 
 
 def _refused(

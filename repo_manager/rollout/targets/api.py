@@ -69,8 +69,8 @@ def change_unless_changed(
 ) -> Object:
     """Patch an object that nobody has changed since it was read.
 
-    A status that moves, a pod that dies and an autoscaler that scales make new resource versions too: on a conflict
-    the object is read again, and the patch is sent again while `spec` is the same except for the number of replicas.
+    A new status, a dead pod and an autoscaler also make new resource versions. On a conflict the object is read again.
+    The patch is sent again while `spec` is the same except for the number of replicas.
 
     Args:
         seen: the object as it was read.

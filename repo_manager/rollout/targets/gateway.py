@@ -54,7 +54,7 @@ class GatewayWeights:
         """Give the canary this share, and wait until every gateway has accepted it.
 
         Raises:
-            ServerError: the API server or a gateway refused it, or another process changed the route meanwhile.
+            ServerError: the API server or a gateway refused it, or another process changed the route.
         """
         share = round(fraction * _WHOLE)
         self._set([{self._canary: share, self._stable: _WHOLE - share}] * len(self._before))

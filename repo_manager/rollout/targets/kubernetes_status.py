@@ -200,7 +200,7 @@ def wait_for_rollout(
 def _seen(
     api: Api, place: tuple[str, str], labels: Object, *, until: float, told: str
 ) -> tuple[Object | None, Sequence[Object]]:
-    """Return a Deployment, by namespace and name, and its pods; where no time is left, say what was told last."""
+    """Return a Deployment, by namespace and name, and its pods; with no time left, repeat the last report."""
     try:
         return patiently(lambda: (api.deployment(*place), api.pods(place[0], labels)), until=until)
     except OutOfTimeError as exc:

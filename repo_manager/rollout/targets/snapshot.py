@@ -108,9 +108,9 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
     Of an undeployment, it is what is served without what leaves.
 
-    Models that the new version needs and that are not served come along, with the versions that their policies serve,
-    else the newest, and so do versions that ensembles ask for by number: a server does not become ready with an
-    ensemble that lacks a part.
+    Models that the new version needs are added if they are not served, with the versions of their policies, else the
+    newest. Versions that ensembles ask for by number are added, too. A server does not become ready with an ensemble
+    that lacks a part.
 
     Args:
         context: the roll-out's context: model, options, deadline, report.

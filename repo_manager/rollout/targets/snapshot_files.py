@@ -163,7 +163,7 @@ def write_snapshot(
             _write_folder(folder, contents, record)
         else:
             _write_objects(store, contents, record)
-    _check_signatures(root, models, signed_by)  # what was copied meanwhile is what was vouched for
+    _check_signatures(root, models, signed_by)  # the copied files are the ones that were vouched for
     return Snapshot(chosen, target, held, created=True)
 
 

@@ -46,8 +46,8 @@ class ServedTemplate:
 
     Attributes:
         deployment: its name.
-        container: the name of the container that is told the repository's URL: Triton's, or the one that keeps
-            snapshots on the node for it.
+        container: the name of the container that gets the repository's URL: Triton's, or the one that keeps snapshots
+            on the node for it.
         containers: the list of the pod's spec that it is in: `containers` or `initContainers`.
         variable: the environment variable that holds the repository's URL. `None`: it is in the arguments.
         url: the repository's URL, as the pods see it.

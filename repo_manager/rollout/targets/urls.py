@@ -113,7 +113,7 @@ def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[Serv
     where = "" if source is None else f"{source}: "
     if text.startswith(CLUSTERS):
         raise UsageError(
-            f"{where}{text} stands for a whole deployment and cannot be mixed with servers",
+            f"{where}{text} is a whole deployment and cannot be mixed with servers",
             hint="Give it as the only --to.",
         )
     if text.startswith("@"):

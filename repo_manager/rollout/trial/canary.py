@@ -239,11 +239,12 @@ class _Trial:
         return counted[0].success_count + counted[0].fail_count if counted else 0
 
     def _count_others(self, before: int) -> None:
-        """Note whether others ask for the new version although nobody was told of it."""
+        """Note whether others ask for the new version although no one announced it."""
         others = self._counted() - before - (0 if self._mirror is None else self._mirror.sent)
         late = 1 if self._kind.decoupled else 0  # such a request is counted after its last response: that of the proof
         if self._mirror is not None and others > late:
             self.notes = (
-                f"{others} requests of others went to version {self._context.version} meanwhile: they name no version, "
+                f"{others} requests of others went to version {self._context.version} during the trial: they name no "
+                "version, "
                 "and Triton sends these to the highest number served",
             )

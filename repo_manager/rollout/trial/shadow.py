@@ -116,7 +116,7 @@ class ShadowReport:
         seconds: how long it took.
         outputs: drift of every output over all answers.
         latency_old: of the pairs that both answered.
-        latency_new: likewise.
+        latency_new: the same of the new version.
         gates: every gate's result.
         outcome: of all of them.
     """

@@ -108,7 +108,7 @@ class Watch(Protocol):
     """Anyone who sees how the new version does."""
 
     def watch(self, seconds: float) -> tuple[GateResult, ...]:
-        """Watch for some time, less when a gate fails before. Return how every gate stands over all time so far."""
+        """Watch for some time, less when a gate fails before. Return the result of every gate over all time so far."""
 
     def requests(self) -> int:
         """Return how many requests the new version has been seen to get."""
@@ -121,7 +121,7 @@ class CanaryStep:
     Attributes:
         fraction: the new version's share of the traffic, 0 to 1.
         seconds: how long it was watched.
-        requests: requests that the new version got meanwhile, as far as they are seen.
+        requests: requests that the new version got during the step, if known.
         gates: how every gate stood at its end, over all steps so far.
         outcome: of all of them.
     """

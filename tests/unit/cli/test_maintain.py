@@ -94,7 +94,8 @@ def test_a_refused_edit_is_kept_and_a_failed_editor_changes_nothing(
     assert path.read_text() == "# first\n" + before
     monkeypatch.setenv("EDITOR", f"sh -c 'sed -i s/^max_batch_size:.*/max_batch_size:3/ {path}' --")
     assert (
-        "changed by somebody else meanwhile: max_batch_size" in run("config", "digits", "-r", repository, "--edit").err
+        "changed by somebody else at the same time: max_batch_size"
+        in run("config", "digits", "-r", repository, "--edit").err
     )
     assert "max_batch_size:3" in path.read_text()
 

@@ -59,7 +59,7 @@ def problem(text: str) -> str:
         ("serve: 2020-01-01", "is a date in YAML"),
         ("? [a]\n    : b", "a key has to be a text"),
         ("source: !!python/object:os.system {}", "the tag .* has no meaning here"),
-        ("source: a\n    source: b", "r.yaml:4:5: the key 'source' stands here a second time; the first is in line 3"),
+        ("source: a\n    source: b", "r.yaml:4:5: the key 'source' is here a second time; the first is in line 3"),
         ("<<: 3", "`<<` takes a mapping"),
     ],
 )
@@ -123,7 +123,7 @@ def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for content, message in (
         (b"models: 3", "standard input:1:1"),
         (b"\xff", "not UTF-8"),
-        (b" " * 5_000_000, "more than"),
+        (b" " * 5_000_000, "larger than the limit of"),
     ):
         with pytest.raises(InputError, match=message):
             read(content)

@@ -64,7 +64,7 @@ def test_steps_of_a_canary_by_kserve(cluster: FakeCluster, repository: Path) -> 
     [
         (("--to", "k8s://models/rel", "--canary", "10%,100%"), "not for k8s://models/rel"),
         (("--to", "kserve://models/scale", "--canary", "10%,100%", "--gate", "errors<2%"), "need servers that can be"),
-        (("--to", "k8s://models/rel", "--to", "grpc://h:1"), "stands for a whole deployment"),
+        (("--to", "k8s://models/rel", "--to", "grpc://h:1"), "is a whole deployment"),
         (("--to", "k8s://models"), "k8s://NAMESPACE/RELEASE"),
     ],
 )

@@ -140,6 +140,6 @@ def test_a_change_in_between_is_noticed(root: Path, path: Path, monkeypatch: pyt
         return real(where)
 
     monkeypatch.setattr(disk_module, "repository_lock", slow)
-    with pytest.raises(RepositoryError, match="changed meanwhile"):
+    with pytest.raises(RepositoryError, match="changed at the same time"):
         change_config(root, "m", {"instance_group.count": "2"})
     assert parse_config(path.read_text()).message().instance_group[0].count == 1

@@ -132,7 +132,7 @@ def test_a_file_is_put_back_only_as_it_should_be(store: Store, place: Place, tmp
     record = with_versions(store, manifest).contents[1].manifest().files["sub/more.bin"]
     (tmp_path / "whole").write_bytes(CONTENT)
     place.delete("m/1/sub/more.bin")
-    with pytest.raises(RepositoryError, match="was changed meanwhile"):
+    with pytest.raises(RepositoryError, match="was changed at the same time"):
         store.put("m/1/sub/more.bin", tmp_path / "whole", record=FileRecord(Digest("sha256:0"), record.size_bytes))
     assert place.read("m/1/sub/more.bin") is None
     store.put("m/1/sub/more.bin", tmp_path / "whole", record=record)
@@ -211,7 +211,7 @@ def test_a_version_that_changes_while_it_is_adopted_is_not_recorded(place: Place
         return record
 
     said = {"more": "weights.bin", "less": "labels.txt", "gone": "it is gone", "adopted": "manifest.json"}[change]
-    lost = pytest.raises(RepositoryError, match=rf"m:7 was changed by somebody else meanwhile: {said}")
+    lost = pytest.raises(RepositoryError, match=rf"m:7 was changed by somebody else at the same time: {said}")
     with pytest.MonkeyPatch.context() as patch, lost:
         patch.setattr(type(store), "digest", meanwhile)
         adopt(place.root, "m")

@@ -145,7 +145,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_refused(site: _Site, monkeyp
         yield from pieces(answer)
 
     monkeypatch.setattr(web, "_pieces", changing)
-    with pytest.raises(InputError, match="was changed meanwhile"), open_source(f"{site.url}/model.plan"):
+    with pytest.raises(InputError, match="was changed during the download"), open_source(f"{site.url}/model.plan"):
         pass
 
 

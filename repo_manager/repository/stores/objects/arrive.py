@@ -57,7 +57,7 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
         try:
             first, view = _make_current(store, claim.version, look, incoming, view)
         except InputError:
-            # It does not fit what another writer made of the model meanwhile: no sweep may settle it.
+            # It does not fit the model as another writer changed it: no sweep may settle it.
             store.delete([f"{name}/{claim.version}/{MANIFEST_FILENAME}"])
             raise
         claim.settle()

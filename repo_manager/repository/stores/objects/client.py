@@ -191,7 +191,9 @@ class ObjectClient:
                 found = await self._api.get_async(self._store, key, options=options)
                 data = bytes(await found.bytes_async())
             except (*self._missing, self._errors.PreconditionError) as exc:
-                raise RepositoryError(f"{self.location / key} was changed meanwhile", hint="Run it again.") from exc
+                raise RepositoryError(
+                    f"{self.location / key} was changed at the same time", hint="Run it again."
+                ) from exc
             if len(data) != end - start:
                 raise TransientError(f"{len(data)} bytes came of {end - start}")
             return data

@@ -16,7 +16,7 @@ _LONGEST_TICK_S = 3.0
 
 
 def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact | None) -> Mark:
-    """Write config.pbtxt if no other process did meanwhile, and see that Triton can tell that it is new.
+    """Write config.pbtxt if no other process did first, and see that Triton can tell that it is new.
 
     S3 keeps times of modification by the second, and Triton loads nothing that is not newer than what it saw: a second
     write within one second waits for the next and writes again.

@@ -42,7 +42,7 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
 
     def mark(ledger: Ledger) -> Ledger:
         if not departure.force and ledger.state.tags != before.tags:
-            raise RepositoryError(f"{name} was tagged meanwhile", hint="Run the command again.")
+            raise RepositoryError(f"{name} was tagged at the same time", hint="Run the command again.")
         marked = dataclasses.replace(ledger, state=departure.forget(ledger.state))
         for version in departure.versions:
             entry = Pending("remove", holder, files=files[version], whole=departure.whole)
@@ -55,7 +55,7 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
     except (RepositoryError, ChangedMeanwhileError) as exc:
         _unmark(store, name, departure.versions, before)
         if isinstance(exc, ChangedMeanwhileError):
-            raise RepositoryError(f"{name} was changed meanwhile", hint="Run the command again.") from exc
+            raise RepositoryError(f"{name} was changed at the same time", hint="Run the command again.") from exc
         raise
     for version in departure.versions:
         _delete_version(store, name, version, files[version])
@@ -85,7 +85,9 @@ def _require_no_markers(store: ObjectClient, name: str, departure: Departure) ->
 
 
 def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:
-    """Check that config.pbtxt, as it is after the mark, does not serve what goes. Take it out where that was told."""
+    """Check that config.pbtxt, as it is after the mark, does not serve what goes. Take it out if the caller asked for
+    it.
+    """
     view = departure.view
     found = store.get(f"{view.name}/{CONFIG_FILENAME}")
     if found is None:
@@ -95,7 +97,9 @@ def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:
     if not isinstance(policy, tuple) or not set(policy) & set(departure.versions):
         return
     if not departure.force:
-        raise RepositoryError(f"{view.name}: a version was deployed meanwhile and stays", hint="Run the command again.")
+        raise RepositoryError(
+            f"{view.name}: a version was deployed at the same time and stays", hint="Run the command again."
+        )
     text = None if departure.whole else without_versions(now, departure.versions)
     if text is not None:
         put_config(store, view.name, text.encode(), found[1])
@@ -128,7 +132,7 @@ def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[s
 def _delete_rest(store: ObjectClient, name: str) -> None:
     """Delete what is beside the versions of a model that goes. The last is config.pbtxt, which marks the model.
 
-    Never where another version has come meanwhile.
+    Never if another version was published at the same time.
     """
     level = store.list(name)
     if any(folder.isdecimal() for folder in level.folders):

@@ -183,7 +183,7 @@ class ObjectStore:
             return
         measured = measure(content, self.client.options.part_bytes)
         if record is not None and measured.record != record:
-            raise RepositoryError(f"{content} was changed meanwhile", hint="Run the command again.")
+            raise RepositoryError(f"{content} was changed at the same time", hint="Run the command again.")
         if new and self.client.head(key) is not None:
             raise ChangedMeanwhileError(key)
         folder, _, file = key.rpartition("/")
@@ -221,7 +221,7 @@ class ObjectStore:
                 ledger = read_ledger(self.client, model)
             except RepositoryError:
                 key = ledger_key(model)
-                action = f"set aside as {key}.damaged and begun anew from the versions that are there"
+                action = f"set aside as {key}.damaged and rebuilt from the versions"
                 begin = functools.partial(self._begin_ledger_anew, model)
                 yield Step(key, action, StepKind.RECORD, begin)
                 try:

@@ -115,7 +115,7 @@ def object_record(store: ObjectClient, key: str, fact: ObjectFact) -> FileRecord
         fact: size and mark of the object, from a listing.
 
     Raises:
-        RepositoryError: it cannot be read, or changed meanwhile.
+        RepositoryError: it cannot be read, or changed during the read.
     """
     digest = hashlib.sha256()
     for part in read_parts(store, key, fact):

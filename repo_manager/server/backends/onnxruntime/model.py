@@ -1,8 +1,8 @@
 """Triton's `onnxruntime` backend on top of its Python backend (no repo_manager here: it runs in Triton's stub).
 
-It serves the repositories of the native C++ backend unchanged. What is done for speed: a request that comes alone is
-run on the shared memory that it is in; the requests of a batch are joined by one copy into a buffer kept; nothing that
-is the same for every request is asked of Python twice.
+It serves the repositories of the native C++ backend unchanged. For speed, a single request runs on its own shared
+memory. The requests of a batch are joined by one copy into a buffer that is kept. Values that are the same for every
+request are read from Python once.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def test_a_failure_in_the_last_cluster_takes_all_back(
     [
         (("k8s://models/rel?context=asia",), "Context 'asia' not found"),
         (("k8s://models/rel",), "No Kubernetes cluster is configured"),
-        ((EU, "grpc://h:1"), "stands for a whole deployment"),
-        (("kserve://models/digits?context=eu", "http://h:1"), "stands for a whole deployment"),
+        ((EU, "grpc://h:1"), "is a whole deployment"),
+        (("kserve://models/digits?context=eu", "http://h:1"), "is a whole deployment"),
     ],
 )
 def test_what_names_no_cluster_is_refused(
