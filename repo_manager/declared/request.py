@@ -76,7 +76,7 @@ class FetchedSource:
     """A source that was fetched from a URL.
 
     Attributes:
-        path: where it is meanwhile.
+        path: its temporary place.
         opened: what `add` takes in place of the path, so that the manifest names the URL; its text is what is shown.
     """
 

@@ -51,7 +51,7 @@ def compare_recorded(
     """Compare the responses to a sample's requests with the recorded ones, in order.
 
     Args:
-        golden: the recorded sample.
+        golden: the sample recorded with the version.
         answers: of each request the responses, as many as were recorded.
         config: says which shapes the outputs have where they are reshaped.
         tolerance: largest accepted error of each output.
@@ -78,7 +78,7 @@ def unlike_counts(golden: Golden, answers: Sequence[Sequence[Mapping[str, Array]
     """Say which requests were answered with more or fewer responses than recorded.
 
     Args:
-        golden: the recorded sample.
+        golden: the sample recorded with the version.
         answers: responses to each of its requests.
     """
     several = len(golden.exchanges) > 1

@@ -165,7 +165,7 @@ def requests_of(golden: Golden, config: ModelConfig) -> list[dict[str, Array]]:
     """Return a sample's requests as the configuration wants them. Inputs that it does not have are left out.
 
     Args:
-        golden: the recorded sample.
+        golden: the sample recorded with the version.
         config: configuration that the server runs the model with.
     """
     batched = config.max_batch_size > 0
