@@ -239,11 +239,14 @@ def json_page() -> str:
 
 
 def json_paths(command: str) -> dict[str, str]:
-    """Return every key of a command's documents, with those of nested objects: `form: key.inner[]` -> its type."""
+    """Return every key of a command's documents, with those of nested objects: `number: key.inner[]` -> its type.
+
+    The number is that of the form, where a command has several.
+    """
     schema = json_schemas()[command]
     found: dict[str, str] = {}
-    for form in schema["anyOf"][:-1]:
-        start = f"{form['title']}: " if "title" in form else ""
+    for number, form in enumerate(schema["anyOf"][:-1]):
+        start = f"{number}: " if "title" in form else ""
         for path, kind in _walk(form, schema["$defs"], "", ()):
             found[f"{start}{path}"] = kind
     return found

@@ -18,6 +18,8 @@ from repo_manager.repository.configuration import set_served_versions
 from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.template import url_of_pod
 
+pytest.importorskip("lightkube", reason="needs the extra [k8s]")
+
 RELEASE = "k8s://models/rel"
 
 

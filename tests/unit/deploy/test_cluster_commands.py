@@ -15,6 +15,8 @@ from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
 from repo_manager.rollout.targets import api as cluster_api
 
+pytest.importorskip("lightkube", reason="needs the extra [k8s]")
+
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:

@@ -106,6 +106,7 @@ def test_the_line_is_that_of_the_field_that_is_meant(what: str, line: int | None
 
 
 def test_the_hook_runs_and_is_one_for_pre_commit(repository: Path) -> None:
+    pytest.importorskip("pre_commit")
     manifest = ROOT / ".pre-commit-hooks.yaml"
     command = [sys.executable, "-m", "pre_commit", "validate-manifest", str(manifest)]
     subprocess.run(command, check=True, timeout=60)

@@ -114,6 +114,7 @@ def test_only_a_snapshot_can_be_kept(tmp_path: Path, snapshots: list[Path], cach
 def test_signatures_are_checked_where_it_is_served(
     snapshots: list[Path], cache: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
+    pytest.importorskip("model_signing", reason="needs the extra [sign]")
     private, public = keys
     with pytest.raises(RepositoryError, match="scale:1 is not signed"):
         fetch(snapshots[0], cache, signed_by=[public])
