@@ -120,6 +120,17 @@ def hidden(root: Path) -> None:
     (root / "m/1/.git/hook").write_text("x")
 
 
+def bytecode(root: Path) -> None:
+    (root / "m/1/__pycache__").mkdir()
+    (root / "m/1/__pycache__/model.cpython-311.pyc").write_bytes(b"x")
+
+
+def hard_link(root: Path) -> None:
+    (root / "m/1/model.onnx").unlink()
+    (root.parent / "other").write_bytes(b"other")
+    (root / "m/1/model.onnx").hardlink_to(root.parent / "other")
+
+
 def config_of(root: Path, old: str, new: str) -> None:
     text = (root / "m/config.pbtxt").read_text()
     assert old in text
@@ -140,6 +151,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an added file": (lambda r: (r / "m/1/extra.so").write_text("x"), "added: extra.so"),
     "an added file that git would ignore": (lambda r: (r / "m/1/.gitignore").write_text("x"), "not covered"),
     "an added hidden folder": (hidden, "not covered"),
+    "bytecode in the place of the code": (bytecode, "added: __pycache__/model.cpython-311.pyc"),
+    "a hard link to another content": (hard_link, "changed: model.onnx"),
     "a missing file": (lambda r: (r / "m/1/model.onnx.data").unlink(), "missing: model.onnx.data"),
     "a missing manifest": (lambda r: (r / "m/1/manifest.json").unlink(), "missing: manifest.json"),
     "a link": (lambda r: (r / "m/1/l").symlink_to("/etc/passwd"), "links or special files"),
@@ -171,6 +184,18 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another backend for the same files": (
         lambda r: config_of(r, 'backend: "onnxruntime"', 'backend: "python"'),
         "by other code.*backend",
+    ),
+    "another backend, in escapes": (
+        lambda r: config_of(r, '"onnxruntime"', "'\\160\\171' 'thon'"),
+        "by other code.*backend",
+    ),
+    "a warm-up that reads a file elsewhere": (
+        lambda r: append(
+            r,
+            'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 '
+            'input_data_file: "../../passwd" } } }',
+        ),
+        "by other code.*model_warmup",
     ),
     "another model file": (
         lambda r: append(r, 'default_model_filename: "model.onnx.data"'),
@@ -232,6 +257,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a first state": (lambda r: beside(r, "initial_state/state"), "nobody signed.*initial_state/state"),
     "a file deep in a folder": (lambda r: beside(r, "a/b/c.so"), "nobody signed.*a/b/c.so"),
     "a hidden file beside the versions": (lambda r: beside(r, ".hidden"), "nobody signed.*.hidden"),
+    "another spelling of the version's number": (lambda r: beside(r, "01/model.onnx"), "nobody signed.*01/model.onnx"),
     "a folder that Triton takes for a version": (lambda r: beside(r, "1.tmp/model.onnx"), "nobody signed.*1.tmp"),
     "a link beside the versions": (lambda r: (r / "m/x.so").symlink_to("/etc/passwd"), "links or special files"),
     "a linked folder beside the versions": (lambda r: (r / "m/x").symlink_to("/etc"), "links or special files"),
