@@ -7,6 +7,7 @@ import itertools
 import json
 import socket
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 
 from repo_manager.loadtest.wire.base import RECEIVE_BYTES, WireConnection
@@ -17,6 +18,9 @@ __all__ = ["HttpConnection", "http_request"]
 
 _JOIN_BELOW_BYTES = 65_536
 _KEPT_BODY_BYTES = 4096
+_COMPARED_BODY_BYTES = 16  # of the usual answer's body: as far as `{"model_name":`
+_ANSWER_KEYS = (b'"outputs"', b'"model_name"')
+_GZIP_OR_ZLIB = 47
 _KNOWN_HEADS = 256
 _HEAD_BYTES = 65_536
 _LENGTH_DIGITS = 18
@@ -82,9 +86,9 @@ class HttpConnection(WireConnection):
         self._chunks: _Chunks | None = None  # where the body is, if it comes in chunks
         self._status = 0
         self._keep_alive = True
-        self._error_body = b""
+        self._body = b""  # the beginning of the answer's body
         self._heads: dict[bytes, tuple[int, int, bool]] = {}
-        self._usual_head = b""  # of the last good answer, its blank line included
+        self._usual_head = b""  # of the last good answer: its header block, and how its body begins
         self._usual_bytes = -1  # length of that answer
 
     def take_lanes(self, lanes: list[Lane]) -> None:
@@ -191,7 +195,7 @@ class HttpConnection(WireConnection):
                 self._send_now()
         elif not count:
             self._fail_all("the server closed the connection")
-        elif self._missing > count and self._status == 200:
+        elif self._missing > count and self._status == 200 and len(self._body) >= _KEPT_BODY_BYTES:
             self._missing -= count  # a piece of a large body, which nobody looks at
         else:
             self._take(bytes(_SCRATCH_VIEW[:count]), now_ns)
@@ -222,9 +226,9 @@ class HttpConnection(WireConnection):
             if len(self._heads) < _KNOWN_HEADS:
                 self._heads[head] = known
         self._status, length, self._keep_alive = known
-        self._error_body = b""
+        self._body = b""
         if length == _CHUNKED:
-            self._chunks = _Chunks(0 if self._status == 200 else _KEPT_BODY_BYTES)
+            self._chunks = _Chunks(_KEPT_BODY_BYTES)
             self._take_chunks(self._chunks, data[cut + 4 :], now_ns)
             return
         if length < 0:
@@ -232,14 +236,16 @@ class HttpConnection(WireConnection):
             return
         self._missing = length
         if self._status == 200 and self._keep_alive:
-            self._usual_head, self._usual_bytes = data[: cut + 4], cut + 4 + length
+            begin = cut + 4
+            self._usual_head, self._usual_bytes = data[: begin + _COMPARED_BODY_BYTES], begin + length
         self._take_body(data, cut + 4, now_ns)
 
     def _take_body(self, data: bytes, begin: int, now_ns: int) -> None:
-        """Count the body bytes from `begin` on. Only an error's body is kept."""
+        """Count the body bytes from `begin` on, and keep the first ones."""
         self._missing -= len(data) - begin
-        if self._status != 200 and len(self._error_body) < _KEPT_BODY_BYTES:
-            self._error_body += data[begin:]
+        room = _KEPT_BODY_BYTES - len(self._body)
+        if room > 0:
+            self._body += data[begin : begin + room]
         if self._missing > 0:
             return
         if not self.in_flight or self._missing < 0:
@@ -256,7 +262,7 @@ class HttpConnection(WireConnection):
             return
         if chunks.done:
             self._chunks = None
-            self._error_body = chunks.kept
+            self._body = chunks.kept
             if self.in_flight:
                 self._finish(now_ns)
             else:
@@ -268,12 +274,14 @@ class HttpConnection(WireConnection):
         closing = not self._keep_alive
         if closing:
             self.usable = False
+        problem = _problem_of(self._status, self._body)
         if self._lane is not None:
-            self._note_sequence(self._lane, now_ns, is_good=self._status == 200)
-        if self._status == 200:
+            self._note_sequence(self._lane, now_ns, is_good=problem is None)
+        if problem is None:
             again = self._sink.completed(self, [now_ns - self._start_ns], now_ns)
         else:
-            again = self._sink.failed(self, 1, _error_text(self._status, self._error_body), now_ns)
+            self._usual_bytes = -1
+            again = self._sink.failed(self, 1, problem, now_ns)
         if again:
             self._send_now()
         if closing:
@@ -354,6 +362,27 @@ def _parse_head(head: bytes) -> tuple[int, int, bool]:
         elif name == b"connection":
             keep = value != b"close"
     return status, _CHUNKED if chunked else length, keep
+
+
+def _problem_of(status: int, body: bytes) -> str | None:
+    """Return what is wrong with an answer, by its status and the beginning of its body. `None`: nothing."""
+    if status != 200:
+        return _error_text(status, body)
+    text = _uncompressed(body).lstrip()
+    if text[:1] == b"{" and any(key in text for key in _ANSWER_KEYS):
+        return None
+    shown = text[:100].decode("utf-8", "replace").strip()
+    return f"HTTP 200 with a body that is no inference answer: {shown!r}: is a proxy or a login page in between?"
+
+
+def _uncompressed(body: bytes) -> bytes:
+    """Return the beginning of a body that may be compressed."""
+    if body[:1] == b"{":
+        return body
+    try:
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, _KEPT_BODY_BYTES)
+    except zlib.error:
+        return body
 
 
 def _error_text(status: int, body: bytes) -> str:

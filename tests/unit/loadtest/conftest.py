@@ -19,6 +19,13 @@ from repo_manager.loadtest.worker.recorder import Recorder, Slice
 from repo_manager.loadtest.worker.schedule import Job, Schedule
 from repo_manager.tls import TlsFiles
 
+ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'
+NONSENSE = {
+    "empty": b"",
+    "page": b"<html><body>Please log in</body></html>",
+    "error at 200": b'{"error":"the model is on fire"}',
+    "as long as an answer": b"x" * len(ANSWER),
+}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -113,19 +120,23 @@ class ScriptedHttp(Scripted):
                 answer = b'{"error":"the model is on fire"}'
                 sock.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
             elif action == "split":
-                for piece in (b"HTTP/1.1 200 OK\r\nConte", b"nt-Length: 6\r\n\r", b"\nab", b"cdef"):
+                head = (b"HTTP/1.1 200 OK\r\nConte", b"nt-Length: %d\r\n\r" % len(ANSWER))
+                for piece in (*head, b"\n" + ANSWER[:2], ANSWER[2:]):
                     sock.sendall(piece)
                     time.sleep(0.005)
             elif action == "goodbye":
-                sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+                sock.sendall(
+                    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+                )
                 return
             elif action == "large":
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000))
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + ANSWER.ljust(3_000_000))
             elif action == "cut":
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + bytes(1_000_000))
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + ANSWER.ljust(1_000_000))
                 return
             elif action == "chunked":
-                sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+                head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                sock.sendall(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(ANSWER), ANSWER))
             elif action == "chunked error":
                 head = b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n14;x=1\r"
                 body = (b'\n{"error":"the mod', b"el", b" \r\n0a\r\nis on fire", b'\r\n2\r\n"}\r\n0\r\nX: y\r\n\r\n')
@@ -137,7 +148,8 @@ class ScriptedHttp(Scripted):
             elif action == "untold":
                 sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nok")
             else:
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                body = NONSENSE.get(action, ANSWER)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
 class ScriptedGrpc(Scripted):

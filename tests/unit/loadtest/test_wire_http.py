@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import gzip
+import zlib
+
 import pytest
 
+from repo_manager.loadtest.wire.http import _problem_of
 from repo_manager.loadtest.worker.schedule import Schedule
+
+ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'
 
 
 def test_good_answers_are_counted_and_bodies_rotate(http_server, load):
@@ -56,6 +62,22 @@ def test_a_broken_answer_is_an_error_and_the_load_goes_on(http_server, load, act
     assert words in result.messages[0][0]
     assert result.latencies.count > 5
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("action", ["empty", "page", "error at 200", "as long as an answer"])
+def test_a_body_that_is_no_answer_is_an_error_whatever_the_status(http_server, load, action):
+    server = http_server(lambda n: action if n in (3, 4, 9) else "ok")
+    result = load("http", server.port).run(0.3)
+    ((message, count),) = result.messages
+    assert (count, message.startswith("HTTP 200 with a body that is no inference answer")) == (3, True)
+    assert result.latencies.count == server.requests - 3 > 5
+    assert server.connections == 1
+
+
+def test_compressed_answers_are_answers(http_server, load):
+    for pack in (zlib.compress, gzip.compress):
+        assert _problem_of(200, pack(ANSWER)) is None
+        assert _problem_of(200, pack(b"<html>"))
 
 
 def test_a_silent_server_is_a_timeout(http_server, load):
