@@ -20,7 +20,14 @@ class Ended(NamedTuple):
 
 Run = Callable[..., Ended]
 # Packages that a file of tests may import at its start -> the extra that brings them.
-EXTRAS = {"PIL": "images", "cryptography": "sign", "lightkube": "k8s", "model_signing": "sign", "obstore": "cloud"}
+EXTRAS = {
+    "PIL": "images",
+    "cryptography": "sign",
+    "kubernetes_validate": "dev",
+    "lightkube": "k8s",
+    "model_signing": "sign",
+    "obstore": "cloud",
+}
 
 
 @pytest.hookimpl(wrapper=True)
