@@ -57,9 +57,9 @@ def planned(
 ) -> Iterator[tuple[ModelPlan, ...]]:
     """Plan, and keep a second `apply` of a local repository out until the block ends.
 
-    A plan that is shown and executed inside one block is the plan shown. The kernel releases the lock when its holder
-    dies. There is no lock for a repository that does not exist yet or is in object storage, where each change is
-    atomic, and for a read-only one, in which a change fails on its own.
+    Inside one block, the executed plan is the shown one. The kernel releases the lock when its holder dies. There is
+    no lock for a repository that does not exist yet or is in object storage, where each change is atomic, and for a
+    read-only one, in which a change fails on its own.
 
     Args:
         declaration: the file, read and checked.

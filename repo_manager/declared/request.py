@@ -77,7 +77,7 @@ class FetchedSource:
 
     Attributes:
         path: its temporary place.
-        opened: what `add` takes in place of the path, so that the manifest names the URL; its text is what is shown.
+        opened: the source for `add` in place of the path, so that the manifest names the URL. Its text is shown.
     """
 
     path: Path

@@ -215,7 +215,7 @@ class _Runner:
         module = reference.partition(":")[0]
         if not any(f"{module}.".startswith(f"{allowed}.") for allowed in self.options.code_modules):
             raise UsageError(
-                f"{what} is no file, and a file that is applied runs no code",
+                f"{what} is not a file, and an applied file runs no code",
                 hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code, or "
                 "code_modules in the settings.",
             )

@@ -186,7 +186,7 @@ def _report(
 def _prune_permuted(
     model: Model, data: CalibrationData, options: PruneOptions, progress: Progress
 ) -> tuple[onnx.ModelProto, PruneReport]:
-    """Permute channels, see that the dense model answers as before, and prune what comes out."""
+    """Permute channels, check that the dense model answers as before, and prune the result."""
     chosen = choose(model, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     found = permuted(draft_of(model), [_stored_name(uses[0]) for uses in chosen.uses.values()], options.seed)
     with work_folder("repo-manager-permute-") as folder:

@@ -141,7 +141,7 @@ def transfer_progress(
 ) -> Callable[[int], None]:
     """Return a function that takes the number of new bytes and reports the sum, once `every_s` at most.
 
-    A transfer that takes less than that is not spoken of.
+    A shorter transfer is not reported.
 
     Args:
         report: called with one line per step.

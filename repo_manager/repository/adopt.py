@@ -50,7 +50,7 @@ class Adoption:
 def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
     """Write a manifest into each version that has none, from what is there now.
 
-    Nothing else changes. The record says `"adopted": true`: where the content came from is not known.
+    Nothing else changes. The record says `"adopted": true`: the origin of the content is unknown.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.

@@ -174,7 +174,7 @@ def record_deployment(
 
 
 def record_rollout(repository: Location, name: str, record: RolloutRecord) -> None:
-    """Keep a roll-out that failed in the history. What is served is what was served before.
+    """Keep a failed roll-out in the history. The served versions do not change.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.

@@ -241,7 +241,7 @@ class _Remote:
 
 
 def _start_of(answer: Any, there: int) -> int:
-    """Return where the body of a response begins in the file.
+    """Return the place in the file at which the body of a response begins.
 
     Raises:
         TransientError: elsewhere than was asked for.

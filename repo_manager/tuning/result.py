@@ -87,7 +87,7 @@ class TuneOptions:
                 "there is nothing to tune for", hint='Give a limit (--slo "p99<20ms"), or a rate (--rate 300), or both.'
             )
         if self.objective == "latency" and self.rate is None:
-            raise UsageError("the lowest p99 is sought at a rate, and none is given", hint="Give one: --rate 300.")
+            raise UsageError("the lowest p99 needs a rate, but none is given", hint="Give one: --rate 300.")
         if self.objective == "throughput" and self.rate is not None:
             raise UsageError("the largest rate is sought, and a rate is given", hint="Leave --rate out.")
         check_gates(gates)

@@ -24,12 +24,12 @@ class Trial:
     """One setting, measured.
 
     Attributes:
-        setting: which.
-        is_better: it holds more than what it was held against. The first one always is.
+        setting: the measured setting.
+        is_better: it beats the trial that it was compared with. The first one always does.
         value: what is sought of it (the largest rate that holds, in requests a second, or the p99 in nanoseconds).
             `None` where it was given up before known.
         reason: what decided, with its numbers.
-        seconds: what the measuring took.
+        seconds: duration of the measurement.
         against: the value that it had to hold. `None` for the first one.
         model: whose setting that is, where there are several.
         state: the settings of all models, where there are several. Empty for one.

@@ -165,8 +165,8 @@ class HttpConnection(WireConnection):
     def on_readable(self) -> None:
         """Read and handle what the server sent.
 
-        A plain socket is read into the same memory again and again. Mostly what came is the whole of an answer with
-        the header block of the last good one. Every step of that case is a part of what the client costs a request.
+        A plain socket is read into the same memory again and again. Most reads hold a whole answer with the header
+        block of the last good one. Every step of that case adds to the client's cost per request.
         """
         if self._receive_into is None:
             data = self._received_now()

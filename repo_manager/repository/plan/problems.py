@@ -50,7 +50,7 @@ def readable_config(view: ModelView) -> ModelConfig | None:
 
 
 def work_problems(view: ModelView) -> Iterator[Problem]:
-    """Say what is wrong with versions that are being published or removed."""
+    """List the problems of versions that are being published or removed."""
     config = readable_config(view)
     open_policy = config is None or isinstance(version_policy(config), str)
     for work in view.work:

@@ -106,7 +106,7 @@ def check_leaving(
 def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: Location) -> tuple[SnapshotModel, ...]:
     """Return what the snapshot of a roll-out holds: what is served, with the new version in the place of the old.
 
-    Of an undeployment, it is what is served without what leaves.
+    For an undeployment, the model or version that leaves is left out.
 
     Models that the new version needs are added if they are not served, with the versions of their policies, else the
     newest. Versions that ensembles ask for by number are added, too. A server does not become ready with an ensemble

@@ -84,7 +84,7 @@ def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) 
 
 
 def is_cluster(target: object) -> bool:
-    """Return whether a target names something in a cluster, rather than servers."""
+    """Return whether a target is in a cluster."""
     return isinstance(target, str) and target.startswith(CLUSTERS)
 
 

@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 def upload_files(
     store: ObjectClient, folder: str, files: Mapping[str, tuple[Path, Measured]], progress: Progress
 ) -> tuple[str, ...]:
-    """Send files. Those that are there already, whole and right, are not sent again.
+    """Send files. Complete and correct ones are not sent again.
 
     Args:
         store: store of the repository.
@@ -156,7 +156,7 @@ def save_object(
     *,
     resume: bool | None = None,
 ) -> None:
-    """Write an object to a file. What an interrupted attempt has left there is kept and gone on from.
+    """Write an object to a file. It continues with the rest of an interrupted attempt.
 
     Args:
         store: store of the repository.
