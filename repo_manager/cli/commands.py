@@ -100,7 +100,7 @@ def _process(parameter: Any, convert: Callable[[Any, Any], Any], hint: Any, ctx:
     """Return a parameter's value, converted by Typer only where needed."""
     if value is None and not parameter.required:
         taken: object = None
-    elif type(value) in (int, float) and value is parameter.default:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value is parameter.default:
         taken = value
     elif (kind := _plain_kind(hint, value)) is None:
         return convert(ctx, value)
