@@ -126,8 +126,12 @@ class Bounds:
     least_batch: int = 0
 
 
-def setting_of(config: ModelConfig) -> Setting:
+def setting_of(config: ModelConfig, name: str | None = None) -> Setting:
     """Return what can be tuned of a configuration.
+
+    Args:
+        config: configuration of the model (config.pbtxt).
+        name: name of the model, for the error. `None` takes the one in the configuration, which may be empty.
 
     Raises:
         UsageError: the model is of a kind that cannot be tuned.
@@ -141,13 +145,13 @@ def setting_of(config: ModelConfig) -> Setting:
     kind = next((kind for kind, holds in kinds.items() if holds), None)
     if kind is not None:
         raise UsageError(
-            f"{config.name} is {kind}, which cannot be tuned",
+            f"{name or config.name} is {kind}, which cannot be tuned",
             hint="Tune the models that it is made of." if "ensemble" in kind else None,
         )
     groups = message.instance_group
     if len(groups) > 1:
         raise UsageError(
-            f"{config.name} has {len(groups)} instance groups, expected one",
+            f"{name or config.name} has {len(groups)} instance groups, expected one",
             hint="Which of them should grow is not known: set their counts by `repo-manager config`.",
         )
     batching = message.dynamic_batching

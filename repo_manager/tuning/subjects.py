@@ -106,7 +106,7 @@ def read_subjects(
         names = ", ".join(sorted(unknown))
         raise UsageError(f"--set {names}:...: no such model is tuned", hint=f"Models: {', '.join(models)}.")
     for name in tunable:
-        setting_of(models[name].config)
+        setting_of(models[name].config, name)
     return Subjects(tuple(versions), models, tunable)
 
 

@@ -121,3 +121,9 @@ def test_what_was_left_out_is_named_with_its_reason() -> None:
     assert "queue_delay, preferred, threads: not among what was to be searched (--search)" in said
     assert "max_batch_size 1, 2, 4: the search did not get there" in said
     assert any(text.startswith("batches of 16: one takes longer than the limit") for text in said)
+
+
+def test_a_refusal_names_a_model_whose_configuration_has_no_name() -> None:
+    nameless = parse_config('backend: "python" model_transaction_policy { decoupled: true }')
+    with pytest.raises(UsageError, match="repeat is decoupled"):
+        setting_of(nameless, "repeat")
