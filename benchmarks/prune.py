@@ -35,7 +35,7 @@ from repo_manager.precision.calibration.data import data_of_samples
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.pruning.calibrate import workers
 from repo_manager.pruning.moments import Moments
-from repo_manager.pruning.solve import best_damping, solve
+from repo_manager.pruning.solve import best_damping, judged_rows, solve
 
 BAR = 4.0
 PART = 512  # columns that arrive at a time
@@ -61,8 +61,9 @@ def solved(given: Array, weights: Array, answers: Array) -> None:
         moments = Moments(len(weights), weights.shape[1], pool)
         for place, start in enumerate(range(0, len(given), PART)):
             part = slice(start, start + PART)
-            moments.add(given[part].copy(), answers[part], judging=place % 4 == 3)
-        parts = moments.parts(weights, centred=True)
+            before = given[part] if moments.reads_dense_inputs else None
+            moments.add(given[part].copy(), answers[part], before, judging=place % 4 == 3)
+        parts = moments.parts(weights, judged_rows(len(weights)), centred=True)
         assert parts is not None
         solve(moments.whole(weights, centred=True), pool, best_damping(*parts))
 

@@ -22,7 +22,7 @@ from repo_manager.optional import deferred
 from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.pruning.layers import Layer
 from repo_manager.pruning.moments import Moments
-from repo_manager.pruning.solve import best_damping, solve
+from repo_manager.pruning.solve import best_damping, judged_rows, solve
 from repo_manager.pruning.stream import Graph, Stream
 from repo_manager.sparsity.pattern import valid_groups
 from repo_manager.types import Digest
@@ -42,7 +42,8 @@ Progress = Callable[[float, str], None]
 _DEFAULT_DAMPING = 0.01
 _JUDGING_EVERY = 4  # samples
 _COLUMNS_A_WEIGHT, _COLUMNS_AT_LEAST = 8, 8192
-_VERSION = 1  # of the solver: a journal of another one is of no use
+_PASSES = 12  # over all rows, in products with the Hessian
+_VERSION = 2  # of the solver: a journal of another one is of no use
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
     journal = Journal.opened(run.key(layers), run.options.work)
     unsolved = {layer.name: layer for layer in layers}
     solved: dict[str, Solved] = {}
-    costs = {layer.name: float(layer.columns) ** 2 * (layer.columns + layer.outputs + 8192) for layer in layers}
+    costs = {layer.name: _cost(layer, run.samples.count) for layer in layers}
 
     def tell(layer: Layer) -> None:
         progress(sum(costs[name] for name in solved) / sum(costs.values()), layer.label)
@@ -219,6 +220,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
             tell(layer)
             solved[layer.name] = result = _known_or_solved(layer, moments, run, journal)
             pruned.weights.update(replacements(layer, result, run.graph.draft.weights, run.store))
+            pruned.changed = True
             del unsolved[layer.name]
         tell(group[-1])
 
@@ -267,7 +269,7 @@ def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _
 
 
 def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], store: WeightStore) -> dict[str, Weight]:
-    """Return the constants that a solved layer changes, by name, as they are stored.
+    """Return the constants that a solved layer changes, by name, as they are stored. They are computed when read.
 
     Args:
         layer: the layer that was solved.
@@ -276,13 +278,20 @@ def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], st
         store: reads the values of constants.
     """
     weight = weights[layer.name]
-    found = {layer.name: weight_of_array(layer.stored(solved.matrix, store), weight.data_type)}
+    found = {layer.name: replace(weight, load=lambda: layer.stored(solved.matrix, store))}
     if layer.shift is not None:
         before = weights[layer.shift.name]
         values = before.load()
         after = values.astype(np.float64) + layer.shift.sign * solved.shift.reshape(values.shape)
         found[layer.shift.name] = weight_of_array(after.astype(values.dtype), before.data_type)
     return found
+
+
+def _cost(layer: Layer, samples: int) -> float:
+    """Return about how many operations a layer takes: its sums, its solution, and its share of both runs."""
+    columns, outputs = float(layer.columns), layer.outputs
+    sums = max(_COLUMNS_AT_LEAST, _COLUMNS_A_WEIGHT * columns) * columns * (columns + outputs)
+    return sums + columns**2 * (columns + _PASSES * outputs) + 4.0 * samples * (layer.macs or 0)
 
 
 def _within(ready: Sequence[Layer], keep_bytes: int) -> list[Layer]:
@@ -313,11 +322,12 @@ def _observe(
     seen = {use.value for layer in group for use in layer.uses}
     wanted = {use.output for layer in group for use in layer.uses}
     ahead = free | dense.done | run.graph.needed_for(wanted)
-    answers = dense.advance(ahead, wanted | seen if dense is pruned else wanted, run.pool, run.width)
+    answers = dense.advance(ahead, wanted | seen, run.pool, run.width)
     inputs = answers if dense is pruned else pruned.advance(free, seen, run.pool, run.width)
     pairs = ((both, both) for both in answers) if dense is pruned else zip(inputs, answers, strict=True)
     summed = [layer for layer in group if layer.name not in journal]
-    moments = {layer.name: Moments(layer.outputs, layer.columns, run.pool) for layer in summed}
+    same = dense is pruned or not pruned.changed
+    moments = {layer.name: Moments(layer.outputs, layer.columns, run.pool, same=same) for layer in summed}
     biases = {
         layer.name: np.zeros(1, np.float32)
         if layer.bias is None
@@ -335,8 +345,12 @@ def _observe(
                         f"layer '{layer.label}' has values that are not finite on sample {number + 1}",
                         hint="Look at that sample: the model itself overflows on it.",
                     )
+                before = None
+                if moments[layer.name].reads_dense_inputs:
+                    random = np.random.default_rng([run.options.seed, number, place])
+                    before, _ = use.of(outputs[use.value], outputs[use.output], limit, random)
                 judging = number % _JUDGING_EVERY == _JUDGING_EVERY - 1
-                moments[layer.name].add(columns, answered - biases[layer.name], judging=judging)
+                moments[layer.name].add(columns, answered - biases[layer.name], before, judging=judging)
     return moments
 
 
@@ -353,7 +367,7 @@ def _solve(layer: Layer, moments: Moments, run: Run) -> Solved:
     dense, centred = layer.matrix(run.store), layer.shift is not None
     damping = run.options.damping
     if damping is None:
-        parts = moments.parts(dense, centred=centred)
+        parts = moments.parts(dense, judged_rows(len(dense)), centred=centred)
         damping = _DEFAULT_DAMPING if parts is None else best_damping(*parts)
         del parts
     solution = solve(moments.whole(dense, centred=centred), run.pool, damping)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
 from repo_manager.files import work_folder
-from repo_manager.onnx_model.draft import Weight, weight_of_array
+from repo_manager.onnx_model.draft import Weight
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.source import draft_of
@@ -319,9 +319,13 @@ def _layers_of(chosen: Chosen, graph: Graph) -> list[Layer]:
 
 
 def _by_magnitude(layer: Layer, run: Run) -> Weight:
-    matrix = layer.matrix(run.store)
-    pruned, _, _ = magnitude_prune(matrix, 1)
-    return weight_of_array(layer.stored(pruned, run.store), run.graph.draft.weights[layer.name].data_type)
+    """Return a layer's weight as magnitude pruning has it, made when it is read."""
+
+    def load() -> Array:
+        pruned, _, _ = magnitude_prune(layer.matrix(run.store), 1)
+        return layer.stored(pruned, run.store)
+
+    return replace(run.graph.draft.weights[layer.name], load=load)
 
 
 def _record(layer: Layer, solved: Solved, run: Run) -> PrunedLayer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from repo_manager.sparsity.pattern import GROUP, two_four_mask
 __all__ = [
     "BLOCK",
     "DOUBLE_UP_TO",
-    "FIRST_FIT_STEPS",
     "PAIRS",
     "Array",
     "Problem",
@@ -22,16 +21,16 @@ __all__ = [
     "dot",
     "errors_of",
     "fit",
-    "fit_roughly",
 ]
 
 Array = NDArray[Any]
 PAIRS = np.array(list(itertools.combinations(range(GROUP), 2)))
+_PLACES = np.arange(GROUP)[:, None]
 _FIRST, _SECOND = np.triu_indices(GROUP)  # the ten products of a group's four values
 BLOCK = 64  # columns whose updates are collected before one matrix product carries them to the others
 DOUBLE_UP_TO = 384  # columns: small problems are solved in float64, at no cost that one would notice
-_MAX_FIT_STEPS, FIRST_FIT_STEPS = 24, 8
-_FITTED = 3e-3  # of the first residual
+_MAX_FIT_STEPS = 24
+_FITTED = 0.1  # of the first residual: 1 % of what the fit can gain is left then
 _EXACT_ROWS = 64  # rows of exact fits at a time
 _DEAD, _DEAD_SHARE = 1e-6, 1e-3
 
@@ -59,10 +58,6 @@ class Problem:
         if mean == 0:  # no input says anything: magnitudes decide
             return np.ones(len(diagonal))
         return share * mean * np.where(diagonal > _DEAD * mean, 1.0, _DEAD_SHARE)
-
-    def rows(self, chosen: Array) -> Problem:
-        """Return the problem of some rows."""
-        return replace(self, dense=self.dense[chosen], target=self.target[chosen], energy=self.energy[chosen])
 
 
 @dataclass(frozen=True)
@@ -92,13 +87,12 @@ class _Choice:
         """Return it in another type."""
         return _Choice(self.costs.astype(real), self.answers.astype(real))
 
-    def pick(self, group: int, values: Array, *, cheapest: bool) -> tuple[Array, Array]:
-        """Return, for each column of `values` `[4, N]`, the cost and the answer of the best pair."""
+    def pick(self, group: int, values: Array, *, cheapest: bool) -> Array:
+        """Return, for each column of `values` `[4, N]`, the answer of the best pair, `[4, N]`."""
         costs = self.costs[group] @ (values[_FIRST] * values[_SECOND])
         choice = costs.argmin(axis=0) if cheapest else costs.argmax(axis=0)
-        answers = (self.answers[group] @ values).reshape(len(PAIRS), GROUP, -1)
-        here = np.arange(values.shape[1])
-        return costs[choice, here], answers[choice, :, here].T
+        answers = self.answers[group] @ values
+        return np.asarray(answers[GROUP * choice + _PLACES, np.arange(values.shape[1])])
 
 
 @dataclass(frozen=True)
@@ -182,10 +176,10 @@ def fit(matrix: Array, weights: Array, wanted: Array) -> Array:
     """
     if len(weights) <= DOUBLE_UP_TO:
         return _fit_exactly(matrix, weights, wanted)
-    return fit_roughly(matrix, weights, wanted, _MAX_FIT_STEPS)
+    return _fit_roughly(matrix, weights, wanted, _MAX_FIT_STEPS)
 
 
-def fit_roughly(matrix: Array, weights: Array, wanted: Array, steps: int) -> Array:
+def _fit_roughly(matrix: Array, weights: Array, wanted: Array, steps: int) -> Array:
     """Improve the values for a fixed mask by some steps of preconditioned conjugate gradients.
 
     Args:

@@ -25,27 +25,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repo_manager.pruning.quadratic import (
-    BLOCK,
-    DOUBLE_UP_TO,
-    FIRST_FIT_STEPS,
-    PAIRS,
-    Array,
-    Problem,
-    System,
-    dot,
-    errors_of,
-    fit,
-    fit_roughly,
-)
+from repo_manager.pruning.quadratic import BLOCK, DOUBLE_UP_TO, PAIRS, Array, Problem, System, dot, errors_of, fit
 from repo_manager.sparsity.pattern import GROUP, two_four_mask
 
-__all__ = ["Solution", "best_damping", "reconstruction_error", "solve"]
+__all__ = ["Solution", "best_damping", "judged_rows", "reconstruction_error", "solve"]
 
 
-_ROWS = 128  # of a chunk
+_LEAST_ROWS, _MOST_ROWS, _CHUNKS = 128, 512, 4  # of a chunk, and how many a layer of middle size has
 _MAX_SWEEPS = 8
-_WORTH = 0.01  # a sweep that gains less than this share of the error is the last one
+_WORTH = 0.02  # a sweep that gains less than this share of the error is the last one
 _ALL_TRIED_UP_TO = 16  # columns: 6^4 masks
 _ANY_ORDER_UP_TO = 128
 _RETRIED_UP_TO = 64
@@ -70,14 +58,21 @@ class Solution:
     magnitude_error: float
 
 
-def best_damping(problem: Problem, judging: Problem) -> float:
+def judged_rows(count: int) -> Array:
+    """Return the rows that a layer's damping is chosen by."""
+    return np.asarray(np.unique(np.linspace(0, count - 1, _JUDGED_ROWS).astype(int)))
+
+
+def best_damping(given: Problem, judge: Problem) -> float:
     """Return the damping with which values that are fitted to one part of the data do best on another.
 
     Few columns, or many that are alike, fix fewer weights than there are: only a pull to the dense ones helps then. The
-    masks of some rows are by magnitude here: the damping is for the values. The search goes downhill from 0.1.
+    masks are by magnitude here: the damping is for the values. The search goes downhill from 0.1.
+
+    Args:
+        given: what is fitted; some rows will do, see `judged_rows`.
+        judge: the same rows on the other part.
     """
-    rows = np.unique(np.linspace(0, len(problem.dense) - 1, _JUDGED_ROWS).astype(int))
-    given, judge = problem.rows(rows), judging.rows(rows)
     real = np.float64 if given.dense.shape[1] <= DOUBLE_UP_TO else np.float32
     start = np.where(two_four_mask(given.dense, 1), given.dense, 0).T.astype(real)
     matrix = given.moments.astype(real)
@@ -112,13 +107,14 @@ def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
     added = problem.damping(damping)
     damped = problem.moments + np.diag(added)
     system = System.of(damped, real)
+    count = min(max(_LEAST_ROWS, rows // _CHUNKS), _MOST_ROWS)
 
     def one(start: int) -> Array:
-        part = slice(start, start + _ROWS)
+        part = slice(start, start + count)
         wanted = problem.target[part] + added * problem.dense[part]
         return _solve_rows(system, np.ascontiguousarray(wanted.T, real)).T
 
-    parts = list(pool.map(one, range(0, rows, _ROWS)))
+    parts = list(pool.map(one, range(0, rows, count)))
     weights = np.concatenate(parts).astype(np.float32) + np.float32(0)  # no negative zeros
     by_magnitude = np.where(two_four_mask(problem.dense, 1), problem.dense, 0)
     return Solution(weights, reconstruction_error(problem, weights), reconstruction_error(problem, by_magnitude))
@@ -127,10 +123,10 @@ def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
 def reconstruction_error(problem: Problem, weights: Array) -> float:
     """Return the relative error of a layer's answers with other weights."""
     square = 0.0
-    for start in range(0, len(weights), _ROWS):
-        part = weights[start : start + _ROWS].astype(problem.moments.dtype)
+    for start in range(0, len(weights), _LEAST_ROWS):
+        part = weights[start : start + _LEAST_ROWS].astype(problem.moments.dtype)
         products = (part @ problem.moments).astype(np.float64)
-        products -= 2 * problem.target[start : start + _ROWS]
+        products -= 2 * problem.target[start : start + _LEAST_ROWS]
         square += float(np.einsum("ij,ij->", products, part))
     energy = float(problem.energy.sum())
     return float(np.sqrt(max(0.0, square + energy) / energy)) if energy > 0 else 0.0
@@ -143,8 +139,7 @@ def _solve_rows(system: System, wanted: Array) -> Array:
     best = system.factor.T @ (system.factor @ wanted)
     floor = -np.einsum("ij,ij->j", wanted, best)
     exact = _surgeon_in_any_order(system, best.copy()) if len(wanted) <= _ANY_ORDER_UP_TO else None
-    first = fit_roughly(system.matrix, _surgeon(system, best), wanted, FIRST_FIT_STEPS)
-    weights = _descend(system, first, wanted, floor)
+    weights = _descend(system, _surgeon(system, best), wanted, floor)
     if exact is None:
         return weights
     errors, random = errors_of(system, weights, wanted), np.random.default_rng(_SEED)
@@ -175,10 +170,13 @@ def _best_of_all(matrix: Array, wanted: Array) -> Array:
 
 def _descend(system: System, weights: Array, wanted: Array, floor: Array) -> Array:
     """Sweep until that gains little, then fit."""
+    gradient: Array = system.matrix @ weights - wanted
+    least = float(floor.sum(dtype=np.float64))
+    error = dot(weights, gradient - wanted) - least
     for _ in range(_MAX_SWEEPS):
-        gradient: Array = system.matrix @ weights - wanted
-        error = dot(weights, gradient - wanted) - float(floor.sum(dtype=np.float64))
-        if _sweep(system, weights, gradient) <= _WORTH * error:
+        _sweep(system, weights, gradient)
+        before, error = error, dot(weights, gradient - wanted) - least
+        if before - error <= _WORTH * before:
             break
     return fit(system.matrix, weights, wanted)
 
@@ -202,7 +200,7 @@ def _surgeon(system: System, weights: Array) -> Array:
         errors = np.empty((stop - start, weights.shape[1]), weights.dtype)
         for place in range(start, stop, GROUP):
             group = slice(place, place + GROUP)
-            _, multipliers = system.removal.pick(place // GROUP, weights[group], cheapest=True)
+            multipliers = system.removal.pick(place // GROUP, weights[group], cheapest=True)
             error = factor[group, group] @ multipliers
             weights[place:stop] -= factor[group, place:stop].T @ error
             errors[place - start : place - start + GROUP] = error
@@ -232,18 +230,15 @@ def _surgeon_in_any_order(system: System, weights: Array) -> Array:
     return np.ascontiguousarray(values.T)
 
 
-def _sweep(system: System, weights: Array, gradient: Array) -> float:
+def _sweep(system: System, weights: Array, gradient: Array) -> None:
     """Let each group in turn take its best two values, all others fixed. Changes both arrays.
 
     Args:
         system: of the rows.
         weights: `[K, N]`.
         gradient: A w - c.
-
-    Returns:
-        By how much the error fell.
     """
-    matrix, columns, gain = system.matrix, len(weights), 0.0
+    matrix, columns = system.matrix, len(weights)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         changes = np.empty((stop - start, weights.shape[1]), weights.dtype)
@@ -251,12 +246,10 @@ def _sweep(system: System, weights: Array, gradient: Array) -> float:
             group = slice(place, place + GROUP)
             old, block = weights[group].copy(), matrix[group, group]
             without = gradient[group] - block @ old
-            fallen, answer = system.fill.pick(place // GROUP, without, cheapest=False)
-            gain += float(fallen.sum(dtype=np.float64)) + dot(old, gradient[group] + without)
+            answer = system.fill.pick(place // GROUP, without, cheapest=False)
             change = -answer - old
             weights[group] = -answer
             gradient[start:stop] += matrix[start:stop, group] @ change
             changes[place - start : place - start + GROUP] = change
         gradient[:start] += matrix[:start, start:stop] @ changes
         gradient[stop:] += matrix[stop:, start:stop] @ changes
-    return gain

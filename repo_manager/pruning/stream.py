@@ -91,6 +91,7 @@ class Stream:
         folder: for models and values, of its own.
         keep_bytes: what is kept in memory before values go to disk.
         done: the nodes that have run.
+        changed: whether a constant is another one than at the start.
     """
 
     graph: Graph
@@ -99,6 +100,7 @@ class Stream:
     folder: Path
     keep_bytes: int
     done: frozenset[int] = frozenset()
+    changed: bool = False
     _kept: int = 0
     _number: Iterator[int] = field(default_factory=itertools.count)
 

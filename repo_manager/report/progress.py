@@ -33,6 +33,7 @@ __all__ = ["build_bar", "compare_progress", "load_progress", "share_bar", "trans
 # A build's progress: a bar on a terminal, a line every few seconds elsewhere.
 
 _LINE_EVERY_S = 10.0
+_LEAST_SHARE = 0.01  # of the whole that has to be done before the rest can be told
 
 StepReport = Callable[[str, int, int], None]
 """Told (phase, steps done, steps in all). Phases nest, the first one is the whole."""
@@ -122,9 +123,10 @@ def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str],
         def told(share: float, now: str) -> None:
             nonlocal last
             at = time.monotonic()
-            if at - last >= _LINE_EVERY_S and share > 0:
+            if at - last >= _LINE_EVERY_S:
                 last = at
-                terminal.progress(f"{title}: {share:.0%}, about {(at - began) * (1 / share - 1):.0f} s left: {now}")
+                left = f", about {(at - began) * (1 / share - 1):.0f} s left" if share >= _LEAST_SHARE else ""
+                terminal.progress(f"{title}: {share:.0%}{left}: {now}")
 
         yield told
 

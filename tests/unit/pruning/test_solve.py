@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from repo_manager.pruning.calibrate import workers
 from repo_manager.pruning.moments import Moments
 from repo_manager.pruning.quadratic import Problem
 from repo_manager.pruning.solve import Solution, solve
@@ -176,3 +177,30 @@ def test_sums_in_pieces_are_sums_of_the_whole() -> None:
     np.testing.assert_allclose(given.moments, inputs.T.astype(float) @ inputs, rtol=1e-4, atol=0.2)
     np.testing.assert_allclose(given.target, outputs.T.astype(float) @ inputs, rtol=1e-4, atol=0.2)
     np.testing.assert_allclose(given.moments, given.moments.T)
+
+
+@pytest.mark.parametrize(("outputs", "same"), [(8, False), (24, False), (24, True), (8, True)])
+def test_products_with_the_outputs_follow_from_the_dense_inputs(outputs: int, same: bool) -> None:
+    """A layer with more outputs than inputs sums up inputs only, and none twice where both models see the same."""
+    random, columns = np.random.default_rng(outputs), 12
+    given = random.normal(2.0, 1.0, (96, columns)).astype(np.float32)
+    seen = given if same else given + random.normal(0, 0.3, given.shape).astype(np.float32)
+    weights = random.normal(size=(outputs, columns)).astype(np.float32)
+    answers = given @ weights.T
+    with workers(2) as (pool, _):
+        moments = Moments(outputs, columns, pool, same=same)
+        assert moments.reads_dense_inputs == (outputs > columns and not same)
+        for place in range(0, 96, 16):
+            part = slice(place, place + 16)
+            before = given[part] if moments.reads_dense_inputs else None
+            moments.add(seen[part].copy(), answers[part], before, judging=place % 32 == 16)
+        rows = np.array([1, outputs - 1])
+        halves = moments.parts(weights, rows, centred=True)
+        problem = moments.whole(weights, centred=True)
+    x, z = seen.astype(np.float64), answers.astype(np.float64)
+    x, z = x - x.mean(axis=0), z - z.mean(axis=0)
+    assert problem.moments == pytest.approx(x.T @ x, rel=1e-4, abs=1e-3)
+    assert problem.target == pytest.approx(z.T @ x, rel=1e-4, abs=1e-3)
+    assert problem.energy == pytest.approx((z**2).sum(axis=0), rel=1e-4)
+    assert halves is not None
+    assert [half.target.shape for half in halves] == [(2, columns), (2, columns)]
