@@ -174,6 +174,14 @@ class PruneFlags:
         sets=(PruneOptions, "permute"),
         help="Reorder channels first, so that large weights do not share a group of four.",
     )
+    distill: bool = option(
+        "--distill",
+        sets=(PruneOptions, "distill"),
+        help="Then train the remaining values in PyTorch, masks fixed, against the dense model's outputs.",
+    )
+    epochs: int = option(
+        "--epochs", sets=(PruneOptions, "epochs"), min=1, help="With --distill: how often each sample is trained on."
+    )
     work: Path | None = option(
         "--work",
         metavar="FOLDER",
@@ -210,8 +218,8 @@ def prune_command(
     source, options = load_model(model), PruneOptions(**settings_of(PruneOptions, flags))
     gate = None if wanted is None else AccuracyGate.of(wanted, source)
     if flags.calibration is None:
-        if options.has_budget or flags.metric is not None or options.permute:
-            raise UsageError("a budget and --permute need --calibration DATA: the layers are solved on it")
+        if options.has_budget or flags.metric is not None or options.permute or options.distill:
+            raise UsageError("a budget, --permute and --distill need --calibration DATA: the layers are solved on it")
         proto, report = prune(source, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     else:
         signature = signature_of(source)

@@ -23,15 +23,17 @@ from repo_manager.optional import installed_version
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT, CalibrationData
 from repo_manager.pruning.budget import Budget, Step, gain_of, points_of
 from repo_manager.pruning.calibrate import Progress, Run, Solved, SolveOptions, replacements, solve_layers, workers
+from repo_manager.pruning.distill import Teacher
 from repo_manager.pruning.judge import Judge, Measured, Metric
 from repo_manager.pruning.layers import Layer, layer_of
 from repo_manager.pruning.permute import permuted
-from repo_manager.pruning.search import Search, Tried
+from repo_manager.pruning.search import Search, Tried, scaled
 from repo_manager.pruning.stream import Graph
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero
 from repo_manager.sparsity.prune import Chosen, as_bytes, choose, skip
 from repo_manager.sparsity.prune_report import (
     BudgetEvidence,
+    DistillationEvidence,
     PermutationEvidence,
     PrunedLayer,
     PruneEvidence,
@@ -40,6 +42,7 @@ from repo_manager.sparsity.prune_report import (
 )
 from repo_manager.sparsity.uses import Use
 from repo_manager.sparsity.verdict import SMALL
+from repo_manager.validation import check_range
 
 __all__ = ["PruneOptions", "prune_with_data"]
 
@@ -48,6 +51,7 @@ Array = NDArray[Any]
 _KEPT_AT_LEAST = 64 << 20  # bytes of activations and sums in memory, whatever the model's size
 _SAME = 1e-3  # of an output's largest value: what another order of sums may change, in float16, too
 _CHOOSING_EVERY = 3  # of the samples that are not held out
+_TO_DISTIL = 0.5  # share of the progress
 _LOOKS = 3  # at the held-out samples
 _SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
 _ADVICE = (
@@ -72,6 +76,8 @@ class PruneOptions(SolveOptions):
         max_loss: how far the metric may fall.
         permute: let channels change places first, so that large weights do not share a group of four, where producers
             absorb that.
+        distill: train the pruned weights afterwards, masks fixed, against the dense model's outputs. Needs PyTorch.
+        epochs: how often each sample is trained on.
     """
 
     layers: Sequence[str] = ()
@@ -81,6 +87,12 @@ class PruneOptions(SolveOptions):
     metric: Metric | None = None
     max_loss: float = 0.0
     permute: bool = False
+    distill: bool = False
+    epochs: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("epochs", self.epochs, least=1)
 
     @property
     def has_budget(self) -> bool:
@@ -116,7 +128,7 @@ def prune_with_data(
         GateError: not even one layer stays within the budget.
         InputError: `PruneOptions.work` belongs to another run.
         ModelError: a pattern matches no layer, or ONNX Runtime does not run the model.
-        UsageError: both `max_drift` and `metric`.
+        UsageError: both `max_drift` and `metric`, or `distill` with one of them.
     """
     options = options or PruneOptions()
     data.require_variety()
@@ -135,22 +147,38 @@ def prune_with_data(
         work = Path(folder)
         run = Run(model.digest, graph, model.weights, parts.solving, work, keep_bytes, options, pool, width)
         judge = Judge(model, parts.judging, work, options.metric)
-        budget = None
+        budget = distillation = None
         if options.has_budget and layers:
             tried, found, budget = _within_budget(run, layers, parts, judge, chosen, progress)
+            constants = tried.constants
         else:
-            tried = _all_solved(run, layers, progress)
-            found = judge.measure(graph.draft, tried.constants)
+            tried, constants, distillation = _all_solved(run, model, layers, parts, progress)
+            found = judge.measure(graph.draft, constants)
         for layer in (layer for layer in layers if layer not in tried.layers):
             chosen.skipped.append(SkippedLayer(layer.label, layer.name, "too much harm for its share of the work"))
         magnitude = judge.measure(graph.draft, {layer.name: _by_magnitude(layer, run) for layer in tried.layers})
-    return _rebuilt(model, tried.constants), _report(run, data, parts, chosen, tried, found, magnitude, budget)
+    report = _report(run, data, parts, chosen, tried, found, magnitude, budget)
+    if distillation is not None and report.evidence is not None:
+        report = replace(report, evidence=replace(report.evidence, distillation=distillation))
+    return _rebuilt(model, constants), report
 
 
-def _all_solved(run: Run, layers: Sequence[Layer], progress: Progress) -> Tried:
-    solved = solve_layers(run, layers, progress)
+def _all_solved(
+    run: Run, model: Model, layers: Sequence[Layer], parts: _Parts, progress: Progress
+) -> tuple[Tried, dict[str, Weight], DistillationEvidence | None]:
+    """Solve all layers, and train them if that is asked for. Return everything that changes, too."""
+    options = run.options
+    assert isinstance(options, PruneOptions)
+    teacher = None
+    if options.distill and layers and parts.choosing is not None:
+        teacher = Teacher.of(run, model, parts.choosing, options.epochs)
+    solved = solve_layers(run, layers, progress if teacher is None else scaled(progress, 0.0, _TO_DISTIL))
     changed = {x.name: replacements(x, solved[x.name], run.graph.draft.weights, run.store) for x in layers}
-    return Tried(Step((), 0.0, None, None, None), tuple(layers), solved, changed)
+    tried = Tried(Step((), 0.0, None, None, None), tuple(layers), solved, changed)
+    if teacher is None:
+        return tried, tried.constants, None
+    told = scaled(progress, _TO_DISTIL, 1.0)
+    return tried, *teacher.train(tried.constants, [layer.name for layer in layers], told)
 
 
 def _report(
@@ -246,14 +274,19 @@ class _Parts:
         """Part the data: with `max_drift` a quarter chooses, and another one judges."""
         if options.max_drift is not None and options.metric is not None:
             raise UsageError("both a largest drift and a metric: one budget at a time")
+        if options.distill and options.has_budget:
+            raise UsageError(
+                "distillation within a budget: each set of layers would have to be trained",
+                hint="Find the layers within the budget first, then give them with --layers and --distill.",
+            )
         split = data.split()
-        if options.max_drift is None:
+        if options.max_drift is None and not options.distill:
             return cls(*((split[0], None, split[1], True) if split else (data, None, data, False)))
         if split is None:
             raise CalibrationError(
-                f"{data.source}: {data.count} samples, and a largest drift needs {MIN_TO_SPLIT}: half to solve layers "
-                "on, a quarter to choose them by, a quarter to judge the result",
-                hint="Give more samples, or prune without a largest drift.",
+                f"{data.source}: {data.count} samples, and {'distillation' if options.distill else 'a largest drift'} "
+                f"needs {MIN_TO_SPLIT}: half to solve layers on, a quarter to choose by, a quarter to judge the result",
+                hint=f"Give more samples, or prune without {'distillation' if options.distill else 'a largest drift'}.",
             )
         solving, choosing = split[0].without_every(_CHOOSING_EVERY)
         return cls(solving, choosing, split[1], True)

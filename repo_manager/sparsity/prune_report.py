@@ -13,6 +13,7 @@ from repo_manager.types import Digest
 
 __all__ = [
     "BudgetEvidence",
+    "DistillationEvidence",
     "FrontPoint",
     "PermutationEvidence",
     "PruneEvidence",
@@ -136,6 +137,30 @@ class PermutationEvidence:
 
 
 @dataclass(frozen=True)
+class DistillationEvidence:
+    """How the pruned model was trained against the dense one.
+
+    Attributes:
+        epochs: how often each sample was trained on.
+        kept_epoch: the one whose values are kept; 0: none did better than no training.
+        samples: how many the values were trained on.
+        choosing_samples: how many the epoch was chosen by.
+        errors: the worst output's relative error on the latter, before training and after each epoch.
+        trained: how many tensors were trained: pruned weights, biases and scales.
+        largest_difference: of PyTorch's outputs from ONNX Runtime's for the dense model, as a share of the output's
+            largest value.
+    """
+
+    epochs: int
+    kept_epoch: int
+    samples: int
+    choosing_samples: int
+    errors: tuple[float, ...]
+    trained: int
+    largest_difference: float = 0.0
+
+
+@dataclass(frozen=True)
 class PruneEvidence:
     """What layers were solved on, and how far the pruned model is from the dense one.
 
@@ -171,6 +196,7 @@ class PruneEvidence:
     drift_upper: Mapping[str, float] | None = None
     budget: BudgetEvidence | None = None
     permutation: PermutationEvidence | None = None
+    distillation: DistillationEvidence | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,368 @@
+"""Train a pruned graph against the dense model's answers, with its masks fixed.
+
+The graph runs in PyTorch node by node, on unlabelled samples. Before that it is compared with ONNX Runtime: a graph
+that PyTorch does not compute alike is refused. Only stored values change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from repo_manager.errors import ModelError
+from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft, Weight, captured_names, opset_of, weight_of_array
+from repo_manager.onnx_model.model import Model
+from repo_manager.onnx_model.session import Session
+from repo_manager.onnx_model.write import write_draft
+from repo_manager.optional import deferred, require
+from repo_manager.precision.calibration.data import CalibrationData
+from repo_manager.pruning.calibrate import Run
+from repo_manager.pruning.stream import in_order
+from repo_manager.pruning.torch_operators import OPERATORS, Call, Tensor
+from repo_manager.sparsity.prune_report import DistillationEvidence
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = deferred("torch")
+
+__all__ = ["Distiller", "Examples", "Settings", "Teacher"]
+
+Array = NDArray[Any]
+
+_SAME = 1e-3  # of a value's largest element
+_RATE = 2e-3  # of a tensor's root mean square, at the start
+_SAMPLES_A_STEP = 4
+_WARM_UP = 0.1  # share of the steps in which the rate grows
+_TRAINED_INPUTS = {
+    "Conv": (2,),
+    "ConvTranspose": (2,),
+    "Gemm": (2,),
+    "BatchNormalization": (1, 2, 3),
+    "LayerNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "Add": (0, 1),
+}
+"""What is trained beside the pruned weights: biases and scales."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Samples, and what the dense model answers."""
+
+    inputs: Sequence[Mapping[str, Array]]
+    answers: Sequence[Mapping[str, Array]]
+
+    @classmethod
+    def of(cls, data: CalibrationData, session: Session) -> Examples:
+        """Run the dense model on all samples."""
+        inputs = list(data.batches())
+        return cls(inputs, [session.run(sample) for sample in inputs])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a graph is trained.
+
+    Attributes:
+        epochs: how often each sample is trained on.
+        seed: of the order of the samples.
+        pool: where samples run. The result does not depend on it.
+        width: how many samples at a time.
+    """
+
+    epochs: int
+    seed: int
+    pool: Executor
+    width: int
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The dense model's answers, and a graph that can be trained towards them.
+
+    Attributes:
+        graph: in PyTorch.
+        training: samples that the layers are solved on.
+        choosing: samples to choose the epoch by.
+        settings: of the training.
+        largest_difference: between PyTorch and ONNX Runtime.
+    """
+
+    graph: Distiller
+    training: Examples
+    choosing: Examples
+    settings: Settings
+    largest_difference: float
+
+    @classmethod
+    def of(cls, run: Run, model: Model, choosing: CalibrationData, epochs: int) -> Teacher:
+        """Run the dense model, and see that PyTorch computes it as ONNX Runtime does.
+
+        Raises:
+            MissingDependencyError: PyTorch is not installed.
+            ModelError: an operator is not known, or computes otherwise. The message names it.
+        """
+        trainable = {tensor.name for tensor in model.graph_only.graph.initializer}
+        trainable.update(node.output[0] for node in model.graph_only.graph.node if node.op_type == "Constant")
+        graph = Distiller(run.graph.draft, str(model.path), trainable)
+        session = Session(model.path)
+        training, others = Examples.of(run.samples, session), Examples.of(choosing, session)
+        with one_thread():
+            difference = graph.compare(training, run.folder)
+        settings = Settings(epochs, run.options.seed, run.pool, run.width)
+        return cls(graph, training, others, settings, difference)
+
+    def train(
+        self, pruned: Mapping[str, Weight], masked: Collection[str], progress: Callable[[float, str], None]
+    ) -> tuple[dict[str, Weight], DistillationEvidence]:
+        """Train constants that pruning changed. See `Distiller.train`."""
+
+        def told(epoch: int) -> None:
+            progress((epoch - 1) / self.settings.epochs, f"distilling, epoch {epoch} of {self.settings.epochs}")
+
+        with one_thread():
+            found, evidence = self.graph.train(pruned, masked, self.training, self.choosing, self.settings, told)
+        return found, replace(evidence, largest_difference=self.largest_difference)
+
+
+class Distiller:
+    """A graph in PyTorch.
+
+    Args:
+        draft: the dense model.
+        where: names the model in errors.
+        trainable: names of the constants that may change.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+        ModelError: an operator is not known here; the message names it.
+    """
+
+    def __init__(self, draft: Draft, where: str, trainable: Collection[str]) -> None:
+        require("torch")
+        self.draft, self.where, self.trainable = draft, where, trainable
+        self.nodes = list(draft.graph.node)
+        opset = opset_of(draft.proto)
+        for node in self.nodes:
+            if node.domain not in ONNX_DOMAINS or node.op_type not in OPERATORS or any(captured_names(node)):
+                raise self._refusal(node, "PyTorch has no equivalent here")
+        self.calls = [
+            Call({item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}, opset, len(node.output))
+            for node in self.nodes
+        ]
+        self.constants = {
+            name: torch.from_numpy(np.array(weight.load()))
+            for name, weight in draft.weights.items()
+            if weight.tensor is None
+        }
+        last = {name: place for place, node in enumerate(self.nodes) for name in node.input}
+        kept = {value.name for value in draft.graph.output}
+        self.ends: list[list[str]] = [[] for _ in self.nodes]
+        for name, place in last.items():
+            if name and name not in kept and name not in self.constants:
+                self.ends[place].append(name)
+
+    def _refusal(self, node: onnx.NodeProto, why: str) -> ModelError:
+        kind = node.op_type if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op_type}"
+        return ModelError(
+            f"{self.where}: cannot distil operator {kind} (node '{node.name or node.output[0]}'): {why}",
+            hint="Prune without --distill.",
+        )
+
+    def run(self, sample: Mapping[str, Array], trained: Mapping[str, Tensor], *, all_values: bool = False) -> Any:
+        """Return the outputs, or all values, of the graph on one sample."""
+        values: dict[str, Tensor] = {**self.constants, **trained}
+        values.update((name, torch.from_numpy(np.array(value))) for name, value in sample.items())
+        for node, call, ends in zip(self.nodes, self.calls, self.ends, strict=True):
+            inputs = [values[name] if name else None for name in node.input]
+            try:
+                found = OPERATORS[node.op_type](call, *inputs)
+            except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, KeyError) as exc:
+                raise self._refusal(node, str(exc).splitlines()[0] if str(exc) else type(exc).__name__) from exc
+            values.update(zip(node.output, found if isinstance(found, tuple) else (found,), strict=False))
+            if not all_values:
+                for name in ends:
+                    values.pop(name, None)
+        return values if all_values else {value.name: values[value.name] for value in self.draft.graph.output}
+
+    def compare(self, examples: Examples, folder: Path) -> float:
+        """See that PyTorch computes the dense graph as ONNX Runtime does.
+
+        Returns:
+            The largest difference of an output, as a share of its largest value.
+
+        Raises:
+            ModelError: they differ; the message names the first operator that does.
+        """
+        sample, answer = examples.inputs[0], examples.answers[0]
+        with torch.no_grad():
+            found = self.run(sample, {})
+            largest = max((_difference(found[name].numpy(), value) for name, value in answer.items()), default=0.0)
+            if largest <= _SAME:
+                return largest
+            values = self.run(sample, {}, all_values=True)
+        path = folder / "compared.onnx"
+        probe = self.draft.copy()
+        del probe.graph.output[:]
+        probe.graph.output.extend(onnx.ValueInfoProto(name=name) for node in self.nodes for name in node.output if name)
+        written = write_draft(probe, path)
+        real = Session(path, optimize=False).run(sample)
+        for file in written.files:
+            file.unlink()
+        for node in self.nodes:
+            for name in (name for name in node.output if name):
+                if name in values and _difference(values[name].numpy(), real[name]) > _SAME:
+                    raise self._refusal(node, f"PyTorch computes '{name}' otherwise than ONNX Runtime")
+        raise ModelError(f"{self.where}: PyTorch answers otherwise than ONNX Runtime, by {largest:.2g}")
+
+    def train(
+        self,
+        pruned: Mapping[str, Weight],
+        masked: Collection[str],
+        training: Examples,
+        choosing: Examples,
+        settings: Settings,
+        progress: Callable[[int], None],
+    ) -> tuple[dict[str, Weight], DistillationEvidence]:
+        """Train, and return the constants of the epoch that does best on samples which train nothing.
+
+        Args:
+            pruned: all constants that pruning changed, by name.
+            masked: those whose zeros stay.
+            training: examples to train on.
+            choosing: examples to choose the epoch by.
+            settings: of the training.
+            progress: told the number of each epoch before it begins.
+        """
+        start = {name: self._tensor(pruned.get(name, self.draft.weights[name])) for name in self._trained(pruned)}
+        masks = {name: (start[name] != 0).float() for name in masked}
+        values = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+        sizes = {name: max(float(tensor.square().mean().sqrt()), 1e-6) for name, tensor in start.items()}
+        optimizer = torch.optim.Adam([{"params": [values[name]], "size": sizes[name]} for name in values])
+        steps = settings.epochs * math.ceil(len(training.inputs) / _SAMPLES_A_STEP)
+        random, done = np.random.default_rng(settings.seed), 0
+        best, kept, errors = dict[str, Tensor](), 0, [self.error(choosing, self._used(values, masks))]
+
+        def gradients(place: int) -> tuple[Tensor, ...]:
+            found = self.run(training.inputs[place], self._used(values, masks))
+            loss = _loss(found, training.answers[place])
+            return tuple(torch.autograd.grad(loss, list(values.values()), allow_unused=True))
+
+        for epoch in range(1, settings.epochs + 1):
+            progress(epoch)
+            order = [int(place) for place in random.permutation(len(training.inputs))]
+            for first in range(0, len(order), _SAMPLES_A_STEP):
+                lot = order[first : first + _SAMPLES_A_STEP]
+                optimizer.zero_grad()
+                for found in in_order(gradients, lot, settings.pool, settings.width):
+                    for value, gradient in zip(values.values(), found, strict=True):
+                        if gradient is not None:
+                            value.grad = gradient / len(lot) if value.grad is None else value.grad + gradient / len(lot)
+                for group in optimizer.param_groups:
+                    group["lr"] = _RATE * group["size"] * _share_of_rate(done, steps)
+                optimizer.step()
+                done += 1
+            errors.append(self.error(choosing, self._used(values, masks)))
+            if errors[-1] < errors[kept]:
+                kept = epoch
+                best = {name: tensor.detach().clone() for name, tensor in values.items()}
+        evidence = DistillationEvidence(
+            epochs=settings.epochs,
+            kept_epoch=kept,
+            samples=len(training.inputs),
+            choosing_samples=len(choosing.inputs),
+            errors=tuple(errors),
+            trained=len(values),
+        )
+        return self._constants(best, masks) if kept else dict(pruned), evidence
+
+    def error(self, examples: Examples, trained: Mapping[str, Tensor]) -> float:
+        """Return the largest relative error of an output, over samples."""
+        errors: dict[str, list[float]] = {}
+        with torch.no_grad():
+            for sample, answer in zip(examples.inputs, examples.answers, strict=True):
+                found = self.run(sample, trained)
+                for name, value in answer.items():
+                    if value.dtype.kind == "f":
+                        gap = found[name].numpy().astype(np.float64) - value
+                        pair = errors.setdefault(name, [0.0, 0.0])
+                        pair[0] += float((gap * gap).sum())
+                        pair[1] += float((value.astype(np.float64) ** 2).sum())
+        return max((math.sqrt(one / all_) if all_ else 0.0 for one, all_ in errors.values()), default=0.0)
+
+    def _trained(self, pruned: Mapping[str, Weight]) -> list[str]:
+        """Return the constants that are trained: those that pruning changed, and biases and scales."""
+        names = list(pruned)
+        for node in self.nodes:
+            for place in _TRAINED_INPUTS.get(node.op_type, ()):
+                name = node.input[place] if place < len(node.input) else ""
+                if name in self.trainable and self.constants[name].is_floating_point():
+                    names.append(name)
+        return list(dict.fromkeys(names))
+
+    def _tensor(self, weight: Weight) -> Tensor:
+        return torch.from_numpy(np.array(weight.load())).float()
+
+    def _used(self, values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the trained constants as the graph reads them: masked, in the type in which they are stored."""
+        return {
+            name: (value * masks[name] if name in masks else value).to(self.constants[name].dtype)
+            for name, value in values.items()
+        }
+
+    def _constants(self, values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Weight]:
+        used = self._used(values, masks)
+        return {
+            name: weight_of_array(value.numpy() + np.zeros(1, value.numpy().dtype), self.draft.weights[name].data_type)
+            for name, value in used.items()
+        }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold PyTorch to one thread for each sample, so that no result depends on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _share_of_rate(done: int, steps: int) -> float:
+    """Return the share of the rate that a step takes: it grows at first, then falls as half a cosine does."""
+    warm = min(1.0, (done + 1) / max(1, round(_WARM_UP * steps)))
+    return warm * 0.5 * (1 + math.cos(math.pi * done / steps))
+
+
+def _loss(found: Mapping[str, Tensor], answer: Mapping[str, Array]) -> Tensor:
+    """Return the squared relative errors of the outputs, summed."""
+    total: Any = 0.0
+    for name, value in answer.items():
+        if value.dtype.kind == "f" and found[name].requires_grad:
+            wanted = torch.from_numpy(np.array(value)).float()
+            total = total + (found[name].float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+    return total
+
+
+def _difference(found: Array, wanted: Array) -> float:
+    if found.shape != wanted.shape:
+        return math.inf
+    if wanted.dtype.kind not in "f":
+        return float((found != wanted).mean()) if wanted.size else 0.0
+    finite = np.isfinite(wanted)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return math.inf
+    size = float(np.abs(wanted[finite]).max(initial=0.0)) or 1.0
+    gap = np.abs(found[finite].astype(np.float64) - wanted[finite]).max(initial=0.0)
+    return float(gap) / size
