@@ -24,7 +24,7 @@ from repo_manager.pruning.layers import Layer
 from repo_manager.pruning.moments import Moments
 from repo_manager.pruning.solve import best_damping, judged_rows, solve
 from repo_manager.pruning.stream import Graph, Stream
-from repo_manager.sparsity.pattern import valid_groups
+from repo_manager.sparsity.pattern import magnitude_prune, valid_groups
 from repo_manager.types import Digest
 from repo_manager.validation import check_fields, check_range
 
@@ -33,7 +33,17 @@ if TYPE_CHECKING:
 else:
     threadpoolctl = deferred("threadpoolctl")
 
-__all__ = ["Progress", "Run", "SolveOptions", "Solved", "replacements", "solve_alone", "solve_layers", "workers"]
+__all__ = [
+    "Progress",
+    "Run",
+    "SolveOptions",
+    "Solved",
+    "by_magnitude",
+    "replacements",
+    "solve_alone",
+    "solve_layers",
+    "workers",
+]
 
 Array = NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -285,6 +295,16 @@ def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], st
         after = values.astype(np.float64) + layer.shift.sign * solved.shift.reshape(values.shape)
         found[layer.shift.name] = weight_of_array(after.astype(values.dtype), before.data_type)
     return found
+
+
+def by_magnitude(layer: Layer, run: Run) -> Weight:
+    """Return a layer's weight as magnitude pruning has it, made when it is read."""
+
+    def load() -> Array:
+        pruned, _, _ = magnitude_prune(layer.matrix(run.store), 1)
+        return layer.stored(pruned, run.store)
+
+    return replace(run.graph.draft.weights[layer.name], load=load)
 
 
 def _cost(layer: Layer, samples: int) -> float:

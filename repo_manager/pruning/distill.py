@@ -40,9 +40,11 @@ __all__ = ["Distiller", "Examples", "Settings", "Teacher"]
 Array = NDArray[Any]
 
 _SAME = 1e-3  # of a value's largest element
-_RATE = 2e-3  # of a tensor's root mean square, at the start
+_COMPARED = 4  # samples: the answer to one may be next to nothing
+_RATE = 1e-4  # of a tensor's root mean square, at the start
+_FASTER, _SLOWER = 1.5, 0.25  # after an epoch that did good, or harm
 _SAMPLES_A_STEP = 4
-_WARM_UP = 0.1  # share of the steps in which the rate grows
+_WARM_UP = 8  # steps in which the rate grows
 _TRAINED_INPUTS = {
     "Conv": (2,),
     "ConvTranspose": (2,),
@@ -204,12 +206,18 @@ class Distiller:
         Raises:
             ModelError: they differ; the message names the first operator that does.
         """
-        sample, answer = examples.inputs[0], examples.answers[0]
+        pairs = list(zip(examples.inputs, examples.answers, strict=True))[:_COMPARED]
+        sizes = {name: max(_size(answer[name]) for _, answer in pairs) for name in pairs[0][1]}
+        largest, worst = -1.0, pairs[0][0]
         with torch.no_grad():
-            found = self.run(sample, {})
-            largest = max((_difference(found[name].numpy(), value) for name, value in answer.items()), default=0.0)
+            for sample, answer in pairs:
+                found = self.run(sample, {})
+                for name, value in answer.items():
+                    difference = _difference(found[name].numpy(), value, sizes[name])
+                    largest, worst = (difference, sample) if difference > largest else (largest, worst)
             if largest <= _SAME:
-                return largest
+                return max(largest, 0.0)
+            sample = worst
             values = self.run(sample, {}, all_values=True)
         path = folder / "compared.onnx"
         probe = self.draft.copy()
@@ -221,7 +229,7 @@ class Distiller:
             file.unlink()
         for node in self.nodes:
             for name in (name for name in node.output if name):
-                if name in values and _difference(values[name].numpy(), real[name]) > _SAME:
+                if name in values and _difference(values[name].numpy(), real[name], _size(real[name])) > _SAME:
                     raise self._refusal(node, f"PyTorch computes '{name}' otherwise than ONNX Runtime")
         raise ModelError(f"{self.where}: PyTorch answers otherwise than ONNX Runtime, by {largest:.2g}")
 
@@ -248,10 +256,10 @@ class Distiller:
         masks = {name: (start[name] != 0).float() for name in masked}
         values = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
         sizes = {name: max(float(tensor.square().mean().sqrt()), 1e-6) for name, tensor in start.items()}
-        optimizer = torch.optim.Adam([{"params": [values[name]], "size": sizes[name]} for name in values])
-        steps = settings.epochs * math.ceil(len(training.inputs) / _SAMPLES_A_STEP)
-        random, done = np.random.default_rng(settings.seed), 0
-        best, kept, errors = dict[str, Tensor](), 0, [self.error(choosing, self._used(values, masks))]
+        best = {name: tensor.clone() for name, tensor in start.items()}
+        kept, errors = 0, [self.error(choosing, self._used(values, masks))]
+        random, done, rate = np.random.default_rng(settings.seed), 0, _RATE
+        optimizer = _optimizer(values, sizes)
 
         def gradients(place: int) -> tuple[Tensor, ...]:
             found = self.run(training.inputs[place], self._used(values, masks))
@@ -264,26 +272,24 @@ class Distiller:
             for first in range(0, len(order), _SAMPLES_A_STEP):
                 lot = order[first : first + _SAMPLES_A_STEP]
                 optimizer.zero_grad()
-                for found in in_order(gradients, lot, settings.pool, settings.width):
-                    for value, gradient in zip(values.values(), found, strict=True):
-                        if gradient is not None:
-                            value.grad = gradient / len(lot) if value.grad is None else value.grad + gradient / len(lot)
+                found = in_order(gradients, lot, settings.pool, settings.width)
+                _add_up(values.values(), found, len(lot))
                 for group in optimizer.param_groups:
-                    group["lr"] = _RATE * group["size"] * _share_of_rate(done, steps)
+                    group["lr"] = rate * group["size"] * min(1.0, (done + 1) / _WARM_UP)
                 optimizer.step()
                 done += 1
             errors.append(self.error(choosing, self._used(values, masks)))
             if errors[-1] < errors[kept]:
                 kept = epoch
                 best = {name: tensor.detach().clone() for name, tensor in values.items()}
-        evidence = DistillationEvidence(
-            epochs=settings.epochs,
-            kept_epoch=kept,
-            samples=len(training.inputs),
-            choosing_samples=len(choosing.inputs),
-            errors=tuple(errors),
-            trained=len(values),
-        )
+                rate *= _FASTER
+            else:  # too fast: once more from the best values
+                with torch.no_grad():
+                    for name, tensor in values.items():
+                        tensor.copy_(best[name])
+                rate, done, optimizer = rate * _SLOWER, 0, _optimizer(values, sizes)
+        counts = (len(training.inputs), len(choosing.inputs))
+        evidence = DistillationEvidence(settings.epochs, kept, *counts, errors=tuple(errors), trained=len(values))
         return self._constants(best, masks) if kept else dict(pruned), evidence
 
     def error(self, examples: Examples, trained: Mapping[str, Tensor]) -> float:
@@ -306,7 +312,9 @@ class Distiller:
         for node in self.nodes:
             for place in _TRAINED_INPUTS.get(node.op_type, ()):
                 name = node.input[place] if place < len(node.input) else ""
-                if name in self.trainable and self.constants[name].is_floating_point():
+                if name not in self.trainable or name not in self.constants:
+                    continue
+                if self.constants[name].is_floating_point() and self.constants[name].ndim:
                     names.append(name)
         return list(dict.fromkeys(names))
 
@@ -323,7 +331,9 @@ class Distiller:
     def _constants(self, values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Weight]:
         used = self._used(values, masks)
         return {
-            name: weight_of_array(value.numpy() + np.zeros(1, value.numpy().dtype), self.draft.weights[name].data_type)
+            name: weight_of_array(
+                np.asarray(value.numpy() + value.numpy().dtype.type(0)), self.draft.weights[name].data_type
+            )
             for name, value in used.items()
         }
 
@@ -339,10 +349,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _share_of_rate(done: int, steps: int) -> float:
-    """Return the share of the rate that a step takes: it grows at first, then falls as half a cosine does."""
-    warm = min(1.0, (done + 1) / max(1, round(_WARM_UP * steps)))
-    return warm * 0.5 * (1 + math.cos(math.pi * done / steps))
+def _add_up(values: Collection[Tensor], found: Iterator[tuple[Tensor, ...]], count: int) -> None:
+    """Give each value the mean of its gradients, summed in the order of the samples."""
+    for gradients in found:
+        for value, gradient in zip(values, gradients, strict=True):
+            if gradient is not None:
+                value.grad = gradient / count if value.grad is None else value.grad + gradient / count
+
+
+def _optimizer(values: Mapping[str, Tensor], sizes: Mapping[str, float]) -> Any:
+    return torch.optim.Adam([{"params": [values[name]], "size": sizes[name]} for name in values])
 
 
 def _loss(found: Mapping[str, Tensor], answer: Mapping[str, Array]) -> Tensor:
@@ -355,14 +371,21 @@ def _loss(found: Mapping[str, Tensor], answer: Mapping[str, Array]) -> Tensor:
     return total
 
 
-def _difference(found: Array, wanted: Array) -> float:
+def _size(value: Array) -> float:
+    """Return the largest finite magnitude of a value."""
+    if value.dtype.kind != "f":
+        return 1.0
+    return float(np.abs(value[np.isfinite(value)]).max(initial=0.0))
+
+
+def _difference(found: Array, wanted: Array, size: float) -> float:
+    """Return the largest difference as a share of `size`, or the share of elements that differ."""
     if found.shape != wanted.shape:
         return math.inf
-    if wanted.dtype.kind not in "f":
+    if wanted.dtype.kind != "f":
         return float((found != wanted).mean()) if wanted.size else 0.0
     finite = np.isfinite(wanted)
     if not np.array_equal(finite, np.isfinite(found)):
         return math.inf
-    size = float(np.abs(wanted[finite]).max(initial=0.0)) or 1.0
     gap = np.abs(found[finite].astype(np.float64) - wanted[finite]).max(initial=0.0)
-    return float(gap) / size
+    return float(gap) / (size or 1.0)

@@ -22,14 +22,23 @@ from repo_manager.onnx_model.write import save_model
 from repo_manager.optional import installed_version
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT, CalibrationData
 from repo_manager.pruning.budget import Budget, Step, gain_of, points_of
-from repo_manager.pruning.calibrate import Progress, Run, Solved, SolveOptions, replacements, solve_layers, workers
+from repo_manager.pruning.calibrate import (
+    Progress,
+    Run,
+    Solved,
+    SolveOptions,
+    by_magnitude,
+    replacements,
+    solve_layers,
+    workers,
+)
 from repo_manager.pruning.distill import Teacher
 from repo_manager.pruning.judge import Judge, Measured, Metric
 from repo_manager.pruning.layers import Layer, layer_of
 from repo_manager.pruning.permute import permuted
 from repo_manager.pruning.search import Search, Tried, scaled
 from repo_manager.pruning.stream import Graph
-from repo_manager.sparsity.pattern import magnitude_prune, nonzero
+from repo_manager.sparsity.pattern import nonzero
 from repo_manager.sparsity.prune import Chosen, as_bytes, choose, skip
 from repo_manager.sparsity.prune_report import (
     BudgetEvidence,
@@ -156,11 +165,9 @@ def prune_with_data(
             found = judge.measure(graph.draft, constants)
         for layer in (layer for layer in layers if layer not in tried.layers):
             chosen.skipped.append(SkippedLayer(layer.label, layer.name, "too much harm for its share of the work"))
-        magnitude = judge.measure(graph.draft, {layer.name: _by_magnitude(layer, run) for layer in tried.layers})
+        magnitude = judge.measure(graph.draft, {layer.name: by_magnitude(layer, run) for layer in tried.layers})
     report = _report(run, data, parts, chosen, tried, found, magnitude, budget)
-    if distillation is not None and report.evidence is not None:
-        report = replace(report, evidence=replace(report.evidence, distillation=distillation))
-    return _rebuilt(model, constants), report
+    return _rebuilt(model, constants), report.with_distillation(distillation)
 
 
 def _all_solved(
@@ -349,16 +356,6 @@ def _layers_of(chosen: Chosen, graph: Graph) -> list[Layer]:
         else:
             found.append(layer)
     return found
-
-
-def _by_magnitude(layer: Layer, run: Run) -> Weight:
-    """Return a layer's weight as magnitude pruning has it, made when it is read."""
-
-    def load() -> Array:
-        pruned, _, _ = magnitude_prune(layer.matrix(run.store), 1)
-        return layer.stored(pruned, run.store)
-
-    return replace(run.graph.draft.weights[layer.name], load=load)
 
 
 def _record(layer: Layer, solved: Solved, run: Run) -> PrunedLayer:

@@ -315,13 +315,14 @@ def _evidence_views(evidence: PruneEvidence) -> list[RenderableType]:
     line += f"Solved on {evidence.samples} sample(s)."
     if evidence.drift_upper is None:
         line += " Too few samples to hold some out: the drift on other inputs is not known, and is larger."
-    if evidence.permutation is not None:
-        found = evidence.permutation
+    if (found := evidence.permutation) is not None:
         line += f" {found.channels} channels changed places: in {len(found.layers)} layer(s) 2:4 keeps "
         line += f"{format_share(found.kept_after)} of the magnitude, {format_share(found.kept_before)} before."
     if (trained := evidence.distillation) is not None:
-        line += f" Distilled: epoch {trained.kept_epoch} of {trained.epochs} is kept. On {trained.choosing_samples} "
-        line += f"samples to choose by, drift {trained.errors[0]:.3g} became {min(trained.errors):.3g}."
+        line += (
+            f" Distilled: epoch {trained.kept_epoch} of {trained.epochs}, on {trained.choosing_samples} sample(s) to "
+        )
+        line += f"choose by, drift {trained.errors[0]:.3g} became {min(trained.errors):.3g}."
     return [
         *([] if evidence.budget is None else _budget_views(evidence.budget)),
         make_table(f"Drift against the dense model, on {where}", columns, rows, right=",".join(columns[1:])),
@@ -392,8 +393,7 @@ def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
         kept = f"2:4 keeps {format_share(permutation['kept_after'])}, before {format_share(permutation['kept_before'])}"
         facts.append(("channels permuted", f"{permutation['channels']}; of the magnitude {kept}"))
     if trained := found.get("distillation"):
-        became = f"drift {trained['errors'][0]:.3g} became {min(trained['errors']):.3g}"
-        facts.append(("distilled", f"epoch {trained['kept_epoch']} of {trained['epochs']}; to choose by, {became}"))
+        facts.append(("distilled", f"epoch {trained['kept_epoch']} of {trained['epochs']} is kept"))
     if budget:
         facts.append(("budget", f"{budget['kind']} {budget['limit']:g}"))
         if budget["metric"] is not None:

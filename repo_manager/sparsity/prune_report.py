@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repo_manager.stats.accuracy import Accuracy
@@ -220,6 +220,12 @@ class PruneReport(Summarized):
     method: str = "magnitude"
     evidence: PruneEvidence | None = None
     accuracy: Accuracy | None = None
+
+    def with_distillation(self, found: DistillationEvidence | None) -> PruneReport:
+        """Return the report of a model that was trained afterwards. `None` changes nothing."""
+        if found is None or self.evidence is None:
+            return self
+        return replace(self, evidence=replace(self.evidence, distillation=found))
 
     def _summary(self) -> Mapping[str, Any]:
         evidence = self.evidence
