@@ -311,8 +311,8 @@ def _evidence_views(evidence: PruneEvidence) -> list[RenderableType]:
     columns = ["output", "relative error", "at most (95 %)", "same top class", "by magnitude", "top class by magnitude"]
     share = evidence.sparse_macs / evidence.macs if evidence.macs else None
     worst = max((item.relative_error for item in evidence.drift), default=0.0)
-    line = f"{format_share(share)} of the multiply-accumulates can run sparse, at drift {worst:.3g}. "
-    line += f"Solved on {evidence.samples} sample(s)."
+    line = f"{format_share(share)} of the multiply-accumulates can run sparse, at drift {worst:.3g}. Solved on "
+    line += f"{evidence.samples} sample(s)."
     if evidence.drift_upper is None:
         line += " Too few samples to hold some out: the drift on other inputs is not known, and is larger."
     if (found := evidence.permutation) is not None:
@@ -373,8 +373,7 @@ def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
     drift, by_magnitude = (
         max((item["relative_error"] for item in found[name]), default=0.0) for name in ("drift", "magnitude_drift")
     )
-    uppers = (found.get("drift_upper") or {}).values()
-    bound = f", at most {max(uppers):.3g} (95 %)" if uppers else ""
+    bound = f", at most {max(uppers.values()):.3g} (95 %)" if (uppers := found.get("drift_upper")) else ""
     budget = found.get("budget")
     facts = [
         ("layers pruned", str(len(pruned["pruned"]))),
