@@ -66,7 +66,12 @@ class Examples:
 
     @classmethod
     def of(cls, data: CalibrationData, session: Session) -> Examples:
-        """Run the dense model on all samples."""
+        """Run the dense model on all samples.
+
+        Args:
+            data: inputs of the model.
+            session: of the dense model.
+        """
         inputs = list(data.batches())
         return cls(inputs, [session.run(sample) for sample in inputs])
 
@@ -110,6 +115,12 @@ class Teacher:
     def of(cls, run: Run, model: Model, choosing: CalibrationData, epochs: int) -> Teacher:
         """Run the dense model, and see that PyTorch computes it as ONNX Runtime does.
 
+        Args:
+            run: the dense graph and the samples that train.
+            model: the dense model.
+            choosing: samples that choose the epoch.
+            epochs: how often each sample is trained on.
+
         Raises:
             MissingDependencyError: PyTorch is not installed.
             ModelError: an operator is not known, or computes otherwise. The message names it.
@@ -127,7 +138,13 @@ class Teacher:
     def train(
         self, pruned: Mapping[str, Weight], masked: Collection[str], progress: Callable[[float, str], None]
     ) -> tuple[dict[str, Weight], DistillationEvidence]:
-        """Train constants that pruning changed. See `Distiller.train`."""
+        """Train constants that pruning changed.
+
+        Args:
+            pruned: all constants that pruning changed, by name.
+            masked: names of those whose zeros stay.
+            progress: receives the share that is done and a label.
+        """
 
         def told(epoch: int) -> None:
             progress((epoch - 1) / self.settings.epochs, f"distilling, epoch {epoch} of {self.settings.epochs}")
@@ -182,7 +199,13 @@ class Distiller:
         )
 
     def run(self, sample: Mapping[str, Array], trained: Mapping[str, Tensor], *, all_values: bool = False) -> Any:
-        """Return the outputs, or all values, of the graph on one sample."""
+        """Return the outputs, or all values, of the graph on one sample.
+
+        Args:
+            sample: arrays by name of the input.
+            trained: constants that replace those of the dense model, by name.
+            all_values: also return values inside the graph.
+        """
         values: dict[str, Tensor] = {**self.constants, **trained}
         values.update((name, torch.from_numpy(np.array(value))) for name, value in sample.items())
         for node, call, ends in zip(self.nodes, self.calls, self.ends, strict=True):
@@ -199,6 +222,10 @@ class Distiller:
 
     def compare(self, examples: Examples, folder: Path) -> float:
         """See that PyTorch computes the dense graph as ONNX Runtime does.
+
+        Args:
+            examples: the first of these are compared.
+            folder: for a temporary model.
 
         Returns:
             The largest difference of an output, as a share of its largest value.
@@ -293,7 +320,12 @@ class Distiller:
         return self._constants(best, masks) if kept else dict(pruned), evidence
 
     def error(self, examples: Examples, trained: Mapping[str, Tensor]) -> float:
-        """Return the largest relative error of an output, over samples."""
+        """Return the largest relative error of an output, over samples.
+
+        Args:
+            examples: samples with the answers of the dense model.
+            trained: constants that replace those of the dense model, by name.
+        """
         errors: dict[str, list[float]] = {}
         with torch.no_grad():
             for sample, answer in zip(examples.inputs, examples.answers, strict=True):

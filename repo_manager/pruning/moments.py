@@ -68,9 +68,9 @@ class Moments:
         """Add columns, float32.
 
         Args:
-            inputs: `[P, K]`.
-            outputs: `[P, N]`, of the dense model, without the bias.
-            dense: `[P, K]`, the dense model's inputs; needed if `reads_dense_inputs`.
+            inputs: what the layer sees, `[P, K]`.
+            outputs: answers of the dense model without the bias, `[P, N]`.
+            dense: inputs of the dense model, `[P, K]`. `None`: `reads_dense_inputs` is false.
             judging: they belong to the part to judge by.
         """
         sums = self.judging if judging else self.rest
@@ -112,7 +112,7 @@ class Moments:
         """Return the problem of the rest and that of the samples to judge by, in float32; `None`: one is empty.
 
         Args:
-            dense: `[N, K]`.
+            dense: weights of the dense layer, `[N, K]`.
             rows: the outputs of interest.
             centred: a constant is free to take up the means.
         """

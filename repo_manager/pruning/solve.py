@@ -59,7 +59,11 @@ class Solution:
 
 
 def judged_rows(count: int) -> Array:
-    """Return the rows that a layer's damping is chosen by."""
+    """Return the rows that a layer's damping is chosen by.
+
+    Args:
+        count: how many outputs the layer has.
+    """
     return np.asarray(np.unique(np.linspace(0, count - 1, _JUDGED_ROWS).astype(int)))
 
 

@@ -37,7 +37,14 @@ class Call:
         return self.given.get(name, default)
 
     def pads(self, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
-        """Return what is added around the image, in the order of `torch.nn.functional.pad`: last axis first."""
+        """Return what is added around the image, in the order of `torch.nn.functional.pad`: last axis first.
+
+        Args:
+            x: the image, `[B, C, spatial...]`.
+            kernel: sizes of the window.
+            strides: steps of the window.
+            dilations: gaps between places of the window.
+        """
         rank, kind = len(kernel), self.get("auto_pad", b"NOTSET")
         pads = list(self.get("pads", [0] * (2 * rank)))
         if kind in (b"SAME_UPPER", b"SAME_LOWER"):

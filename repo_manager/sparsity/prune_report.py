@@ -222,7 +222,11 @@ class PruneReport(Summarized):
     accuracy: Accuracy | None = None
 
     def with_distillation(self, found: DistillationEvidence | None) -> PruneReport:
-        """Return the report of a model that was trained afterwards. `None` changes nothing."""
+        """Return the report of a model that was trained afterwards.
+
+        Args:
+            found: evidence of the training. `None` changes nothing.
+        """
         if found is None or self.evidence is None:
             return self
         return replace(self, evidence=replace(self.evidence, distillation=found))

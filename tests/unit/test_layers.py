@@ -234,6 +234,7 @@ def test_only_the_repository_asks_what_kind_of_place_it_has() -> None:
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
 LONGER = {
+    "pruning/distill.py": "one class: a graph in PyTorch is compared, trained and measured by the same run",
     "repository/stores/disk.py": "one class: a store's verbs on folders, which share the operation's lock and staging",
     "repository/stores/objects/client.py": "one class: requests to one place, each with the same retries and errors",
     "triton_config/backend_io.py": "one file, copied as it is beside the backends that run in Triton's stub process",
