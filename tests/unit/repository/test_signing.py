@@ -175,7 +175,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON object": (lambda r: (r / ONE).write_text("[1]"), "does not hold"),
     "deep JSON": (lambda r: (r / ONE).write_text("[" * 100000), "does not hold"),
     "a signature that is a link": (lambda r: ((r / ONE).unlink(), (r / ONE).symlink_to(r / TWO)), "no signature"),
-    "nobody signed": (without_signatures, "does not hold"),
+    "unsigned files": (without_signatures, "does not hold"),
     "reworded: no files": (lambda r: reword(r, lambda s: s["predicate"].update(resources=[])), "does not hold"),  # type: ignore[attr-defined]
     "reworded: paths ignored": (
         lambda r: reword(r, lambda s: s["predicate"]["serialization"].update(ignore_paths=["model.onnx"])),  # type: ignore[index]

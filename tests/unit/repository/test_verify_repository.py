@@ -65,7 +65,7 @@ def test_a_git_lfs_pointer_is_named(root: Path, put: Put, file: str) -> None:
         (lambda v: (v / "extra").write_text(""), "m/1/extra: was added after publishing"),
         (lambda v: (v / "manifest.json").write_text("{"), "is not JSON"),
         (lambda v: (v / "manifest.json").write_text("[]"), "not a JSON object"),
-        (lambda v: v.rename(v.parent / "3"), "is of m:1, and lies in m:3"),
+        (lambda v: v.rename(v.parent / "3"), "is of m:1, but is in m:3"),
         (lambda v: (v.parent / "2.tmp").mkdir(), "takes this folder for version 2"),
         (lambda v: (v.parent / "+2").mkdir(), "takes this folder for version 2"),
         (lambda v: (v.parent / ("9" * 20)).mkdir(), "beyond 64 bits"),
