@@ -252,13 +252,13 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "by other code.*passwd",
     ),
     "a library beside the versions": (lambda r: beside(r, "libtriton_onnxruntime.so"), "libtriton_onnxruntime.so"),
-    "a Python file beside the versions": (lambda r: beside(r, "model.py"), "nobody signed.*model.py"),
-    "warm-up data": (lambda r: beside(r, "warmup/data"), "nobody signed.*warmup/data"),
-    "a first state": (lambda r: beside(r, "initial_state/state"), "nobody signed.*initial_state/state"),
-    "a file deep in a folder": (lambda r: beside(r, "a/b/c.so"), "nobody signed.*a/b/c.so"),
-    "a hidden file beside the versions": (lambda r: beside(r, ".hidden"), "nobody signed.*.hidden"),
-    "another spelling of the version's number": (lambda r: beside(r, "01/model.onnx"), "nobody signed.*01/model.onnx"),
-    "a folder that Triton takes for a version": (lambda r: beside(r, "1.tmp/model.onnx"), "nobody signed.*1.tmp"),
+    "a Python file beside the versions": (lambda r: beside(r, "model.py"), "unsigned files.*model.py"),
+    "warm-up data": (lambda r: beside(r, "warmup/data"), "unsigned files.*warmup/data"),
+    "a first state": (lambda r: beside(r, "initial_state/state"), "unsigned files.*initial_state/state"),
+    "a file deep in a folder": (lambda r: beside(r, "a/b/c.so"), "unsigned files.*a/b/c.so"),
+    "a hidden file beside the versions": (lambda r: beside(r, ".hidden"), "unsigned files.*.hidden"),
+    "another spelling of the version's number": (lambda r: beside(r, "01/model.onnx"), "unsigned files.*01/model.onnx"),
+    "a folder that Triton takes for a version": (lambda r: beside(r, "1.tmp/model.onnx"), "unsigned files.*1.tmp"),
     "a link beside the versions": (lambda r: (r / "m/x.so").symlink_to("/etc/passwd"), "links or special files"),
     "a linked folder beside the versions": (lambda r: (r / "m/x").symlink_to("/etc"), "links or special files"),
     "a variant with another backend": (
@@ -267,7 +267,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a variant": (
         lambda r: beside(r, "configs/other.pbtxt", (r / "m/config.pbtxt").read_text()),
-        "nobody signed.*configs/other.pbtxt",
+        "unsigned files.*configs/other.pbtxt",
     ),
 }
 
@@ -316,7 +316,7 @@ def test_a_number_among_the_parameters_is_tuning(value: str, signed: Path, keys:
 
 def test_files_beside_the_versions_are_signed_with_any_of_them(signed: Path, keys: dict[str, Path]) -> None:
     beside(signed, "labels.txt", "cat\ndog\n")
-    with pytest.raises(RepositoryError, match=r"nobody signed.*labels\.txt"):
+    with pytest.raises(RepositoryError, match=r"unsigned files.*labels\.txt"):
         check_signature(signed, "m", 1, [keys["a.pub"]])
     sign_version(signed, "m", 2, keys["a"])
     for version in (1, 2):
