@@ -317,13 +317,22 @@ def test_a_canary_moves_the_traffic_step_by_step(
     repository: Path, client: TritonClient, server: EmbeddedServer, model: str
 ) -> None:
     told: list[str] = []
+    begun: list[int] = []  # how many requests had been answered when a step began
+
+    def report(text: str) -> None:
+        told.append(text)
+        if " % of the traffic to the new version" in text:
+            begun.append(len(traffic.versions))
+
     canary = TrialOptions(steps=(0.2, 0.6, 1.0), step_s=1.5, gates=parse_gates("errors<5%, mean<1s"))
     with Traffic(server.grpc_url, model) as traffic:
-        done = deploy(repository, model, 2, client, trial=canary, report=told.append)
+        done = deploy(repository, model, 2, client, trial=canary, report=report)
     assert traffic.errors == []
     assert [step.fraction for step in done.trial.steps] == [0.2, 0.6, 1.0]
     assert all(step.outcome is Outcome.PASS for step in done.trial.steps)
-    shares = [step.requests for step in done.trial.steps]
+    assert all(step.requests > 0 for step in done.trial.steps)
+    parts = [traffic.versions[start:end] for start, end in zip(begun, [*begun[1:], None], strict=True)]
+    shares = [part.count(2) / len(part) for part in parts]
     assert 0 < shares[0] < shares[1] < shares[2]
     assert set(traffic.versions) >= {1, 2}
     ready, config = state_of(repository, client, model)

@@ -42,8 +42,8 @@ def test_diff_shows_what_differs(run: Run, repository: Path) -> None:
     shown = run("diff", "digits:1", "digits:2", "-r", repository).out
     facts = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.split()}
     assert (facts["precision"], facts["backend"]) == (["fp32", "fp16"], ["onnxruntime", "onnxruntime"])
-    assert "conversion.seconds" not in shown
-    assert "conversion.seconds" in run("diff", "digits:1", "digits:2", "-r", repository, "--all").out
+    assert "conversion.digest" not in shown
+    assert "conversion.digest" in run("diff", "digits:1", "digits:2", "-r", repository, "--all").out
 
 
 def test_config_shows_checks_and_writes(run: Run, repository: Path) -> None:
