@@ -9,14 +9,20 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepoManagerError
+from repo_manager.optional import deferred
 from repo_manager.rollout.context import Report
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout
-from repo_manager.server.http_wire import HttpWire
 from repo_manager.server.transport import ClientOptions, Endpoint
 from repo_manager.settings import Settings
+
+if TYPE_CHECKING:
+    from repo_manager.server import http_wire
+else:
+    http_wire = deferred("repo_manager.server.http_wire")  # most settings name no Grafana
 
 __all__ = ["annotated"]
 
@@ -68,7 +74,7 @@ def _mark(settings: Settings, began_s: float, tags: list[str], text: str, report
             root_certificates=settings.tls_ca,
             headers={"Content-Type": "application/json"},
         )
-        with contextlib.closing(HttpWire(Endpoint.parse(str(settings.grafana)), options)) as wire:
+        with contextlib.closing(http_wire.HttpWire(Endpoint.parse(str(settings.grafana)), options)) as wire:
             status, _, answer = wire.request(
                 "POST", _PATH, json.dumps(body).encode(), _TIMEOUT_S, limit_bytes=_LIMIT_BYTES
             )

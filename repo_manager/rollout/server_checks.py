@@ -6,19 +6,25 @@ import dataclasses
 import ipaddress
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit, fit_target_of
 from repo_manager.errors import ServerError
 from repo_manager.onnx_model.runtime import free_host_bytes
+from repo_manager.optional import deferred
 from repo_manager.repository.scan import ModelEntry
 from repo_manager.repository.transfer import version_files
 from repo_manager.rollout.checks import Check, Outcome
 from repo_manager.server.client import TritonClient
 from repo_manager.server.guard import stubs_of
-from repo_manager.server.metrics_page import free_gpu_bytes, metrics_text, metrics_url_of
 from repo_manager.server.records import local_server
 from repo_manager.server.transport import Endpoint
 from repo_manager.triton_config.config import ModelConfig
+
+if TYPE_CHECKING:
+    from repo_manager.server import metrics_page
+else:
+    metrics_page = deferred("repo_manager.server.metrics_page")  # asked for a GPU's memory only
 
 __all__ = ["Room", "check_server", "room_for"]
 
@@ -38,8 +44,8 @@ def check_server(
     config = entry.config()
     engines = _has_engine(entry, version, config)
     wants_gpu = engines or _wants_gpu(config)
-    where = metrics_url_of(client.url) if wants_gpu else None
-    metrics = None if where is None else metrics_text(where)
+    where = metrics_page.metrics_url_of(client.url) if wants_gpu else None
+    metrics = None if where is None else metrics_page.metrics_text(where)
     checks = []
     if engines:
         checks.append(_engine(entry, version, client, metrics, timeout_s))
@@ -124,7 +130,7 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
         wants_gpu: whether the model is in GPU memory, else in the host's, which is known of this machine only.
     """
     if wants_gpu:
-        free = None if metrics is None else free_gpu_bytes(metrics)
+        free = None if metrics is None else metrics_page.free_gpu_bytes(metrics)
         return None if free is None else Room("the GPU", free)
     if not _is_here(url):
         return None

@@ -152,9 +152,9 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
     """What most commands do without.
 
     On a disk: the store of objects; of `verify`: how a graph is judged, by onnx and NumPy; of a deploy to a server:
-    clusters, canaries, the other protocol, the start of one, and how a model without a recorded answer is run; of
-    `inspect` on a file that lies in no version: the repository; of `diff`: load tests, which few versions keep; of
-    `serve`, and of every command with `--json`: the tables and what draws them.
+    clusters, canaries, Grafana, a GPU's memory, the other protocol, the start of one, and how a model without a
+    recorded answer is run; of `inspect` on a file that lies in no version: the repository; of `diff`: load tests, which few
+    versions keep; of `serve`, and of every command with `--json`: the tables and what draws them.
     """
     waiting = {
         str(path.relative_to(PACKAGE))
@@ -167,6 +167,7 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
     assert waiting == {
         "cli/serve.py",
         "cli/versions.py",
+        "pipeline/annotating.py",
         "pipeline/deploying.py",
         "pipeline/inspect.py",
         "repository/stores/__init__.py",
@@ -174,6 +175,7 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
         "report/terminal.py",
         "rollout/deploy.py",
         "rollout/reference.py",
+        "rollout/server_checks.py",
         "rollout/status.py",
         "server/client.py",
         "triton_config/joined_requests.py",
