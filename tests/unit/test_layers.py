@@ -153,8 +153,8 @@ def test_few_things_of_ours_wait_for_their_use() -> None:
 
     On a disk: the store of objects; of `verify`: how a graph is judged, by onnx and NumPy; of a deploy to a server:
     clusters, canaries, Grafana, a GPU's memory, the other protocol, the start of one, and how a model without a
-    recorded answer is run; of `inspect` on a file that lies in no version: the repository; of `diff`: load tests, which few
-    versions keep; of `serve`, and of every command with `--json`: the tables and what draws them.
+    recorded answer is run; of `inspect` on a file that lies in no version: the repository; of `diff`: load tests,
+    which few versions keep; of `serve`, and of every command with `--json`: the tables and what draws them.
     """
     waiting = {
         str(path.relative_to(PACKAGE))
