@@ -17,7 +17,13 @@ from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.look import changeable_model, with_beside, with_versions
-from repo_manager.repository.plan.configuration import ConfigChange, against_manifest, plan_change, served_model_file
+from repo_manager.repository.plan.configuration import (
+    ConfigChange,
+    against_manifest,
+    missing_for_gpus,
+    plan_change,
+    served_model_file,
+)
 from repo_manager.repository.plan.removal import check_version
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import open_store
@@ -171,12 +177,18 @@ def _change(
 def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> list[Problem]:
     """Check a configuration against every version that it would serve."""
     filename = served_model_file(config)
-    if not filename:
+    by_gpu = bool(config.message().cc_model_filenames)
+    if not filename and not by_gpu:
         return []
     served = served_versions(config, view.versions)
     problems: list[Problem] = []
     for number, version in with_versions(store, view, served).contents.items():
-        if not version.holds(filename):
+        if by_gpu:
+            problems += [
+                Problem(str(number), f"version {number}: {file} {said}", Severity.WARNING, rule="model-file-missing")
+                for file, said in missing_for_gpus(version, config).items()
+            ]
+        elif not version.holds(filename):
             problems.append(
                 Problem(str(number), f"version {number} has no file {filename!r}", rule="model-file-missing")
             )

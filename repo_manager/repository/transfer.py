@@ -217,14 +217,14 @@ def copy_needed(
 ) -> tuple[Transfer, ...]:
     """Copy the models that a model needs and that the target does not have, in the order of loading.
 
-    Of each the version is copied that an ensemble asks for by number, else the newest served, else the newest. With
-    `keep_number` it keeps its number, so what asks for it by number finds it.
+    Of each the versions are copied that ensembles ask for by number. They keep their numbers, so that the ensembles
+    find them. Where none is asked for, the newest served is copied, else the newest, unless the target has another.
 
     Args:
         source: the repository to copy from.
         name: an ensemble, or a model whose code asks others. Nothing is copied for any other.
         target: the repository to copy to.
-        keep_number: keep the version numbers, as in `CopyOptions`.
+        keep_number: also keep the numbers that no ensemble asks for, as in `CopyOptions`.
         dry_run: only say what would be done.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
@@ -237,14 +237,20 @@ def copy_needed(
     pins = {key: config for key, config in ensembles.items() if key in (name, *needed)}
     done = []
     for each in needed:
-        if there.look(each).exists:
+        present, asked_for = there.look(each), pinned_versions(pins, each)
+        if present.exists and not asked_for.keys() - set(present.versions):
             continue
         view = changeable_model(origin, each)
-        pinned = [version for version in pinned_versions(pins, each) if version in view.versions]
+        pinned = [version for version in asked_for if version in view.versions]
+        if not pinned and present.exists:
+            continue
         served = served_versions(view.parsed_config(), view.versions)
-        version = max(pinned or served or view.versions)
-        options = CopyOptions(keep_number=keep_number)
-        done.append(copy_version(source, each, version, target, options, dry_run=dry_run, progress=progress))
+        options = CopyOptions(keep_number=keep_number or bool(pinned))
+        done += [
+            copy_version(source, each, version, target, options, dry_run=dry_run, progress=progress)
+            for version in pinned or [max(served or view.versions)]
+            if version not in present.versions
+        ]
     return tuple(done)
 
 

@@ -18,6 +18,7 @@ from repo_manager.repository.transfer import version_files
 from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind
 from repo_manager.triton_config.config import ModelConfig, parse_config
+from repo_manager.triton_config.ensembles import steps_of
 from repo_manager.triton_messages import model_config_pb2
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Reference:
         tolerance: of each output.
         promised: the configuration that the version was published with. `None`: it has none.
         parts: model that the version needs -> the version of it that the answers come from.
+        pinned: model that the version, an ensemble, asks for by number -> that number.
     """
 
     tries: tuple[Golden, ...]
@@ -74,6 +76,7 @@ class Reference:
     tolerance: float
     promised: ModelConfig | None = None
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    pinned: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def changed_parts(self, client: TritonClient) -> str:
         """Return the models that answer with another version than when the sample was recorded. Empty for none."""
@@ -83,6 +86,7 @@ class Reference:
         for entry in client.repository_index():
             if entry.state == "READY" and entry.version is not None:
                 ready[entry.name] = max(entry.version, ready.get(entry.name, 0))
+        ready.update(self.pinned)
         changed = {name: ready[name] for name, version in self.parts.items() if ready.get(name, version) != version}
         return ", ".join(f"{name} is {number} instead of {self.parts[name]}" for name, number in changed.items())
 
@@ -105,7 +109,8 @@ def recorded_reference(version: Location, config: ModelConfig) -> Reference:
             if isinstance(recorded, Mapping) and isinstance(recorded.get("parts"), Mapping):
                 parts = {str(name): int(number) for name, number in recorded["parts"].items()}
         tries = (read_golden(folder / GOLDEN_FILE_NAME),) if (folder / GOLDEN_FILE_NAME).is_file() else ()
-    return Reference(tries, "golden", tolerance, promised, parts)
+    pinned = {step.model: step.version for step in steps_of(config) if step.version is not None}
+    return Reference(tries, "golden", tolerance, promised, parts, pinned)
 
 
 def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Reference:

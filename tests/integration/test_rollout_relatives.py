@@ -192,3 +192,17 @@ def test_recorded_answers_hold_for_the_parts_that_gave_them(models: Path, client
         "none",
         "not compared with the recorded answers: scale is 3 instead of 1",
     )
+
+
+def test_recorded_answers_hold_while_the_pinned_part_is_served(
+    models: Path, client: TritonClient, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "sample.npz", IN=np.ones((1, 2), np.float32))
+    source = write_python_model(tmp_path / "source", "whole", kind="ens")
+    config = source / "config.pbtxt"
+    config.write_text(config.read_text().replace('"scale" model_version: -1', '"scale" model_version: 1'))
+    add_files(source, "whole", models, FilesOptions(sample=tmp_path / "sample.npz"))
+    deploy(models, "scale", 3, client, options=RolloutOptions(keep_previous=True))
+    rollout = deploy(models, "whole", 1, client).servers[0].smoke
+    assert rollout is not None
+    assert (rollout.reference, rollout.note) == ("golden", "")

@@ -15,7 +15,7 @@ from repo_manager.triton_config.rules import check_rules
 from repo_manager.triton_config.slips import meant_field
 from repo_manager.triton_config.version_policy import served_versions, version_policy
 
-__all__ = ["ConfigChange", "against_manifest", "plan_change", "served_model_file"]
+__all__ = ["ConfigChange", "against_manifest", "missing_for_gpus", "plan_change", "served_model_file"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,22 @@ def _check(view: ModelView, config: ModelConfig, served: tuple[int, ...]) -> lis
 def served_model_file(config: ModelConfig) -> str:
     """Return the file that a version is served from. Empty where config.pbtxt does not say which one."""
     return "" if config.message().cc_model_filenames else config.model_filename
+
+
+def missing_for_gpus(version: VersionView, config: ModelConfig) -> dict[str, str]:
+    """Return the files of `cc_model_filenames` that a version lacks: file -> what is wrong with it.
+
+    Triton opens one only on a GPU of its compute capability. On any other device it does without.
+    """
+    empty = {entry.name for entry in version.files if entry.size_bytes == 0}
+    capabilities: dict[str, list[str]] = {}
+    for capability, file in sorted(config.message().cc_model_filenames.items()):
+        if file in empty or not version.holds(file):
+            capabilities.setdefault(file, []).append(capability)
+    return {
+        file: f"is {'empty' if file in empty else 'missing'}, and GPUs of compute capability {', '.join(of)} serve it"
+        for file, of in capabilities.items()
+    }
 
 
 def against_manifest(version: VersionView, config: ModelConfig) -> list[Problem]:

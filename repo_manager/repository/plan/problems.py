@@ -17,7 +17,7 @@ from repo_manager.repository.layout import (
 )
 from repo_manager.repository.look import top_names
 from repo_manager.repository.manifest import MANIFEST_SCHEMA_VERSION, Manifest
-from repo_manager.repository.plan.configuration import served_model_file
+from repo_manager.repository.plan.configuration import missing_for_gpus, served_model_file
 from repo_manager.repository.view import Entry, Link, ModelView, VersionView
 from repo_manager.triton_config.compare import misfits
 from repo_manager.triton_config.completion import backend_of_files
@@ -38,6 +38,7 @@ _BYTES_OF = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8,
 }  # fmt: skip
+_GPU_FILES = "put the file here, or correct cc_model_filenames: such a GPU cannot load the model"
 _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one can change with a version"
 
 
@@ -287,6 +288,8 @@ def _file_kind(entry: Entry, where: str) -> Iterator[Problem]:
 
 
 def _served_file(version: VersionView, config: ModelConfig, where: str) -> Iterator[Problem]:
+    for file, said in missing_for_gpus(version, config).items():
+        yield Problem(f"{where}/{file}", said, Severity.WARNING, _GPU_FILES, rule="model-file-missing")
     filename = served_model_file(config)
     if not filename:
         return

@@ -89,3 +89,23 @@ def test_nothing_is_refused_and_nothing_is_lost(tmp_path: Path, shape: str) -> N
     assert all(line in path.read_text() for line in SHAPES[shape].splitlines() if "#" in line)
     change_config(tmp_path, "m", {"parameters.zz": None})
     assert parse_config(path.read_text()).message() == before
+
+
+def test_files_of_gpu_kinds_that_are_not_there_are_named(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    for name, content in (("model.plan", "x"), ("sm75.plan", "x"), ("empty.plan", "")):
+        (tmp_path / "m" / "1" / name).write_text(content)
+    by_gpu = (("7.5", "sm75.plan"), ("8.0", "none.plan"), ("8.6", "none.plan"), ("9.0", "empty.plan"))
+    entries = "".join(f'cc_model_filenames {{ key: "{key}" value: "{file}" }}\n' for key, file in by_gpu)
+    (tmp_path / "m" / "config.pbtxt").write_text(f'backend: "tensorrt"\n{IO}{entries}')
+    said = [
+        "empty.plan is empty, and GPUs of compute capability 9.0 serve it",
+        "none.plan is missing, and GPUs of compute capability 8.0, 8.6 serve it",
+    ]
+    found = [each for each in verify(tmp_path, models=False) if each.rule == "model-file-missing"]
+    assert sorted(f"{each.where.removeprefix('m/1/')} {each.what}" for each in found) == said
+    assert {each.severity for each in found} == {Severity.WARNING}
+    changed = change_config(tmp_path, "m", {"parameters.zz": "1"}, dry_run=True).problems
+    assert sorted(each.what for each in changed if each.rule == "model-file-missing") == [
+        f"version 1: {each}" for each in said
+    ]

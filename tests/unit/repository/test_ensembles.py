@@ -141,3 +141,19 @@ def test_a_copy_takes_along_what_is_missing_there(tmp_path: Path) -> None:
     assert copy_needed(source, "bls", target) == ()
     assert [each.source for each in copy_needed(source, "bls", tmp_path / "other")] == ["scale:2"]
     assert copy_needed(source, "scale", tmp_path / "third") == ()
+
+
+def test_a_copy_takes_along_the_versions_that_are_asked_for_by_number(tmp_path: Path) -> None:
+    source, target, other = (tmp_path / name for name in ("source", "target", "other"))
+    for name, kind in (("scale", "scale"), ("opt", "opt"), ("ens", "ens")):
+        write_python_model(source, name, kind=kind, versions=(1, 2, 3))
+    config = source / "ens" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"scale" model_version: -1', '"scale" model_version: 2'))
+    for name in ("scale", "opt", "ens"):
+        adopt(source, name)
+    copy_version(source, "scale", 3, target)
+    copy_version(source, "opt", 1, target)
+    assert [each.source for each in copy_needed(source, "ens", target)] == ["scale:2"]
+    assert copy_needed(source, "ens", target) == ()
+    renumbered = copy_needed(source, "ens", other, keep_number=False)
+    assert sorted((each.source, each.version) for each in renumbered) == [("opt:3", 1), ("scale:2", 2)]
