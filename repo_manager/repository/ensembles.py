@@ -20,7 +20,6 @@ from repo_manager.triton_config.ensembles import (
     models_needed_by,
     models_of,
     pinned_versions,
-    steps_of,
     uses_of,
 )
 from repo_manager.triton_config.problems import Problem, Severity
@@ -142,7 +141,7 @@ def _checked(
         if name not in members and (member := _member(store, name, configs.get(name))) is not None:
             served = (serving or {}).get(name, member.served)
             members[name] = dataclasses.replace(member, served=served)
-            waiting += [step.model for step in steps_of(member.config)]
+            waiting += models_of(member.config)
     return check_ensembles(names, members)
 
 

@@ -169,7 +169,7 @@ def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[
     """Check ensembles and whatever they contain: one that contains what Triton refuses is refused, too.
 
     Args:
-        names: the ensembles. Others do no harm.
+        names: the ensembles, and models whose code asks others. Others do no harm.
         models: name -> model. Of those that the ensembles need, missing ones do not exist.
 
     Returns:
@@ -187,7 +187,8 @@ def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[
             problems = check_ensemble(each, known, where=f"{each}/{CONFIG_FILENAME}")
             if each == name:
                 found += problems
-            errors = [problem.what for problem in (*_own_errors(configs[each]), *problems)]
+            refusals = [problem for problem in problems if problem.severity is Severity.ERROR]
+            errors = [problem.what for problem in (*_own_errors(configs[each]), *refusals)]
             if errors and not known[each].refused:
                 known[each] = dataclasses.replace(known[each], refused=errors[0])
     return found
@@ -210,11 +211,22 @@ def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> li
         where: the subject of the findings.
 
     Returns:
-        Why Triton would refuse to load the ensemble. Empty for a model that is none.
+        Why Triton would refuse to load the ensemble. For a model whose code asks others: warnings of those that are
+        missing. Empty for any other.
     """
     config = models[name].config
     if not is_ensemble(config):
-        return []
+        return [
+            Problem(
+                where,
+                f"its code asks the model {used!r}, which is not in the repository",
+                Severity.WARNING,
+                f"add the model {used!r}, or correct the parameter {USES}",
+                rule=_MODEL,
+            )
+            for used in uses_of(config)
+            if used not in models
+        ]
     cycle = _cycle(name, models)
     if cycle:
         text = f"contains itself: {' -> '.join(cycle)}"

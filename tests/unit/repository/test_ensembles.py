@@ -157,3 +157,19 @@ def test_a_copy_takes_along_the_versions_that_are_asked_for_by_number(tmp_path: 
     assert copy_needed(source, "ens", target) == ()
     renumbered = copy_needed(source, "ens", other, keep_number=False)
     assert sorted((each.source, each.version) for each in renumbered) == [("opt:3", 1), ("scale:2", 2)]
+
+
+def test_verify_names_a_model_that_code_asks_and_that_is_missing(tmp_path: Path) -> None:
+    write_python_model(tmp_path, "bls")
+    step = 'step { model_name: "bls" model_version: -1 input_map { key: "X" value: "X" } '
+    text = (tmp_path / "bls" / "config.pbtxt").read_text().partition("parameters")[0].replace('backend: "python"', "")
+    (tmp_path / "outer" / "1").mkdir(parents=True)
+    (tmp_path / "outer" / "config.pbtxt").write_text(
+        f'platform: "ensemble"\n{text}ensemble_scheduling {{ {step}output_map {{ key: "Y" value: "Y" }} }} }}\n'
+    )
+    found = [each for each in verify(tmp_path, models=False) if each.rule == "ensemble-model"]
+    assert [(each.where, each.what, each.severity) for each in found] == [
+        ("bls/config.pbtxt", "its code asks the model 'scale', which is not in the repository", Severity.WARNING)
+    ]
+    write_python_model(tmp_path, "scale")
+    assert not [each for each in verify(tmp_path, models=False) if each.rule == "ensemble-model"]
