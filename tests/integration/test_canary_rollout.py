@@ -168,6 +168,7 @@ def test_requests_that_do_not_fit_change_nothing(
     ("kind", "options", "why"),
     [
         ("acc", {"steps": (0.5, 1.0)}, "have to reach one version"),
+        ("ens", {"steps": (0.5, 1.0)}, "is an ensemble, which has none"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -175,6 +176,8 @@ def test_a_kind_that_cannot_be_tried_is_refused_by_name(
     repository: Path, client: TritonClient, kind: str, options: dict[str, Any], why: str, dry_run: bool
 ) -> None:
     name = f"{kind}_tried"
+    for part in ("scale", "opt") if kind == "ens" else ():
+        write_python_model(repository, part)
     write_python_model(repository, name, kind=kind, versions=(1, 2), extra=POLICY)
     client.load(name)
     before = state_of(repository, client, name)

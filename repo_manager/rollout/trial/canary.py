@@ -27,6 +27,7 @@ from repo_manager.rollout.trial.steps import (
 from repo_manager.rollout.trial.watch import ShadowWatch, TrafficWatch
 from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import ModelKind, kind_of
+from repo_manager.triton_config.ensembles import is_ensemble
 
 __all__ = ["CanaryTarget"]
 
@@ -94,7 +95,8 @@ class CanaryTarget:
         if part.before.config is not None:
             kind = kind_of(part.client, self._context.name, config=part.before.config.message())
             streams = not kind.decoupled or part.label.startswith("grpc")
-            check_kind(self._context.name, self._options, sequence=kind.sequence, streams=streams)
+            ensemble = is_ensemble(part.before.config)
+            check_kind(self._context.name, self._options, sequence=kind.sequence, streams=streams, ensemble=ensemble)
         self.parts = (_Trial(part, (old, kind), self._context, self._options, self._connect),)
 
     def check(self) -> None:

@@ -219,7 +219,9 @@ def untried(name: str, version: int, where: str) -> InconclusiveError:
     )
 
 
-def check_kind(name: str, options: TrialOptions, *, sequence: bool, streams: bool = True) -> None:
+def check_kind(
+    name: str, options: TrialOptions, *, sequence: bool, streams: bool = True, ensemble: bool = False
+) -> None:
     """See whether a model of this kind can have the trial.
 
     Args:
@@ -227,6 +229,7 @@ def check_kind(name: str, options: TrialOptions, *, sequence: bool, streams: boo
         options: steps, duration and gates of the trial.
         sequence: its requests, or those of a part, belong to sequences.
         streams: the connection can carry all the responses that it gives. HTTP cannot where there are several.
+        ensemble: it is one, so it has no instance group to publish weights in.
 
     Raises:
         UsageError: it cannot. With what to do.
@@ -244,4 +247,10 @@ def check_kind(name: str, options: TrialOptions, *, sequence: bool, streams: boo
             f"--canary shares out single requests, and those of a sequence of {name} have to reach one version. "
             "Nothing was changed.",
             hint=hint,
+        )
+    if options.steps and ensemble and options.weights is None and options.weights_file is None:
+        raise UsageError(
+            f"--canary publishes the shares in the name of an instance group, and {name} is an ensemble, which has "
+            "none. Nothing was changed.",
+            hint="Write them to a file that clients read: --weights-file FILE.json.",
         )
