@@ -58,6 +58,16 @@ class AccuracyOptions:
         check_range("min_accuracy", self.min_accuracy, least=-math.inf)
         check_range("max_drop", self.max_drop)
 
+    def check_for(self, evaluator: Evaluator) -> None:
+        """Check the limits: a share of right answers is at most 1. A function may score in other units.
+
+        Raises:
+            UsageError: a limit is above 1.
+        """
+        if evaluator.digest is not None:
+            check_range("min_accuracy", self.min_accuracy, most=1.0)
+            check_range("max_drop", self.max_drop, most=1.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
@@ -121,9 +131,7 @@ class AccuracyGate:
             ModelError: ONNX Runtime does not run the source.
         """
         evaluator = load_evaluator(options.data, signature_of(source), model=source)
-        if evaluator.digest is not None:  # A share of right answers. A function may score in other units.
-            check_range("min_accuracy", options.min_accuracy, most=1.0)
-            check_range("max_drop", options.max_drop, most=1.0)
+        options.check_for(evaluator)
         return cls(evaluator, options, evaluator.score(source))
 
     def judge(self, model: Path, optimize: bool = True) -> Accuracy:

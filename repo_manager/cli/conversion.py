@@ -93,7 +93,7 @@ class AccuracyFlags:
     evaluated_on: str | None = option(
         "--eval",
         metavar="DATA",
-        help="Held-out data for an accuracy score on ONNX Runtime: FILE.npz:LABELS (an array per input, and class "
+        help="Held-out data for an accuracy score: FILE.npz:LABELS (an array per input, and class "
         "numbers as LABELS), FILE.npz:LABELS:OUTPUT for one of several outputs, or module:function, called with a "
         "function that runs the model.",
     )
@@ -104,7 +104,8 @@ class AccuracyFlags:
         "--max-accuracy-drop",
         metavar="SHARE",
         min=0.0,
-        help="With --eval: largest accepted loss of accuracy against the source, e.g. 0.005.",
+        help="With --eval: largest accepted loss of accuracy against the source (tune: today's configuration), "
+        "e.g. 0.005.",
     )
 
     def accuracy_options(self) -> AccuracyOptions | None:

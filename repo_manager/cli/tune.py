@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.conversion import AccuracyFlags
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.load_options import DataFlags
 from repo_manager.cli.option_groups import grouped, option, settings_of
@@ -122,6 +123,7 @@ def tune_command(
     *,
     place: RepositoryFlag,
     goal: GoalFlags,
+    accuracy: AccuracyFlags,
     data: DataFlags,
     output: Output,
     connection: Connection,
@@ -136,13 +138,14 @@ def tune_command(
     check_input(data.data)
     if len(targets) > 1 and not goal.together:
         raise UsageError("several models are given", hint="Do they share the machine? Tune them --together.")
+    wanted = accuracy.accuracy_options()
     root = place.root()
     options = _options(goal, data, [target.partition(":")[0] for target in targets])
     versions = dict(resolve_version(root, target) for target in targets)
     if len(versions) < len(targets):
         raise UsageError("a model is named twice, but all its versions share one configuration")
     access = None if options.url is None else client_options(connection, [options.url])
-    options = dataclasses.replace(options, access=access, signed_by=load_settings().signed_by)
+    options = dataclasses.replace(options, access=access, accuracy=wanted, signed_by=load_settings().signed_by)
     with tune_progress(terminal.console, options.budget_s, quiet=terminal.quiet) as told:
         result = tune(
             root, versions, options, inputs=lambda name, version: _inputs(root, name, version, data), progress=told

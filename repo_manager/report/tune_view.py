@@ -42,6 +42,7 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
         ("sought", result.objective),
         ("today", f"{result.today.label}: {_value(result, result.today)}"),
         ("best", f"{result.best.label}: {_value(result, result.best)}"),
+        *([] if result.accuracy is None else [("accuracy", f"{result.accuracy.detail} ({result.accuracy.data})")]),
         ("measured", f"{len(result.trials)} of {result.settings} settings in {result.seconds:.0f} s"),
         ("record", result.journal),
     ]
@@ -94,6 +95,8 @@ def _steps(result: Tuning) -> list[str]:
         if trial.is_better and trial.value is not None:
             asked = "" if trial.against is None else f", where {value_text(result.seeks, trial.against)} was asked"
             steps.append(f"{trial.label}: {_value(result, trial)}{asked} ({trial.reason}).")
+    if result.accuracy is not None:
+        steps.append(f"The best setting on {result.accuracy.data}: {result.accuracy.detail}.")
     beaten = sum(not trial.is_better for trial in result.trials)
     if beaten:
         steps.append(f"{beaten} other settings did not beat the best one before them; the table says why.")

@@ -108,6 +108,7 @@ def judge_accuracy(
     metric: str,
     min_accuracy: float | None = None,
     max_drop: float | None = None,
+    beside: str = "of the source",
 ) -> Accuracy:
     """Hold a model's score against limits. The measured numbers decide. A limit within their interval is said to be.
 
@@ -119,6 +120,7 @@ def judge_accuracy(
         metric: what the score is.
         min_accuracy: smallest accepted accuracy, as in `Accuracy`. `None`: no limit.
         max_drop: largest accepted loss against the source, as in `Accuracy`. `None`: no limit.
+        beside: what `source` is, in words.
     """
     interval, between = score_interval(found), drop_interval(source, found)
     drop = source.value - found.value
@@ -135,7 +137,7 @@ def judge_accuracy(
         rules.append(f"a drop of {_text(drop)} {'<=' if is_small else '>'} {max_drop:g}")
         doubts += [between] if _spans(between, max_drop) else []
     count = "" if found.samples is None else f" on {found.samples} samples"
-    words = [f"{metric} {_text(found.value)}, of the source {_text(source.value)}{count}"]
+    words = [f"{metric} {_text(found.value)}, {beside} {_text(source.value)}{count}"]
     if rules:
         words.append(" and ".join(rules))
     if doubts and doubts[0] is not None:

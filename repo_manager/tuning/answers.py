@@ -13,14 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from repo_manager.errors import ServerRefusedError
+from repo_manager.accuracy.evaluate import AccuracyOptions, Evaluator, load_evaluator
+from repo_manager.errors import GateError, ServerRefusedError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.target import connect
+from repo_manager.onnx_model.signature import Signature
+from repo_manager.request_data.tensors import NUMPY_OF_TRITON
 from repo_manager.rollout.comparison import OutputComparison, compare_outputs
 from repo_manager.server.client import TritonClient
+from repo_manager.stats.accuracy import Accuracy, Score, judge_accuracy
 from repo_manager.tuning.measuring import Loads
+from repo_manager.tuning.subjects import Subjects
+from repo_manager.types import TensorSpec
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "HeldOut"]
 
 _SAMPLES = 8
 _THREADS = 4
@@ -29,15 +35,76 @@ Array = np.ndarray[Any, Any]
 Tensors = Mapping[str, Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out data that the copies of a model are scored on, and the limits of the score.
+
+    Attributes:
+        evaluator: computes the score.
+        limits: what today's configuration and every other one must reach.
+    """
+
+    evaluator: Evaluator
+    limits: AccuracyOptions
+
+    @classmethod
+    def of(cls, limits: AccuracyOptions | None, subjects: Subjects) -> HeldOut | None:
+        """Read the data. Return `None` without limits.
+
+        Raises:
+            InputError: the data cannot be used.
+            UsageError: `limits.data` has another form.
+        """
+        if limits is None:
+            return None
+        message = subjects.models[subjects.tops[0]].config.message()
+        axis: tuple[str, ...] = ("batch",) if message.max_batch_size else ()
+        inputs, outputs = (
+            tuple(
+                TensorSpec(tensor.name, _dtype(tensor), (*axis, *(size if size >= 0 else None for size in tensor.dims)))
+                for tensor in tensors
+            )
+            for tensors in (message.input, message.output)
+        )
+        evaluator = load_evaluator(limits.data, Signature(inputs, outputs, 0, 0, {}))
+        limits.check_for(evaluator)
+        return cls(evaluator, limits)
+
+    def judge(self, today: Score, found: Score) -> Accuracy:
+        """Hold the score of a configuration against today's and against the limits."""
+        return judge_accuracy(
+            today,
+            found,
+            data=self.evaluator.source,
+            digest=self.evaluator.digest,
+            metric=self.evaluator.metric,
+            min_accuracy=self.limits.min_accuracy,
+            max_drop=self.limits.max_drop,
+            beside="today's",
+        )
+
+
+def _dtype(tensor: Any) -> str:
+    """Return NumPy's name of a tensor's type in config.pbtxt."""
+    kind = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
+    name = kind.removeprefix("TYPE_")
+    return "string" if name == "STRING" else str(NUMPY_OF_TRITON[name])
+
+
 class Answers:
     """Asks sets of copies the same, alone, at once and joined, and compares what they answer.
+
+    Args:
+        loads: puts load on the copies.
+        held_out: data that the copies are scored on. `None`: they are not scored.
 
     Attributes:
         notes: models whose answers are not compared, and why.
     """
 
-    def __init__(self, loads: Loads) -> None:
-        self._loads = loads
+    def __init__(self, loads: Loads, held_out: HeldOut | None = None) -> None:
+        self._loads, self._held_out = loads, held_out
+        self._todays_score: Score | None = None
         self._copies = loads.copies
         self._asked: dict[str, list[Tensors]] = {}
         self._expected: dict[str, list[Tensors]] = {}
@@ -48,6 +115,7 @@ class Answers:
 
         Raises:
             ServerRefusedError: it does not answer.
+            GateError: its accuracy is below a limit.
         """
         for model in self._copies.subjects.tops:
             served = self._copies.named(copy, model)
@@ -58,11 +126,34 @@ class Answers:
             if problem:
                 self.notes.append(f"answers of {model} are not compared: today's are not always the same, {problem}")
                 del self._asked[model]
+        if self._held_out is not None:
+            self._todays_score = self._score(copy, self._held_out)
+            found = self._held_out.judge(self._todays_score, self._todays_score)
+            if not found.passed:
+                raise GateError(
+                    f"{self._copies.subjects.title}: today's configuration is below the limit: {found.detail}",
+                    hint="Nothing was tuned.",
+                )
 
     def differ(self, copy: str) -> str:
         """Return how a set's answers differ from today's. Empty when they do not."""
         problems = (self._difference(copy, model) for model in self._asked)
         return next((problem for problem in problems if problem), "")
+
+    def accuracy(self, copy: str) -> Accuracy | None:
+        """Score a set on the held-out data. `record` scores today's first. Return `None` without data.
+
+        Raises:
+            InputError: the answers do not fit the labels, or the user's function failed.
+        """
+        if self._held_out is None or self._todays_score is None:
+            return None
+        return self._held_out.judge(self._todays_score, self._score(copy, self._held_out))
+
+    def _score(self, copy: str, held_out: HeldOut) -> Score:
+        served = self._copies.named(copy, self._copies.subjects.tops[0])
+        with TritonClient.connect(self._copies.url, self._copies.access) as client:
+            return held_out.evaluator.score_of(lambda inputs: client.infer(served, None, inputs))
 
     def _samples(self, copy: str, model: str) -> list[Tensors]:
         options = self._loads.options_of(copy, model, rate=(1.0,), distinct=_SAMPLES)

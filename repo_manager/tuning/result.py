@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from repo_manager.accuracy.evaluate import AccuracyOptions
 from repo_manager.errors import UsageError
 from repo_manager.gates import Gate
 from repo_manager.loadtest.compare import Comparison
@@ -14,6 +15,7 @@ from repo_manager.loadtest.metrics import metric_of
 from repo_manager.loadtest.options import Arrival
 from repo_manager.loadtest.search import check_gates
 from repo_manager.server.transport import ClientOptions
+from repo_manager.stats.accuracy import Accuracy
 from repo_manager.tuning.search import Trial
 from repo_manager.tuning.space import AXES, BatchTime
 from repo_manager.validation import check_fields
@@ -60,6 +62,8 @@ class TuneOptions:
         url: a server that takes the copies, by its load API. `None` starts one on this machine.
         access: how that server is reached. `None` without TLS and headers.
         fresh: forget what an earlier run measured.
+        accuracy: held-out data that each setting is scored on, by one request per sample, and the limits of the score.
+            The source of `max_drop` is today's setting. `None` scores nothing.
         signed_by: public keys one of which must vouch for each version that is run. Empty asks for no signature.
     """
 
@@ -76,6 +80,7 @@ class TuneOptions:
     url: str | None = None
     access: ClientOptions | None = None
     fresh: bool = False
+    accuracy: AccuracyOptions | None = None
     signed_by: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,6 +118,8 @@ class TuneOptions:
             raise UsageError(f"{', '.join(strange)} is not tuned", hint=f"Models: {', '.join(tops)}.")
         if self.mix and set(self.mix) != set(tops):
             raise UsageError("the mix leaves models out", hint=f"Give a number for each of {', '.join(tops)}.")
+        if len(tops) > 1 and self.accuracy is not None:
+            raise UsageError("held-out data belong to one model, and several are tuned", hint="Leave --eval out.")
         if len(tops) > 1 and self.seeks != "throughput":
             raise UsageError(
                 "several models together are tuned for the largest rate only",
@@ -179,6 +186,7 @@ class Tuning:
         comparisons: today's against the best, paired, for each model asked. Empty where there was nothing to compare.
         is_complete: the search ended on its own, not by the budget.
         journal: the file with every measurement.
+        accuracy: the best setting's score on the held-out data, with today's as the source. `None` without data.
     """
 
     model: str
@@ -200,6 +208,7 @@ class Tuning:
     journal: str
     environment: Mapping[str, str]
     command: str = ""
+    accuracy: Accuracy | None = None
     schema_version: int = 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.run import environment
 from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.repository.signing import check_signature
+from repo_manager.stats.accuracy import Accuracy
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.ensembles import is_ensemble
-from repo_manager.tuning.answers import Answers
+from repo_manager.tuning.answers import Answers, HeldOut
 from repo_manager.tuning.curves import Curves, latency_limit
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import Inputs, Loads
@@ -92,11 +94,14 @@ def tuning_run(
         subjects = read_subjects(as_location(repository), versions, options.fixed, stack)
         for name, subject in subjects.models.items() if options.signed_by else ():
             check_signature(repository, name, subject.version, options.signed_by)
+        held_out = HeldOut.of(options.accuracy, subjects)
         copies = stack.enter_context(copies_of(subjects, url=options.url, access=options.access))
         facts = _facts(str(repository), subjects, options)
+        if held_out is not None:
+            facts["accuracy"] = [dataclasses.asdict(held_out.limits), str(held_out.evaluator.digest)]
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)
         loads = Loads(copies, options, inputs)
-        yield TuningRun(options, loads, Answers(loads), journal, progress)
+        yield TuningRun(options, loads, Answers(loads, held_out), journal, progress)
 
 
 def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[str, Any]:
@@ -186,6 +191,10 @@ class TuningRun:
 
     def go(self) -> Tuning:
         """Measure, and conclude."""
+        if self._options.accuracy is not None:
+            self.copies.load(CANDIDATE, {})
+            self._answers.record(CANDIDATE)
+            self._recorded = True
         self.prepare()
         is_complete = True
         today = self.evaluate(self._today, None, 0.0)
@@ -203,8 +212,19 @@ class TuningRun:
         comparisons: tuple[Comparison, ...] = ()
         if is_new and best.value is not None and today.value is not None:
             comparisons = self._proof(best)
-        outcome, reason = conclude(self._options, self._trials, best, comparisons, is_complete=is_complete)
-        return self._result((outcome, reason), (today, best), comparisons, is_complete=is_complete)
+        concluded = conclude(self._options, self._trials, best, comparisons, is_complete=is_complete)
+        result = self._result(concluded, (today, best), comparisons, is_complete=is_complete)
+        return dataclasses.replace(result, accuracy=self._accuracy(best, WINNER if comparisons else CANDIDATE))
+
+    def _accuracy(self, best: Trial, copy: str) -> Accuracy | None:
+        """Score the best settings on the held-out data. A set of copies that serves them already stays."""
+        if self._options.accuracy is None:
+            return None
+        self.copies.load(copy, self._changes_of(best.state))
+        return self._answers.accuracy(copy)
+
+    def _changes_of(self, state: Mapping[str, Setting]) -> dict[str, dict[str, str | None]]:
+        return {name: setting.changes(self._today[name]) for name, setting in state.items()}
 
     def _result(
         self,
@@ -360,7 +380,7 @@ class TuningRun:
 
     def _load(self, state: Mapping[str, Setting]) -> str:
         """Serve settings. Return why they are out of the question, empty when they are not."""
-        changes = {name: setting.changes(self._today[name]) for name, setting in state.items()}
+        changes = self._changes_of(state)
         try:
             self.copies.load(CANDIDATE, changes)
             if not self._recorded and not any(changes.values()):
@@ -374,7 +394,10 @@ class TuningRun:
         except ServerRefusedError as exc:
             return f"it does not load: {exc.reason or exc.message}"
         differs = self._answers.differ(CANDIDATE) if any(changes.values()) else ""
-        return f"its answers differ from today's: {differs}" if differs else ""
+        if differs:
+            return f"its answers differ from today's: {differs}"
+        found = self._answers.accuracy(CANDIDATE) if any(changes.values()) else None
+        return f"its accuracy is below the limit: {found.detail}" if found is not None and not found.passed else ""
 
     def _measured(
         self,
@@ -436,8 +459,7 @@ class TuningRun:
         """Hold today's and the best settings against each other, both served, in paired blocks."""
         self.copies.unload(CANDIDATE)
         self.copies.load(TODAY, {})
-        changes = {name: setting.changes(self._today[name]) for name, setting in best.state.items()}
-        self.copies.load(WINNER, changes)
+        self.copies.load(WINNER, self._changes_of(best.state))
         rate, held = self.loads.rate or best.value, self._trials[0].value
         assert rate is not None
         assert held is not None

@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 from support.serving import SCALING_CONFIG, onnx_model, scaling_model, write_model
 
-from repo_manager.errors import UsageError
+from repo_manager.accuracy.evaluate import AccuracyOptions
+from repo_manager.errors import GateError, UsageError
 from repo_manager.loadtest.compare import ComparePlan, compare_together
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.server.client import TritonClient
@@ -206,3 +207,48 @@ def test_a_setting_that_changes_the_answers_is_out_and_instances_change_in_place
         run.copies.load(CANDIDATE, {"mixing": {"instance_group.count": "2"}})
         assert run.copies.client.model_config(served).instance_group[0].count == 2
         assert sum(each.success_count for each in run.copies.client.statistics(served)) == 1  # a load forgets them
+
+
+def test_settings_are_scored_as_served_and_one_below_the_limit_is_out(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's function says 1.0 of today's setting, and less of the one after it."""
+    lines = (
+        "import numpy as np",
+        "scores = [1.0, 0.5]",
+        "def score(run):",
+        "    assert run({'x': np.ones((1, 4), np.float32)})['y'].tolist() == [[2.0] * 4]",
+        "    return scores.pop(0)",
+    )
+    (tmp_path / "scored_as_served.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    limits = AccuracyOptions("scored_as_served:score", max_drop=0.1)
+    with tuning_run(models, {"first": 1}, options(rate=40.0, budget_s=100.0, accuracy=limits)) as run:
+        today = run.evaluate({"first": Setting(1, 8, 0)}, None, 0.0)
+        out = run.evaluate({"first": Setting(2, 8, 0)}, today, 0.04)
+    assert today.value is not None
+    assert not out.is_better
+    assert out.reason.startswith("its accuracy is below the limit:")
+    assert "0.5, today's 1; a drop of 0.5 > 0.1" in out.reason
+
+
+@pytest.mark.parametrize(("labels", "accuracy"), [(0, 1.0), (1, None)])
+def test_todays_setting_is_held_against_the_limit_first(
+    labels: int, accuracy: float | None, models: Path, tmp_path: Path
+) -> None:
+    """The largest of four inputs is the first one, so it is the class."""
+    images = np.tile(np.array([4, 1, 2, 3], np.float32), (4, 1))
+    np.savez(tmp_path / "held.npz", x=images, labels=np.full(4, labels))
+    sought = options(
+        rate=20.0,
+        search=("queue_delay",),
+        budget_s=1.0,
+        accuracy=AccuracyOptions(f"{tmp_path / 'held.npz'}:labels", min_accuracy=0.9),
+    )
+    if accuracy is None:
+        with pytest.raises(GateError, match=r"first:1: today's configuration is below the limit: .* 0 < 0.9"):
+            tune(models, {"first": 1}, sought)
+    else:
+        found = tune(models, {"first": 1}, sought).accuracy
+        assert found is not None
+        assert (found.value, found.samples, found.passed) == (accuracy, 4, True)

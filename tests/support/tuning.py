@@ -156,6 +156,9 @@ class _SameAnswers:
     def differ(self, copy: str) -> str:
         return ""
 
+    def accuracy(self, copy: str) -> None:
+        """Nothing is scored."""
+
 
 def simulated(
     subjects: Subjects,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from repo_manager.accuracy.evaluate import AccuracyOptions
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.tuning.result import TuneOptions, conclude, objective_of
@@ -98,6 +99,7 @@ def test_of_several_models_none_may_lose() -> None:
         ({"mix": {"a": 1.0}, "gates": OPTIONS.gates}, "leaves models out"),
         ({"own_gates": {"a": OPTIONS.gates}}, "b has no limit to hold"),
         ({"rate": 5.0}, "for the largest rate only"),
+        ({"gates": OPTIONS.gates, "accuracy": AccuracyOptions("held.npz:labels")}, "held-out data belong to one model"),
     ],
 )
 def test_what_is_said_of_single_models_has_to_fit_them(options: dict[str, Any], says: str) -> None:
