@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import queue
+import re
 import socket
 import threading
 import time
@@ -18,17 +19,23 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["AnswerTooLargeError", "Deputies", "TimedSocket", "Timer", "connect", "resolve"]
+__all__ = ["AnswerTooLargeError", "Deputies", "TimedSocket", "Timer", "connect", "resolve", "without_number"]
 
 Result = TypeVar("Result")
 Address = tuple[int, Any]
 """Family, and the address as `socket.connect` takes it."""
 
 _SEND_BYTES = 1 << 20
+_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 
 class AnswerTooLargeError(OSError):
     """A peer sends more than is read of it."""
+
+
+def without_number(reason: str) -> str:
+    """Return the words of a system error without its number: `[Errno 111] Connection refused`."""
+    return _NUMBER.sub("", reason)
 
 
 class Timer:

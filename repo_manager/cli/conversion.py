@@ -16,7 +16,7 @@ from repo_manager.accuracy import AccuracyGate, AccuracyOptions, load_evaluator
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, ModelFile, Output, RuntimeFlags, check_outputs, parse_shapes, writing
 from repo_manager.errors import UsageError
-from repo_manager.files import work_folder, write_atomic
+from repo_manager.files import document, work_folder, write_atomic
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
@@ -244,7 +244,7 @@ def prune_command(
     if flags.calibration is None:
         terminal.warn(
             "magnitude pruning alone costs accuracy; give --calibration DATA, or retrain with the mask fixed "
-            "(examples/README.md shows how)."
+            f"({document('sparsity.md')} shows how)."
         )
 
 

@@ -226,7 +226,8 @@ def destination_of(text: str) -> Location:
     if found is None or found.repository is None:
         with_one = [each.name for each in contexts.values() if each.repository is not None]
         raise UsageError(
-            f"--into {text}: no context of that name has a repository; {', '.join(with_one) or 'none'} has"
+            f"--into {text}: no context of that name has a repository",
+            hint=f"Contexts with a repository: {', '.join(with_one) or 'none'}.",
         )
     return parse_location(found.repository)
 
@@ -266,7 +267,7 @@ def _refuse_protected(place: Location, *, hint: str) -> None:
         if of_place or (context.server is not None and context.server in servers):
             what = str(place) if of_place else str(context.server)
             raise UsageError(
-                f"`{command}` would change {what}of the protected context {context.name!r}",
+                f"`{command}` would change {what} of the protected context {context.name!r}",
                 hint=hint.format(name=context.name),
             )
 

@@ -21,6 +21,7 @@ from repo_manager.pipeline.serve_options import ServeOptions, check_models
 from repo_manager.pipeline.serving import serve_until_ended
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository.location import Location
+from repo_manager.repository.scan import scan
 from repo_manager.server.command import ServerSecurity
 from repo_manager.server.credentials import read_headers
 from repo_manager.server.embedded import EmbeddedServer
@@ -321,7 +322,10 @@ def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> 
         terminal.result(ReadyServer(**urls, pid=server.pid, log=server.log_path, failures=server.failures))
     if not options.load and not server.options.load:
         terminal.note("No model was deployed yet, so none is loaded: repo-manager deploy NAME, or serve --load all.")
-    loaded = [name for name in server.options.load if name not in server.failures]
+    names = server.options.load
+    if names == ("*",):
+        names = tuple(entry.name for entry in scan(options.repository, deep=False))
+    loaded = [name for name in names if name not in server.failures]
     if loaded:
         terminal.note(f"Loaded at the start: {', '.join(loaded)}")
     terminal.note(f"Log: {server.log_path} (new lines follow here)")

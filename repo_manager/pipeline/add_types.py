@@ -13,6 +13,7 @@ from repo_manager.engine.fit import FitProblem, FitTarget
 from repo_manager.engine.gpu import BackendChoice
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.triton_options import AcceleratorOptions
+from repo_manager.errors import UsageError
 from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.pipeline.golden import GoldenFacts
 from repo_manager.precision import Conversion, ConvertOptions
@@ -20,7 +21,7 @@ from repo_manager.repository.location import Location
 from repo_manager.sparsity import PruneReport, SparsityReport
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.options import ConfigOptions
-from repo_manager.types import Precision
+from repo_manager.types import Backend, Precision
 from repo_manager.validation import check_fields
 
 __all__ = ["AddOptions", "Added", "Control", "SparsityMode"]
@@ -78,6 +79,9 @@ class AddOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        names = ("auto", *(each.value for each in Backend))
+        if self.backend not in names:
+            raise UsageError(f"AddOptions.backend is {self.backend!r}, expected one of {', '.join(names)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from repo_manager.engine.fit import HEADER_BYTES, FitProblem, FitTarget
 from repo_manager.engine.fit_check import check_version_fit
 from repo_manager.engine.gpu import choose_backend, find_gpus
 from repo_manager.errors import GateError, RepoManagerError, UsageError
-from repo_manager.files import work_folder
+from repo_manager.files import document, work_folder
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
@@ -141,7 +141,7 @@ def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tupl
         rows = "\n".join(f"  {layer.node} ({layer.op_type} {layer.weight}): {layer.reason}" for layer in failing)
         raise GateError(
             f"{model.path}: {len(failing)} layer(s) could be 2:4 sparse and are not:\n{rows}",
-            hint="Prune and retrain (examples/README.md), or pass --sparsity report, or --sparsity prune.",
+            hint=f"Prune and retrain ({document('sparsity.md')}), or pass --sparsity report, or --sparsity prune.",
         )
     return model, None
 

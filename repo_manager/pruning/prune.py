@@ -65,7 +65,7 @@ _LOOKS = 3  # at the held-out samples
 _SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
 _ADVICE = (
     "Each layer was solved on calibration data, without retraining. Retraining with the masks fixed still gives more "
-    "(examples/train_sparse_digits.py shows NVIDIA's recipe)."
+    "(NVIDIA's recipe: train dense, prune, train again with the same schedule)."
 )
 
 

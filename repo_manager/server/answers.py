@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError, redacted
 from repo_manager.optional import deferred
 from repo_manager.server.transport import Endpoint
+from repo_manager.sockets import without_number
 from repo_manager.tls import speaks_tls
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachabl
     elif not endpoint.tls and not _NOBODY.search(reason) and _answers_in_tls(endpoint):
         hint = f"It answers in TLS. With TLS: {endpoint.protocol}s://{endpoint.address}"
     # gRPC tells the address, which the message begins with, and the same in several wordings before the reason.
-    plain = _GRPC_PREAMBLE.sub("", reason).strip() or reason
+    plain = without_number(_GRPC_PREAMBLE.sub("", reason)).strip() or reason
     return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {plain}", hint=hint)
 
 

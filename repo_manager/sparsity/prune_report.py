@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 RETRAIN_ADVICE = (
-    "Pruning without retraining costs accuracy. Retrain with the masks fixed (examples/train_sparse_digits.py "
-    "shows NVIDIA's recipe: train dense, prune, train again with the same schedule), then export again."
+    "Pruning without retraining costs accuracy. Retrain with the masks fixed (NVIDIA's recipe: train dense, "
+    "prune, train again with the same schedule), then export again."
 )
 
 

@@ -75,6 +75,24 @@ def texts_of(path: Path) -> Iterator[str]:
             yield node.value
 
 
+def docstrings_of(path: Path) -> Iterator[str | None]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node, clean=False)
+
+
+def test_no_message_names_a_file_that_only_a_clone_has() -> None:
+    """A wheel has the package and docs/, whose files `document` finds."""
+    of_clones = re.compile(r"\b(examples|benchmarks|tools|tests|deploy)/\w")
+    found = [
+        (path.name, text)
+        for path in PACKAGE.rglob("*.py")
+        for text in {*texts_of(path)} - {*docstrings_of(path)}
+        if of_clones.search(text)
+    ]
+    assert found == []
+
+
 def test_every_command_that_a_message_names_has_the_options_beside_it() -> None:
     root = typer.main.get_command(app)
     options = {name: set(options_of(root.get_command(None, name))) for name in NAMES}  # type: ignore[attr-defined, arg-type]

@@ -154,6 +154,7 @@ def test_a_text_may_be_the_url_of_a_repository() -> None:
 
 
 WRONG = [
+    ("AddOptions", {"backend": "nope"}, "AddOptions.backend is 'nope', expected one of auto, onnxruntime, tensorrt"),
     ("AddOptions", {"precision": "fp61"}, "AddOptions.precision is 'fp61', expected one of fp32, fp16, bf16, int8"),
     ("AddOptions", {"sparsity": "often"}, "expected one of require, report, prune"),
     ("AddOptions", {"config": {"max_batch_size": 4}}, "AddOptions.config is .*, expected a ConfigOptions"),

@@ -279,7 +279,7 @@ def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
         for sock in opened:
             sock.close()
         raise ServerUnreachableError(
-            f"{endpoint.host}:{endpoint.port} cannot be reached: {exc}",
+            f"{endpoint.host}:{endpoint.port} cannot be reached: {exc.strerror or exc}",
             hint="Check the address and the port, and that the server is running.",
         ) from exc
     if endpoint.tls is None:

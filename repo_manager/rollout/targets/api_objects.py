@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.files import document
 
 __all__ = [
     "REACH",
@@ -110,8 +111,8 @@ def refused(
     hints = {
         401: "The credentials in the kubeconfig are not valid (any more).",
         403: "Bind a Role that allows it: the chart's `deployer` values make one for its release, "
-        "deploy/kserve/role.yaml one for an InferenceService. Where a Role names its objects, a mistyped name is "
-        "forbidden too.",
+        f"{document('kubernetes.md')} names one for an InferenceService. Where a Role names its objects, a mistyped "
+        "name is forbidden too.",
         404: "Check the namespace and the name; kubectl get shows what is there."
         if named
         else "This cluster does not know the kind: install its CRDs (KServe, Gateway API), or check --context.",

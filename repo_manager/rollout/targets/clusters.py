@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError, UsageError
+from repo_manager.files import document
 from repo_manager.repository.location import Location
 from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
@@ -71,7 +72,7 @@ def _released(
     if trial is not None:
         raise UsageError(
             f"--shadow and --canary are for single servers and kserve://, not for {release}",
-            hint="Two releases behind an HTTPRoute make a canary: deploy/gateway/http-route.yaml.",
+            hint=f"Two releases behind an HTTPRoute make a canary: {document('kubernetes.md')}",
         )
     return KubernetesTarget(context, release, api, connection)
 

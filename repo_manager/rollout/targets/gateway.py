@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from repo_manager.errors import ServerRefusedError
+from repo_manager.files import document
 from repo_manager.rollout.targets.api import Api, Kind, pause
 from repo_manager.rollout.targets.api_objects import Object
 
@@ -38,7 +39,7 @@ class GatewayWeights:
         if not found:
             raise ServerRefusedError(
                 f"No rule of HTTPRoute {namespace}/{route} sends to both {self._stable} and {self._canary}",
-                hint="deploy/gateway has a route that does.",
+                hint=f"Such a route: {document('kubernetes.md')}",
             )
         self._before = [_weights_of(rule) for rule in found]
         self._fraction = self._share()
@@ -135,7 +136,8 @@ def backends_of(api: Api, namespace: str, route: str) -> tuple[str, str]:
         if len(names) > 1:
             return names[0], names[1]
     raise ServerRefusedError(
-        f"No rule of HTTPRoute {namespace}/{route} sends to two Services", hint="deploy/gateway has a route that does."
+        f"No rule of HTTPRoute {namespace}/{route} sends to two Services",
+        hint=f"Such a route: {document('kubernetes.md')}",
     )
 
 

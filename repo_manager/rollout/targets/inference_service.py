@@ -7,6 +7,7 @@ import re
 from typing import ClassVar
 
 from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.files import document
 from repo_manager.repository.location import Location
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.tags import model_state
@@ -84,7 +85,7 @@ def format_of(service: Object) -> str:
             return key
     raise ServerRefusedError(
         f"InferenceService {service['metadata']['name']} names no storageUri under predictor.model",
-        hint="deploy/kserve has one that does.",
+        hint=f"Such a service: {document('kubernetes.md')}",
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.files import document
 from repo_manager.gates import Outcome
 from repo_manager.repository.scan import find_model
 from repo_manager.rollout.checks import Check
@@ -194,7 +195,7 @@ class KServeTarget:
             self.touched = False
             raise UsageError(
                 f"{self._service} runs in KServe's Standard mode, which has no canary before KServe 0.20",
-                hint="Leave the percentages out, or weight two services by an HTTPRoute (deploy/gateway).",
+                hint=f"Leave the percentages out, or weight two services by an HTTPRoute: {document('kubernetes.md')}",
             )
         self._events.tell("RolloutStarted", f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
 
@@ -335,7 +336,7 @@ def _percents_of(options: TrialOptions) -> tuple[int, ...]:
     if options.shadow is not None or options.gates or options.weights_file is not None or options.weights is not None:
         raise UsageError(
             "--shadow, --gate and --weights-file need servers that can be asked, not kserve://",
-            hint="KServe's own conditions are watched at each step; alerts are in deploy/prometheus.",
+            hint=f"KServe's own conditions are watched at each step; alerts: {document('runbooks/README.md')}",
         )
     percents = [round(step * ALL_TRAFFIC) for step in options.steps if step < 1]
     if not all(0 < percent < ALL_TRAFFIC for percent in percents) or percents != sorted(set(percents)):

@@ -8,6 +8,7 @@ import re
 from typing import ClassVar
 
 from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.files import document
 from repo_manager.rollout.targets.address import ClusterAddress, form_of
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
@@ -83,6 +84,6 @@ def find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
     if single is None:
         raise ServerRefusedError(
             f"Namespace {release.namespace} has neither a release nor a Deployment named {release.name}",
-            hint="helm list -n NAMESPACE shows the releases; deploy/README.md installs one.",
+            hint=f"helm list -n NAMESPACE shows the releases. How to install one: {document('kubernetes.md')}",
         )
     return (single,)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError
+from repo_manager.files import document
 from repo_manager.rollout.targets.api_objects import Object
 
 __all__ = [
@@ -78,7 +79,7 @@ def read_template(deployment: Object) -> ServedTemplate:
     if len(found) != 1:
         raise ServerRefusedError(
             f"Deployment {name}: {len(found)} of its containers have a {_FLAGS[0]} argument; expected one",
-            hint="deploy/helm/triton makes such a Deployment.",
+            hint=f"The Helm chart makes such a Deployment: {document('kubernetes.md')}",
         )
     container, told, containers = found[0], found[0], "containers"
     argument = str(_repository_argument(container))

@@ -165,16 +165,18 @@ def test_a_server_out_of_reach_is_told_with_the_next_step(scheme: str) -> None:
     assert "8001 gRPC, 8000 HTTP" in (caught.value.hint or "")
 
 
-def test_grpc_tells_why_a_server_is_out_of_reach_once() -> None:
-    """gRPC's own message names the address again, behind three wordings of the same."""
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_reason_why_a_server_is_out_of_reach_is_in_words_and_once(protocol: str) -> None:
+    """gRPC's own message names the address again, behind three wordings of the same. Python's has a number."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        url = f"grpc://127.0.0.1:{held.getsockname()[1]}"
+        url = f"{protocol}://127.0.0.1:{held.getsockname()[1]}"
         with pytest.raises(ServerUnreachableError) as raised, TritonClient.connect(url) as client:
             client.repository_index()
     assert raised.value.message.startswith(f"{url} cannot be reached: ")
     assert raised.value.message.endswith(": Connection refused")
     assert "addresses" not in raised.value.message
+    assert "Errno" not in raised.value.message
 
 
 @pytest.mark.parametrize(("model", "told"), [("m__dense", True), ("m__noflag", True), ("m", False)])

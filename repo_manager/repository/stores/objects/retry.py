@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from repo_manager.errors import StoreUnreachableError
+from repo_manager.sockets import without_number
 
 __all__ = ["RetryOptions", "TransientError", "readable", "retried", "tls_refusal"]
 
@@ -79,7 +80,7 @@ def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
                 wait += options.slow_down_s
             if time.monotonic() + wait >= deadline:
                 raise StoreUnreachableError(
-                    f"cannot {what}: {exc} ({tries} attempts in {options.deadline_s:g} s)",
+                    f"cannot {what}: {without_number(str(exc))} ({tries} attempts in {options.deadline_s:g} s)",
                     hint="Check the network and the store, then run the same command again: it goes on where it was.",
                 ) from exc
             time.sleep(wait)

@@ -206,7 +206,7 @@ def test_deployments_that_may_not_be_read_are_named_before_anything_is_changed(
     cluster.refuse = lambda _, path: (403, "deployments is forbidden") if "deployments" in path else None
     with pytest.raises(ServerRefusedError, match="refused to list the Deployments") as caught:
         deploy(repository, "scale", 2, TARGET, options=QUICK)
-    assert "deploy/kserve/role.yaml" in str(caught.value.hint)
+    assert "docs/kubernetes.md" in str(caught.value.hint)
     assert controller.uris == []
 
 
