@@ -7,7 +7,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from repo_manager.optional import deferred
 
@@ -23,6 +23,7 @@ _TABLE = re.compile(r"<table>(.*?)</table>", re.DOTALL)
 _HEAD = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
 _ROW = re.compile(r"<tr\b[^>]*>.*?</tr>", re.DOTALL)
 _CELL = re.compile(r"<td\b(?![^>]*\bcolspan)")
+_JOINT = re.compile(r"(?<=[^/._])[/._]+(?=[^/._])")
 _TAG = re.compile(r"<[^>]*>")
 
 
@@ -38,13 +39,20 @@ class Figure:
 @functools.cache
 def _environment() -> jinja2.Environment:
     """Return the environment that renders the templates beside this module. Everything is escaped."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repo_manager.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["wrapped"] = _wrapped
+    return environment
+
+
+def _wrapped(name: object) -> Markup:
+    """Return a name that a browser breaks after `/`, `.` and `_` first, not inside its words."""
+    return Markup(_JOINT.sub(r"\g<0><wbr>", str(escape(name))))
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -12,7 +12,7 @@ from repo_manager.engine.evidence import LayerEvidence
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.sparsity import SparsityReport, sparsity_report
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -66,6 +66,13 @@ def test_hostile_names_stay_text() -> None:
     assert not page.all("script")
     assert "<script>alert(1)</script>" in page.text
     assert "http" not in text, "the page loads nothing"
+
+
+def test_a_name_breaks_between_its_words() -> None:
+    proto = onnx_models.mlp()
+    proto.graph.node[0].name = "/encoder/layer.0/self_attn/MatMul"
+    text = sparsity_page(sparsity_report(proto), title="names")
+    assert ">/encoder/<wbr>layer.<wbr>0/<wbr>self_<wbr>attn/<wbr>MatMul<" in text
 
 
 def test_no_layers_at_all() -> None:
