@@ -12,7 +12,7 @@ import typer
 
 from repo_manager.cli.connection import Connection
 from repo_manager.cli.durations import seconds_option
-from repo_manager.cli.load_options import DataFlags, Load, ServerFlags
+from repo_manager.cli.load_options import DataFlags, Load, ServerFlags, advice_for
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
@@ -111,7 +111,8 @@ def compare_command(
         return LoadTestOptions(**load.settings(target, url), **level, command=command)
 
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
-    with compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
+    named = [each for pair in pairs for each in pair]
+    with advice_for(place, *named), compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
         results = compare_all(couples, **levels, plan=plan, progress=progress)
     if sides.url is None and sides.url_b is None and load_settings().server is None:
         results = tuple(_with_precisions(each, place.root()) for each in results)

@@ -10,6 +10,7 @@ import typer
 
 from repo_manager.cli.connection import Connection, client_options
 from repo_manager.cli.durations import seconds_option
+from repo_manager.cli.load_options import advice_for
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, parse_pairs, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
@@ -151,7 +152,8 @@ def infer_command(
             terminal.result(None, *answer_view(answer))
 
     connected = client_options(connection, [url])
-    found = infer(root, name, version, url, options, connection=connected, on_answer=on_answer)
+    with advice_for(place, name):
+        found = infer(root, name, version, url, options, connection=connected, on_answer=on_answer)
     if answers.output is not None:
         with writing(answers.output):
             write_answers(answers.output, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,21 +13,30 @@ from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import option, settings_of
 from repo_manager.cli.options import parse_shapes, parse_target, writing
 from repo_manager.cli.repository_options import RepositoryFlag, resolve_repository
-from repo_manager.errors import GateError, InconclusiveError, ServerRefusedError, ServerUnreachableError, UsageError
+from repo_manager.errors import (
+    GateError,
+    InconclusiveError,
+    RepositoryError,
+    ServerRefusedError,
+    ServerUnreachableError,
+    UsageError,
+)
 from repo_manager.files import write_atomic
 from repo_manager.gates import Gate, Verdict
 from repo_manager.loadtest.judge import Over, judge, parse_slo
 from repo_manager.loadtest.options import Compression, LoadTestOptions, Parameter, Protocol, SharedMemory
 from repo_manager.loadtest.result import LoadTestReport
+from repo_manager.loadtest.target import DEPLOY_FIRST
 from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.load_files import check_report_path, report_text
 from repo_manager.report.load_tables import load_view, verdict_view
-from repo_manager.report.terminal import Terminal
+from repo_manager.report.terminal import Terminal, next_command
+from repo_manager.repository.scan import scan
 from repo_manager.server.records import running_server
 from repo_manager.settings import load_settings
 from repo_manager.types import as_json
 
-__all__ = ["DataFlags", "GateFlags", "Load", "ServerFlags", "raise_for", "show_report"]
+__all__ = ["DataFlags", "GateFlags", "Load", "ServerFlags", "advice_for", "raise_for", "show_report"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +227,33 @@ class Load:
                 f"Sizes of dynamic axes as in the version's golden sample: {listed} (--shape changes them)"
             )
         return {**taken, **given}
+
+
+@contextlib.contextmanager
+def advice_for(place: RepositoryFlag, *targets: str) -> Iterator[None]:
+    """Advise to deploy a model that is not served only where the repository has it.
+
+    Args:
+        place: the repository. The server may serve another one.
+        targets: NAME or NAME:VERSION of each model asked for.
+    """
+    try:
+        yield
+    except ServerRefusedError as exc:
+        if not (exc.hint or "").startswith(DEPLOY_FIRST):
+            raise
+        try:
+            root = place.root()
+            there = {entry.name for entry in scan(root, deep=False)}
+        except RepositoryError:
+            raise exc from None
+        lacking = [name for name in dict.fromkeys(each.partition(":")[0] for each in targets) if name not in there]
+        if not lacking:
+            raise
+        what = next_command("list", repository=place.repository)
+        raise ServerRefusedError(
+            exc.message, hint=f"{root} has no model {' or '.join(map(repr, lacking))}. What it has: {what}"
+        ) from exc
 
 
 def _server_of(url: str | None, repository: str | None, protocol: str | None) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from repo_manager.cli.connection import Connection
 from repo_manager.cli.level_options import LevelFlags, MeasureFlags, SequenceFlags
-from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, raise_for, show_report
+from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, advice_for, raise_for, show_report
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_outputs
 from repo_manager.cli.repository_options import RepositoryFlag, model_versions
@@ -174,7 +174,7 @@ def loadtest(
     earlier = None if flags.baseline is None else _earlier(flags.baseline, place)
     keeping = _kept_in(place, target) if flags.keep else None
     options = flags.load_options(target, Load(terminal, place, flags, flags, connection))
-    report, is_interrupted = _measure(terminal, options)
+    report, is_interrupted = _measure(terminal, options, place, target)
     verdict = None if is_interrupted else _judge(report, earlier, flags)
     show_report(terminal, report, verdict, files)
     if is_interrupted:
@@ -230,10 +230,12 @@ def _keep(terminal: Terminal, repository: Location, report: LoadTestReport) -> N
     terminal.note(f"Kept with {report.target.model}:{version} in {repository}")
 
 
-def _measure(terminal: Terminal, options: LoadTestOptions) -> tuple[LoadTestReport, bool]:
+def _measure(
+    terminal: Terminal, options: LoadTestOptions, place: RepositoryFlag, target: str
+) -> tuple[LoadTestReport, bool]:
     """Return the report, and whether it was cut short."""
     try:
-        with load_progress(terminal.progress_console, quiet=terminal.quiet) as progress:
+        with advice_for(place, target), load_progress(terminal.progress_console, quiet=terminal.quiet) as progress:
             return run_load_test(options, progress=progress), False
     except LoadTestInterrupted as exc:
         return exc.report, True

@@ -15,8 +15,10 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import kind_of
 from repo_manager.server.transport import CudaHandle, MemoryKind, ModelMetadata, RequestOptions, TensorMetadata
 
-__all__ = ["ModelStatistics", "Target", "TargetFacts", "connect"]
+__all__ = ["DEPLOY_FIRST", "ModelStatistics", "Target", "TargetFacts", "connect"]
 
+DEPLOY_FIRST = "Deploy it first"
+"""How the advice for a model that is not served begins."""
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output", "success", "fail")
 _TIMEOUT_S = 10.0
 _DEEPEST = 16
@@ -240,7 +242,7 @@ def _hint(options: LoadTestOptions) -> str:
     version = f":{options.version}" if options.version else ""
     beside = " (--keep-previous leaves the served version loaded)" if version else ""
     return (
-        f"{control}Deploy it first: repo-manager deploy {options.model}{version}{beside}. "
+        f"{control}{DEPLOY_FIRST}: repo-manager deploy {options.model}{version}{beside}. "
         "What is served: repo-manager status; what there is: repo-manager list."
     )
 

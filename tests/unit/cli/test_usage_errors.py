@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from repo_manager.cli.load_options import advice_for
 from repo_manager.cli.main import main
-from repo_manager.errors import ServerUnreachableError, UsageError
+from repo_manager.cli.repository_options import RepositoryFlag
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.target import _hint
 from repo_manager.samples import sample_model
@@ -183,6 +185,17 @@ def test_the_reason_why_a_server_is_out_of_reach_is_in_words_and_once(protocol: 
 def test_a_control_that_is_not_served_is_told_with_how_it_is_made(model: str, told: bool) -> None:
     hint = _hint(LoadTestOptions(url="grpc://127.0.0.1:1", model=model, concurrency=(1,)))
     assert (f"`add --control` makes it, `deploy {model}` serves it." in hint) is told
+
+
+@pytest.mark.parametrize(("target", "advice"), [("m:7", "Deploy it first: repo-manager deploy m"), ("nope:1", "")])
+def test_only_a_model_of_the_repository_is_advised_to_be_deployed(tmp_path: Path, target: str, advice: str) -> None:
+    (tmp_path / "m/1").mkdir(parents=True)
+    place = RepositoryFlag(repository=str(tmp_path))
+    hint = _hint(LoadTestOptions(url="grpc://127.0.0.1:1", model=target.partition(":")[0], concurrency=(1,)))
+    with pytest.raises(ServerRefusedError, match="it is not served") as caught, advice_for(place, target):
+        raise ServerRefusedError("it is not served", hint=hint)
+    lacking = f"{tmp_path} has no model 'nope'. What it has: repo-manager list -r {tmp_path}"
+    assert (caught.value.hint or "").startswith(advice or lacking)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
