@@ -157,6 +157,7 @@ def test_serve_answers_on_given_ports_and_stops_on_interrupt(
             _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"successfully loaded 'digits'" in errors
+    assert b"Loaded at the start: digits\n" in errors
     assert processes_below(repository) == []
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", grpc))

@@ -83,6 +83,7 @@ def test_a_protected_context_is_no_default(run: Run, places: dict[str, Path], mo
     assert run("remove", "digits", "--dry-run").code == 0
     refused = run("remove", "digits")
     assert (refused.code, "--context prod" in refused.err) == (2, True)
+    assert f"`remove` would change {places['prod']} of the protected context 'prod'" in refused.err
     monkeypatch.setenv("REPO_MANAGER_REPOSITORY", str(places["staging"]))
     assert str(places["prod"]) in run("list").out, "what is named wins over the rest of the environment"
     assert run("tag", "digits:1", "x", "--context", "prod").code == 0
