@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from repo_manager.errors import InputError, RepoManagerError, ServerRefusedError
+from repo_manager.files import reason_of
 from repo_manager.server.client import TritonClient
 from repo_manager.server.transport import ClientOptions
 
@@ -112,8 +113,8 @@ def read_weights(path: Path, model: str) -> VersionWeights:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise InputError(f"the weights file {path} cannot be read: {exc}") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InputError(f"the weights file {path} cannot be read: {reason_of(exc)}") from exc
     if isinstance(found, Mapping) and model in found:
         found = found[model]
     try:

@@ -61,6 +61,8 @@ def sha256_bytes(data: bytes) -> Digest:
 
 def reason_of(exc: BaseException) -> str:
     """Return why something failed, for a message that names the file itself: `No such file or directory`."""
+    if isinstance(exc, RecursionError):
+        return "nested too deeply"
     return str(getattr(exc, "strerror", None) or exc)
 
 

@@ -221,7 +221,7 @@ def _tuned(name: str, reference: FileReference, base: Path) -> dict[str, str | N
         models, changes = set(document["versions"]), dict(document["changes"].get(name, {}))
     except OSError as exc:
         raise InputError(f"{path}: the tuning cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise InputError(
             f"{path} is no result of a tuning", hint=f"Make one: repo-manager tune {name} --json > {path.name}"
         ) from exc

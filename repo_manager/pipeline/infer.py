@@ -256,7 +256,7 @@ def _json_lines(text: str) -> str:
     """Return one document as one line. What has several stays as it is."""
     try:
         return json.dumps(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

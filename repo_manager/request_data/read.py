@@ -238,7 +238,7 @@ def _array_of(value: Any, item: InputFacts, flat: Sequence[int] | None, *, finit
             _require_finite(array)
     if shape is None:
         return _fitting(_unflattened(array, item.shape, flat), item)
-    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         raise ValueError(f"the shape is {shape!r}, expected a list of sizes")
     if array.size != elements_of(shape):
         raise ValueError(f"{array.size} values do not fill the shape {list(shape)} that the file gives")

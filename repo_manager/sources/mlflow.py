@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from repo_manager.errors import InputError, RepoManagerError
+from repo_manager.files import reason_of
 from repo_manager.optional import require
 from repo_manager.repository.stores.objects.retry import readable
 from repo_manager.sources.fetching import MOST_FILES, Fetched, Receiver, check_name
@@ -134,8 +135,8 @@ def _read(file: Path) -> Mapping[str, Any]:
         if file.stat().st_size > _MOST_BYTES:
             raise InputError(f"{file} is larger than {_MOST_BYTES >> 20} MiB, and so is no MLmodel file")
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise InputError(f"{file} cannot be read: {readable(str(exc))}") from exc
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        raise InputError(f"{file} cannot be read: {readable(reason_of(exc))}") from exc
     if not isinstance(document, Mapping):
         raise InputError(f"{file} is no MLmodel file: it holds no mapping")
     return document

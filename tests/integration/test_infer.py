@@ -111,6 +111,8 @@ def test_what_is_missing_or_wrong_is_said(ask: Callable[..., Inference], tmp_pat
         ask("opt", data=str(tmp_path / "absent.npz"))
     with pytest.raises(InputError, match=r"--input: .*has no input A"):
         ask("opt", data='{"C": [1]}')
+    with pytest.raises(InputError, match=r"--input: .*nested too deeply"):
+        ask("opt", data=f'{{"A": {"[" * 100_000}')
     with pytest.raises(ServerRefusedError, match=r"AttributeError|JSONDecodeError"):
         ask("strict", data='{"JSON": ["7"]}')
     with pytest.raises(UsageError, match="--sequence"):

@@ -383,7 +383,7 @@ def parse_profile_export(text: str) -> dict[str, float]:
     """
     try:
         experiments: list[dict[str, Any]] = json.loads(text).get("experiments", []) if text else []
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not experiments:
         return {}

@@ -26,6 +26,7 @@ __all__ = ["ARRIVALS", "Job", "Schedule", "load_replay"]
 ARRIVALS = ("constant", "poisson", "burst", "ramp", "replay")
 _CHUNK = 4096
 _NS = 1_000_000_000
+_LONGEST_REPLAY_S = 31_536_000
 
 Offsets = npt.NDArray[np.int64]
 
@@ -138,6 +139,13 @@ def load_replay(path: Path) -> tuple[int, ...]:
     moments = np.sort(np.asarray(seconds, np.float64))
     if not moments.size or not np.isfinite(moments).all():
         raise InputError(f"{path}: {moments.size} timestamps, expected at least one finite number")
+    length_s = float(moments[-1]) - float(moments[0])
+    if length_s > _LONGEST_REPLAY_S:
+        raise InputError(
+            f"{path}: the first and the last timestamp are {length_s:.3g} s apart, "
+            f"expected {_LONGEST_REPLAY_S} s (a year) at most",
+            hint="Timestamps are seconds. A JSON file may hold nanoseconds: {'timestamps_ns': [...]}.",
+        )
     offsets: list[int] = np.rint((moments - moments[0]) * _NS).astype(np.int64).tolist()
     return tuple(offsets)
 

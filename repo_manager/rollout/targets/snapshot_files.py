@@ -116,7 +116,7 @@ def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
         return None
     try:
         models = {str(name): tuple(int(v) for v in held) for name, held in json.loads(data)["models"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise RepositoryError(
             f"{place / SNAPSHOT_FILENAME} is damaged: {type(exc).__name__}: {exc}",
             hint="Deploy a version from the repository; that writes a new snapshot.",

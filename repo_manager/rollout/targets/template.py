@@ -171,7 +171,7 @@ def history_of(deployment: Object) -> list[dict[str, Any]]:
     """Return what was rolled out, oldest first. An annotation that is damaged counts as none."""
     try:
         found = json.loads((deployment["metadata"].get("annotations") or {}).get(HISTORY) or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
@@ -216,7 +216,7 @@ def parse_models(text: str | None) -> dict[str, tuple[int, ...]] | None:
     try:
         found = json.loads(text or "null")
         return None if found is None else {str(name): tuple(int(v) for v in held) for name, held in found.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -88,7 +88,7 @@ def test_a_file_of_one_model_or_of_several(tmp_path: Path) -> None:
     assert read_weights(path, "m").shares == {7: 1.0}
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", '{"a": 1}', '{"1": "x"}', '{"1": 0}', "{"])
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"a": 1}', '{"1": "x"}', '{"1": 0}', "{", "[" * 100_000], ids=range(7))
 def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "weights.json"
     path.write_text(text)

@@ -73,7 +73,17 @@ def test_a_replay_gives_the_recorded_moments(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("a.json", "{}"), ("b.json", "["), ("c.csv", "a\nb\n"), ("d.json", "[]"), ("e.csv", "nan\n")]
+    ("name", "text"),
+    [
+        ("a.json", "{}"),
+        ("b.json", "["),
+        ("c.csv", "a\nb\n"),
+        ("d.json", "[]"),
+        ("e.csv", "nan\n"),
+        ("f.csv", "-1e300\n1e300\n"),
+        ("g.csv", "-1.7e308\n1.7e308\n"),
+        ("h.json", "[0, 31536001]"),
+    ],
 )
 def test_a_bad_replay_is_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)

@@ -161,7 +161,10 @@ def test_load_test_and_trial_send_the_same_or_refuse_the_same(tmp_path: Path, va
         ('{"data": [{"x": {"b64": "AAA"}}]}', "request 1, input x: its b64 is not base64"),
         ('{"data": [{"x": {"content": [1, 2], "shape": [2, 1, 1]}}]}', "the shape is [2, 1, 1], expected [-1]"),
         ('{"data": [[{"x": [1]}], [[{"x": [1]}]]]}', "request 2 (stream 2, step 1) is a list"),
+        (f'{{"data": [{{"x": {{"content": [1], "shape": [{10**30}]}}}}]}}', "expected a list of sizes"),
+        (f'{{"x": {"[" * 100_000}', "d.json: the input data cannot be read: nested too deeply"),
     ],
+    ids=range(25),
 )
 def test_messages_name_request_and_input(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "d.json").write_text(text)

@@ -166,7 +166,7 @@ def _triton_entry(location: ObjectRepository, environment: Mapping[str, str]) ->
         entries = document.get(location.scheme, {})
         place = f"{location}/"
         fitting = [prefix for prefix in entries if not prefix or place.startswith(prefix.rstrip("/") + "/")]
-    except (OSError, ValueError, AttributeError, TypeError) as exc:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as exc:
         # Never the file's content: it holds keys.
         raise RepositoryError(
             f"the file that {_TRITON_FILE} names cannot be read: {type(exc).__name__}",
