@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from repo_manager.optional import deferred
+from repo_manager.report.plain import plain
 
 if TYPE_CHECKING:
     import jinja2
@@ -60,13 +61,13 @@ def render_page(template: str, **values: Any) -> str:
 
     Args:
         template: file name of the template.
-        **values: what it shows. Every text is escaped.
+        **values: what it shows. Every text is escaped, and control characters are written out.
 
     Returns:
         A complete HTML document that refers to nothing outside itself. Each cell of a table knows its column's title,
         so that a narrow window can show a row as a list.
     """
-    return _TABLE.sub(_labelled, _environment().get_template(template).render(**values))
+    return plain(_TABLE.sub(_labelled, _environment().get_template(template).render(**values)))
 
 
 def render_part(template: str, **values: Any) -> Markup:

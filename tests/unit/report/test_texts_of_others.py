@@ -75,6 +75,12 @@ def test_markdown_keeps_its_table_whatever_a_server_says(report, verdict) -> Non
     assert len(set(cells)) <= 2  # one table of levels, one of gates
 
 
+def test_a_page_holds_no_control_characters_whatever_a_server_says(report, verdict) -> None:
+    page = report_text(Path("r.html"), dataclasses.replace(nasty(report, NASTY), notes=(NASTY, "a\u202eb")), verdict)
+    assert not set(page) & {"\x00", "\x1b", "\x07", "\u202e"}
+    assert "\\x1b" in page
+
+
 def test_nothing_speaks_to_the_terminal(capsys) -> None:
     terminal = Terminal()
     table = make_table(NASTY, ["what"], [[NASTY], [Text(NASTY, style="red")]])
