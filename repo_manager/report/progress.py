@@ -281,7 +281,7 @@ def _running(now: Progress, p99: collections.deque[int]) -> RenderableType:
 def _stability(now: Progress) -> Text:
     """Say how far the windows are from agreeing."""
     if now.spread is None or now.allowed is None:
-        return Text(f"{now.windows} windows", style="dim")
+        return Text(f"{now.windows} window{'' if now.windows == 1 else 's'}", style="dim")
     style = "green" if now.spread <= now.allowed else "yellow"
     return Text(f"last windows ±{now.spread:.1%} of ±{now.allowed:.0%}", style=style)
 
