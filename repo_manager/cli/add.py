@@ -201,7 +201,7 @@ class AddFlags(
             raise UsageError(
                 f"{', '.join(given)}: {path} is published as it is, so there is nothing to convert or to derive"
             )
-        target = self.add_options().target
+        target = settings_of(AddOptions, self)["target"]
         return FilesOptions(
             backend=self.backend, target=target, dry_run=self.dry_run, **settings_of(FilesOptions, self)
         )
