@@ -112,7 +112,7 @@ def compare_command(
 
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
     named = [each for pair in pairs for each in pair]
-    with advice_for(place, *named), compare_progress(terminal.progress_console, quiet=output.quiet) as progress:
+    with advice_for(place, *named), compare_progress(terminal.console, quiet=output.quiet) as progress:
         results = compare_all(couples, **levels, plan=plan, progress=progress)
     if sides.url is None and sides.url_b is None and load_settings().server is None:
         results = tuple(_with_precisions(each, place.root()) for each in results)

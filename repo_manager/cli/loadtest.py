@@ -235,7 +235,7 @@ def _measure(
 ) -> tuple[LoadTestReport, bool]:
     """Return the report, and whether it was cut short."""
     try:
-        with advice_for(place, target), load_progress(terminal.progress_console, quiet=terminal.quiet) as progress:
+        with advice_for(place, target), load_progress(terminal.console, quiet=terminal.quiet) as progress:
             return run_load_test(options, progress=progress), False
     except LoadTestInterrupted as exc:
         return exc.report, True

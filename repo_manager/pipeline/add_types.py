@@ -46,7 +46,7 @@ class AddOptions:
         precision: what the published version computes in.
         backend: `auto` or a `Backend`'s name.
         sparsity: whether weights that are not 2:4 stop the command, are reported, or are pruned.
-        calibration: .npz file, folder of .npy, .... INT8 needs it. The other precisions measure their drift on it,
+        calibration: .npz file, folder of .npy, or others. INT8 needs it. Others measure their drift on it,
             instead of on made-up inputs, when it is given.
         config: what config.pbtxt says beyond what the model decides.
         engine: how an engine is built. The onnxruntime backend has none.

@@ -161,11 +161,6 @@ class Terminal:
             sys.stdout.write(error_document(type(error).__name__, error.message, error.hint, error.exit_code))
             sys.stdout.flush()
 
-    @property
-    def progress_console(self) -> Console:
-        """The console of stderr, for live views."""
-        return self._err
-
     def reporter(self) -> Callable[[str], None]:
         """Return `progress` as a plain function, for the stages."""
         return self.progress

@@ -126,7 +126,7 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
     Args:
         model: name of the model.
         url: address of the server.
-        metrics: URL of the metrics page. `None`: the default port.
+        metrics: text of its metrics page. `None`: it was not read.
         wants_gpu: whether the model is in GPU memory, else in the host's, which is known of this machine only.
     """
     if wants_gpu:
