@@ -234,7 +234,7 @@ class KServeTarget:
             patiently(lambda: self._patch(patch))
             made_since = "" if now.revision == self.seen.revision else now.revision
             wanted = Wanted(self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service))
-            self._wait(wanted, self._context.options.load_timeout_s)
+            self._wait(wanted)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         self._events.tell("RolloutUndone", f"put back, it serves {self._uri}", warning=True)
@@ -307,16 +307,14 @@ class KServeTarget:
             known=self._known,
         )
 
-    def _wait(self, wanted: Wanted | None = None, timeout_s: float | None = None) -> None:
-        """Wait for the share. `None` takes the new version's, and what the deadline leaves."""
-        if timeout_s is None:
-            timeout_s = self._context.deadline.remaining_s(self._context.options.load_timeout_s)
+    def _wait(self, wanted: Wanted | None = None) -> None:
+        """Wait for the share. `None` takes the new version's. Every look ends at the deadline, with the same words."""
         self._revision = wait_for_service(
             self._api,
             self._service.namespace,
             self._service.name,
             self._wanted_now() if wanted is None else wanted,
-            timeout_s=timeout_s,
+            timeout_s=self._context.options.load_timeout_s,
             report=self._context.note,
         )
 
