@@ -13,8 +13,8 @@ The whole path from Python, one plain function a stage:
 
 Files are `str` or `os.PathLike`; a repository may also be a URL (`s3://bucket/path`). Options are frozen dataclasses
 that check their fields. Results are frozen, show a summary in a notebook, and `as_json` turns each into plain JSON
-types. Errors derive from `RepoManagerError`. A stage is imported when it is first used, so that `import repo_manager`
-costs nothing.
+types. Errors derive from `RepoManagerError`. A stage is imported when it is first used, so `import repo_manager` costs
+nothing.
 """
 
 from __future__ import annotations

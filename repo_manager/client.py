@@ -96,7 +96,7 @@ class VersionWeights:
 
 
 WeightsSource = Mapping[int, float] | Path | Callable[[], Mapping[int, float]]
-"""Fixed weights, a JSON file that is read again when it changes, or a function that is asked now and then."""
+"""Fixed weights, a JSON file read again when it changes, or a function that is asked now and then."""
 
 
 def _distance(key: bytes, version: int) -> float:
@@ -141,7 +141,7 @@ def published_name(base: str, weights: VersionWeights) -> str:
 
 
 def published_weights(name: str) -> VersionWeights | None:
-    """Return the weights that an instance group's name tells, or `None` when it tells none."""
+    """Return the weights an instance group's name tells, or `None` when it tells none."""
     _, mark, text = name.partition(_MARK)
     if not mark:
         return None
@@ -177,8 +177,8 @@ class VersionedClient:
     """Asks one model on one server. Safe to share between threads.
 
     The weights are looked up again at most every `refresh_s`, in the thread whose request finds them due. A request
-    for a version that is not there is sent again to another one, so that a deployment, a roll-back or an ended canary
-    costs no request. Without weights anywhere, the server chooses: the highest version served.
+    for a version that is not there is sent again to another one, so a deployment, a roll-back or an ended canary costs
+    no request. Without weights anywhere, the server chooses: the highest version served.
     """
 
     def __init__(

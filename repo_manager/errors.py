@@ -66,14 +66,14 @@ def keep_secret(text: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """Return the text without the secrets that this process knows: a server may echo what it was sent."""
+    """Return the text without the secrets this process knows: a server may echo what it was sent."""
     if _SECRETS:
         text = re.sub("|".join(map(re.escape, sorted(_SECRETS, key=len, reverse=True))), "(secret)", text)
     return text
 
 
 class RepoManagerError(Exception):
-    """Root of every error that this package raises on purpose.
+    """Root of every error this package raises on purpose.
 
     Args:
         message: subject, what was found, what was expected.
@@ -139,7 +139,7 @@ class EngineError(InputError):
 
 
 class MissingDependencyError(InputError):
-    """An optional package that this step needs is not installed."""
+    """An optional package this step needs is not installed."""
 
 
 class GateError(RepoManagerError):

@@ -132,7 +132,7 @@ def link_files(files: Mapping[str, Path], folder: Path) -> None:
 def copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object] = shutil.copy2) -> None:
     """Copy a folder and what is in it, links followed. The first failure ends it.
 
-    `shutil.copytree` goes on, and then raises a list of failures that has no errno.
+    `shutil.copytree` goes on, and then raises a list of failures with no errno.
 
     Args:
         source: the folder to copy.
@@ -202,7 +202,7 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: 
 
 
 def _sweep_rests(path: Path) -> None:
-    """Remove what killed processes of this user left when they wrote `path`: files that nobody has locked."""
+    """Remove what killed processes of this user left when they wrote `path`: files nobody has locked."""
     rest = re.compile(rf"\.{re.escape(path.name)}\.([0-9]+)\.[0-9]+\.tmp")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
@@ -268,7 +268,7 @@ def take_lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
-    """Give a folder to fetch something into, which stays when the block fails, so that the next attempt goes on.
+    """Give a folder to fetch something into, which stays when the block fails, so the next attempt goes on.
 
     It is in the user's cache under a name made of the content, and is used by one process at a time.
 

@@ -40,7 +40,7 @@ class Unit:
 
     Attributes:
         sizes: each accepted spelling, in lower case, and its size in the base unit. An empty spelling is no unit.
-        shown: spellings for display with their sizes, largest first. A number takes the first that it reaches.
+        shown: spellings for display with their sizes, largest first. A number takes the first it reaches.
     """
 
     sizes: Mapping[str, float]
@@ -113,11 +113,11 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A metric that a gate may name.
+    """A metric a gate may name.
 
     Attributes:
         unit: of the limit.
-        side: the only sense that the gate may have, `<` or `>`. `None` allows both.
+        side: the only sense the gate may have, `<` or `>`. `None` allows both.
         has_factor: whether the limit may also be a multiple of the old version's number (`1.2x`).
         is_share: whether a limit above 1 is a mistake.
     """
@@ -146,7 +146,7 @@ class Grammar:
         """Parse one gate.
 
         Raises:
-            UsageError: unknown metric or unit, a side that the metric does not have, or another form.
+            UsageError: unknown metric or unit, a side the metric does not have, or another form.
         """
         name = f"the gate {text.strip()!r}"
         match = _PATTERN.match(text)

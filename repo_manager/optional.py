@@ -109,7 +109,7 @@ def require(module: str) -> ModuleType:
 def deferred(module: str) -> Any:
     """Return a module that is imported when something of it is first used.
 
-    It is at the top of a file in place of the import of a heavy package that few of the file's functions need, so that
+    It is at the top of a file in place of the import of a heavy package that few of the file's functions need, so
     commands which call none of these start quickly. A type checker gets the ordinary import:
 
         if TYPE_CHECKING:

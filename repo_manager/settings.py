@@ -70,7 +70,7 @@ class Settings:
     vouches for, and `verify` checks it. In the environment separated by `:`. In the file a list, relative to it.
     """
     context: str | None = None
-    """The context that these settings are of. None: no context."""
+    """The context these settings are of. None: no context."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Connections with one deadline over everything that is done on them, and a limit on what they bring.
+"""Connections with one deadline over everything done on them, and a limit on what they bring.
 
 A socket's own time limit restarts with each piece that arrives, so a peer that sends a byte a second never exceeds it.
 Here every wait gets the time left.
@@ -91,7 +91,7 @@ class Deputies:
 
 
 class _Deputy:
-    """One thread, and the call that it makes."""
+    """One thread, and the call it makes."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""TLS for every client: which files it trusts and shows, and the contexts that are made of them.
+"""TLS for every client: which files it trusts and shows, and the contexts made of them.
 
 It is below the packages because every load worker reads it and must stay small: it imports no gRPC.
 """
@@ -26,13 +26,13 @@ _ALPN = {"grpc": "h2", "http": "http/1.1"}
 
 @dataclasses.dataclass(frozen=True)
 class TlsFiles:
-    """What an encrypted connection trusts and shows. Files, not a context, so that it can be sent to a worker.
+    """What an encrypted connection trusts and shows. Files, not a context, so it can be sent to a worker.
 
     Attributes:
         root_certificates: PEM file with the authorities to trust. `None` takes the system's.
         client_certificate: PEM file, for mutual TLS.
         client_key: PEM file, for mutual TLS.
-        server_name: the name that the server's certificate must have when it is not the URL's host.
+        server_name: the name the server's certificate must have when it is not the URL's host.
     """
 
     root_certificates: Path | None = None

@@ -1,8 +1,8 @@
 """Triton's protobuf messages of a model's configuration, without the rest of `tritonclient`.
 
-`tritonclient.grpc` imports gRPC and NumPy before its generated module, which is all that a command needs to read a
-config.pbtxt. The generated module is loaded from its file under its own name: when a client imports `tritonclient.grpc`
-later in the process, it finds this module, so that the message types exist once.
+`tritonclient.grpc` imports gRPC and NumPy before its generated module, which is all a command needs to read a
+config.pbtxt. The generated module is loaded from its file under its own name: when a client imports
+`tritonclient.grpc` later in the process, it finds this module, so the message types exist once.
 """
 
 from __future__ import annotations

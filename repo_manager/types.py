@@ -1,4 +1,4 @@
-"""Small frozen types that every stage shares."""
+"""Small frozen types every stage shares."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PrecisionFacts:
 
 
 class Precision(str, enum.Enum):
-    """The precision that a model's weights and activations are stored and computed in: a row each."""
+    """The precision a model's weights and activations are stored and computed in: a row each."""
 
     facts: PrecisionFacts
 
@@ -120,7 +120,7 @@ _FIELDS: dict[type, tuple[str, ...] | None] = {}
 
 
 def _json_fields(kind: type) -> tuple[str, ...] | None:
-    """Names of a dataclass's fields that its JSON form has. `None` for another type. A listing asks 100,000 times."""
+    """Names of a dataclass's fields its JSON form has. `None` for another type. A listing asks 100,000 times."""
     if kind not in _FIELDS:
         special = issubclass(kind, (enum.Enum, os.PathLike, _Place, _Scalar))
         plain = dataclasses.is_dataclass(kind) and not special
@@ -137,7 +137,7 @@ def as_json(value: Any) -> Any:
     A dataclass field with `metadata={"json": False}` is left out.
 
     Raises:
-        TypeError: for a type that no stage's result may hold.
+        TypeError: for a type no stage's result may hold.
     """
     kind = type(value)
     if kind in _PLAIN:

@@ -25,7 +25,7 @@ class _Misfit(Exception):  # noqa: N818 - it never leaves this module
 
 
 def choice(kind: type[E], value: E | str, what: str) -> E:
-    """Return the member of an enumeration that a value names.
+    """Return the member of an enumeration a value names.
 
     Args:
         kind: class of the enumeration.
@@ -61,8 +61,8 @@ def check_range(what: str, value: float | None, *, least: float = 0.0, most: flo
 def check_fields(options: Any) -> None:
     """Let the fields of a frozen dataclass be of their types. Call it first in `__post_init__`.
 
-    A text becomes the enumeration's member that it names, or a path where only a path is expected, and a path becomes
-    a text. A list becomes a tuple, a number of NumPy's becomes Python's. Fields of other types must be instances.
+    A text becomes the enumeration's member it names, or a path where only a path is expected, and a path becomes a
+    text. A list becomes a tuple, a number of NumPy's becomes Python's. Fields of other types must be instances.
 
     Raises:
         UsageError: a value fits its field's type in no way. The message names class and field, and lists the choices.
@@ -84,7 +84,7 @@ _HINTS: dict[type, dict[str, Any]] = {}
 
 
 def _hints(kind: type) -> dict[str, Any]:
-    """Return field -> type. `Any` for a type that its module imports for type checkers only."""
+    """Return field -> type. `Any` for a type its module imports for type checkers only."""
     if kind in _HINTS:
         return _HINTS[kind]
     hints: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def _fitted(hint: Any, value: Any) -> Any:
 
 
 def _one_of(hints: tuple[Any, ...], value: Any) -> Any:
-    """Take the first type that a value is of already, else the first that it can become."""
+    """Take the first type a value is of already, else the first it can become."""
     for hint in hints:
         if isinstance(hint, type) and type(value) is hint:
             return value

@@ -135,7 +135,7 @@ class AccuracyGate:
         return cls(evaluator, options, evaluator.score(source))
 
     def judge(self, model: Path, optimize: bool = True) -> Accuracy:
-        """Score a file that was made of the source.
+        """Score a file made of the source.
 
         Raises:
             ModelError: ONNX Runtime does not run it.
@@ -152,7 +152,7 @@ class AccuracyGate:
         )
 
     def save(self, proto: onnx.ModelProto, path: Path, *, external: bool | None = None, keep: bool = True) -> Accuracy:
-        """Write a model that was made of the source, if it is good enough. Otherwise nothing.
+        """Write a model made of the source, if it is good enough. Otherwise nothing.
 
         Args:
             proto: the ONNX model. Large weights may be cut out.
@@ -235,7 +235,7 @@ def _of_labels(path: Path, name: str, output: str, signature: Signature, model: 
 
 
 def _chosen_output(output: str, labels: str, signature: Signature) -> str:
-    """Return the output that the labels are about: the one named, the one of the labels' name, or the only one.
+    """Return the output the labels are about: the one named, the one of the labels' name, or the only one.
 
     Raises:
         UsageError: there is no such output, or it is not clear which.

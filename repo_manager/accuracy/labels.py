@@ -74,7 +74,7 @@ def _chosen_classes(output: Array, labels: NDArray[np.int64], where: str) -> Arr
 
 
 def _class_axis(output: Array, labels: NDArray[np.int64]) -> int | None:
-    """Return the axis of an output that its labels do not have: 1 for images, else the last where both fit."""
+    """Return the axis of an output its labels do not have: 1 for images, else the last where both fit."""
     if output.ndim != labels.ndim + 1:
         return None
     fitting = [axis for axis in range(1, output.ndim) if output.shape[:axis] + output.shape[axis + 1 :] == labels.shape]

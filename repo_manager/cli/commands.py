@@ -1,7 +1,7 @@
 """The table of commands: where each one is, and its line in `--help`.
 
-A command's module is imported when that command runs, so that `--help` and the shell's completion of command names
-import none. This table is the only place that names a module by a string. In the modules, imports are at the top.
+A command's module is imported when that command runs, so `--help` and the shell's completion of command names import
+none. This table is the only place that names a module by a string. In the modules, imports are at the top.
 """
 
 from __future__ import annotations

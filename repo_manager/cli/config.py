@@ -110,7 +110,7 @@ class ConfigFlags:
 def config_command(
     name: ModelName, *, flags: ConfigFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
 ) -> None:
-    """Show a model's config.pbtxt, or change it: checked first, and with the reload that it causes."""
+    """Show a model's config.pbtxt, or change it: checked first, and with the reload it causes."""
     root, changes = place.root(), flags.changes()
     if flags.edit:
         result = _edit(root, name, dry_run=dry_run)

@@ -1,5 +1,4 @@
-"""`--context NAME`: the repository and servers of the settings that a command works on, and the protection of some of
-them.
+"""`--context NAME`: the repository and servers of the settings a command works on, and the protection of some of them.
 
 A command changes a protected context only if it names the context itself. This also holds where its repository or its
 server is reached by `-r` or `--to`.
@@ -20,7 +19,7 @@ __all__ = ["chosen_context", "context_taken", "invocation"]
 
 @dataclasses.dataclass
 class Invocation:
-    """The command that runs: its Click context, and the context that it names."""
+    """The command that runs: its Click context, and the context it names."""
 
     click: Any = None
     named: str | None = None
@@ -44,7 +43,7 @@ def chosen_context(ctx: typer.Context, value: str | None) -> str | None:
 
 
 def context_taken() -> Context | None:
-    """Return the context that the settings take, for results, or `None` without one, or where the file is broken."""
+    """Return the context the settings take, for results, or `None` without one, or where the file is broken."""
     try:
         return load_contexts().get(load_settings().context or "")
     except UsageError:

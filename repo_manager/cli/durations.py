@@ -18,7 +18,7 @@ _SHOWN = ("h", "m", "s")
 
 
 class _Seconds(float):
-    """Seconds that the help shows with a unit."""
+    """Seconds the help shows with a unit."""
 
     def __str__(self) -> str:
         unit = next((unit for unit in _SHOWN if self and self % _SECONDS_OF[unit] == 0), "s")

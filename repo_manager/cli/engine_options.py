@@ -1,4 +1,4 @@
-"""Options of engines, and of the configuration that they are served with."""
+"""Options of engines, and of the configuration they are served with."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class RequestFlags:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceFlags:
-    """The sequence that the requests are a part of."""
+    """The sequence the requests are a part of."""
 
     PANEL: ClassVar[str] = "Sequence"
     sequence: str | None = option(

@@ -73,7 +73,7 @@ class LevelFlags:
         """Return the gates whose largest load is searched.
 
         Raises:
-            UsageError: the text is neither `saturation` nor gates that a search can hold.
+            UsageError: the text is neither `saturation` nor gates a search can hold.
         """
         if self.until is None or self.until == "saturation":
             return ()

@@ -218,7 +218,7 @@ def _kept_in(place: RepositoryFlag, target: str) -> Location:
 
 
 def _keep(terminal: Terminal, repository: Location, report: LoadTestReport) -> None:
-    """Keep the result. It has been shown by now, so that an error loses nothing.
+    """Keep the result. It has been shown by now, so an error loses nothing.
 
     Raises:
         RepositoryError: the repository refuses.

@@ -2,7 +2,7 @@
 
 A field that `option` makes may be bound to a setting of the library: `sets=(RolloutOptions, "retries")`. The setting's
 default is then the option's default, and `settings_of` gives the library what the options say. So the option, the
-setting that it sets and the conversion between the two are one line, and no default is written twice.
+setting it sets and the conversion between the two are one line, and no default is written twice.
 
     @dataclasses.dataclass(frozen=True)
     class How:
@@ -34,7 +34,7 @@ _PARAMETER, _BINDING = "parameter", "binding"
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """The setting that an option sets.
+    """The setting an option sets.
 
     Attributes:
         owner: a dataclass of options, or a function.

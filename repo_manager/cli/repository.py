@@ -92,7 +92,7 @@ class History:
 @app.command("list")
 @grouped
 def list_command(place: RepositoryFlag, output: Output) -> None:
-    """List the models of a repository: published versions, those that the version policy selects, tags, backend.
+    """List the models of a repository: published versions, those the version policy selects, tags, backend.
 
     `status` shows the ready versions of a server.
     """

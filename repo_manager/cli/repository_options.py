@@ -121,7 +121,7 @@ Target = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class RepositoryFlag:
-    """The repository that a command works on."""
+    """The repository a command works on."""
 
     repository: str | None = option(
         "--repository",
@@ -136,8 +136,8 @@ class RepositoryFlag:
 
         Raises:
             RepositoryError: it is a URL that cannot be one of a repository.
-            UsageError: it is not of the context, or of a protected one that the command does not name, or the command
-                has a place where it expects a model's name.
+            UsageError: it is not of the context, or of a protected one the command does not name, or the command has a
+                place where it expects a model's name.
         """
         _refuse_places()
         place = resolve_repository(self.repository)
@@ -233,10 +233,10 @@ def destination_of(text: str) -> Location:
 
 
 def guard(place: Location, given: str | None) -> None:
-    """Refuse to mix two contexts, or to change a protected one that the command does not name.
+    """Refuse to mix two contexts, or to change a protected one the command does not name.
 
     Args:
-        place: the repository that the command works on.
+        place: the repository the command works on.
         given: value of `--repository`. `None`: the settings supplied the repository.
 
     Raises:

@@ -44,7 +44,7 @@ class RolloutFlags:
         return RolloutOptions.load_timeout_s if self.timeout is None else self.timeout
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of `RolloutOptions` that the options hold."""
+        """Return the settings of `RolloutOptions` the options hold."""
         settings = settings_of(RolloutOptions, self)
         if self.timeout is not None:
             settings |= {"deadline_s": self.timeout, "load_timeout_s": self.timeout}

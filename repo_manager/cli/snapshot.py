@@ -201,8 +201,8 @@ def gc_command(
 ) -> None:
     """Remove old versions. What is deployed, selected by the version policy, tagged, or a roll-back target stays.
 
-    With --snapshots, remove the snapshots that no Deployment, ReplicaSet, pod, InferenceService, history of roll-outs
-    or values file names.
+    With --snapshots, remove the snapshots no Deployment, ReplicaSet, pod, InferenceService, history of roll-outs or
+    values file names.
     """
     root = place.root()
     if flags.snapshots:

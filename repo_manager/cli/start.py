@@ -85,7 +85,7 @@ class InstallFlags:
 def doctor_command(
     place: RepositoryFlag, server: ServerFlags, *, install: InstallFlags, connection: Connection, output: Output
 ) -> None:
-    """Show the parts that this machine has or lacks, their use, and whether engines will load."""
+    """Show the parts this machine has or lacks, their use, and whether engines will load."""
     terminal = output.terminal()
     if install.perf_analyzer:
         terminal.note(f"perf_analyzer: {install_perf_analyzer().binary}")

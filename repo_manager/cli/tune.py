@@ -207,7 +207,7 @@ def _mix(text: str | None) -> dict[str, float]:
 
 
 def _inputs(root: Location, name: str, version: int, data: DataFlags) -> Mapping[str, Any]:
-    """Return the requests that the repository holds for a model.
+    """Return the requests the repository holds for a model.
 
     Raises:
         UsageError: the golden sample is requested but missing, or other data is given, too.

@@ -79,10 +79,10 @@ class Tagging:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CopiedVersion(Transfer):
-    """A copied version, and the models that were copied for it.
+    """A copied version, and the models copied for it.
 
     Attributes:
-        needed: the parts of an ensemble and the models that the code calls, as far as the target had none.
+        needed: the parts of an ensemble and the models the code calls, as far as the target had none.
     """
 
     needed: tuple[Transfer, ...]
@@ -178,7 +178,7 @@ def copy_command(
 ) -> None:
     """Copy a version to another repository (staging to production), every byte checked on the way.
 
-    The members of an ensemble, and models that a model's code calls (`add --uses`), are copied first if missing.
+    The members of an ensemble, and models a model's code calls (`add --uses`), are copied first if missing.
     """
     key = signing_key(flags.sign)
     root, into = place.root(), destination_of(flags.destination)
@@ -275,7 +275,7 @@ def adopt_command(
     output: Output,
     connection: Connection,
 ) -> None:
-    """Write manifests for versions without one, so that `verify` can check them from now on."""
+    """Write manifests for versions without one, so `verify` can check them from now on."""
     if flags.to is not None and not flags.write_config:
         raise UsageError("--to requires --write-config: it names the server to ask")
     lines = []

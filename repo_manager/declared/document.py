@@ -161,7 +161,7 @@ class _Reader:
         return result
 
     def drop(self, prefix: Path, begin: int) -> None:
-        """Forget places that a merge brought for a key that is here itself: of those since the mapping began."""
+        """Forget places a merge brought for a key that is here itself: of those since the mapping began."""
         since = list(itertools.islice(reversed(self.places), len(self.places) - begin))
         for place in since:
             if place[: len(prefix)] == prefix:

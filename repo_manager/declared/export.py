@@ -166,7 +166,7 @@ def _measured(manifest: Manifest | None) -> Mapping[str, Any]:
 
 
 def _accuracy(manifest: Manifest) -> dict[str, Any]:
-    """Return the held-out data and the limits that a version was made with; empty without."""
+    """Return the held-out data and the limits a version was made with; empty without."""
     measured = _measured(manifest)
     if not measured.get("data"):
         return {}
@@ -267,13 +267,13 @@ def _own_files(entry: ModelEntry, digest: str) -> list[Path]:
 
 
 def _config(repository: Location, name: str, built: Manifest | None) -> dict[str, Any]:
-    """Return what config.pbtxt says, so that `apply` changes nothing in it.
+    """Return what config.pbtxt says, so `apply` changes nothing in it.
 
     Args:
         repository: the root.
         name: the model.
-        built: of the version that `apply` can build again: then every field that the model itself does not say is
-            needed. `None`: it can build none.
+        built: of the version that `apply` can build again: then every field the model itself does not say is needed.
+            `None`: it can build none.
     """
     anew = built is not None
     text = change_config(repository, name, {}, dry_run=True).before

@@ -33,7 +33,7 @@ from repo_manager.types import StrPath
 __all__ = ["NEW", "plan_declaration", "planned"]
 
 NEW = 0
-"""Represents the version that a plan builds, whose number is not known yet."""
+"""Represents the version a plan builds, whose number is not known yet."""
 _LOCK_FILENAME = ".repo-manager.apply.lock"
 
 
@@ -65,11 +65,10 @@ def planned(
         declaration: the file, read and checked.
         base: the folder of its file: paths in it are relative to that.
         repository: where. Need not exist yet.
-        servers: clients of the servers that the file names.
+        servers: clients of the servers the file names.
         prune: also plan the removal of what is not declared.
-        fetch: fetches the source that a URL names.
-        rollout: how versions are deployed. A deployment that it would refuse is an error of the plan. `None`: the
-            defaults.
+        fetch: fetches the source a URL names.
+        rollout: how versions are deployed. A deployment it would refuse is an error of the plan. `None`: the defaults.
 
     Yields:
         One plan per model, as `plan_declaration` returns it.
@@ -101,11 +100,10 @@ def plan_declaration(
         declaration: the file, read and checked.
         base: the folder of its file: paths in it are relative to that.
         repository: where. Need not exist yet.
-        servers: clients of the servers that the file names.
+        servers: clients of the servers the file names.
         prune: also plan the removal of what is not declared.
-        fetch: fetches the source that a URL names; not called for one whose `digest` a version was made from.
-        rollout: how versions are deployed. A deployment that it would refuse is an error of the plan. `None`: the
-            defaults.
+        fetch: fetches the source a URL names; not called for one whose `digest` a version was made from.
+        rollout: how versions are deployed. A deployment it would refuse is an error of the plan. `None`: the defaults.
 
     Returns:
         One plan a model. A model that cannot be planned has its error in it. The others are planned all the same.
@@ -334,7 +332,7 @@ def _build(request: Request) -> Step:
 
 
 def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, servers: Servers) -> ModelPlan:
-    """Plan the removal of a model: first from the servers, so that what is served is never removed."""
+    """Plan the removal of a model: first from the servers, so what is served is never removed."""
     targets = tuple(
         dict.fromkeys([*declaration.targets, *(t for m in declaration.models.values() for t in m.targets or ())])
     )

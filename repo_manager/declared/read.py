@@ -117,7 +117,7 @@ def _error(problems: Sequence[str]) -> InputError:
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-    """Names that no mapping's type can check: of models and tags. What is of another form is left to the schema."""
+    """Names no mapping's type can check: of models and tags. What is of another form is left to the schema."""
     models = content.get("models")
     for name, model in models.items() if isinstance(models, dict) else ():
         checks: list[tuple[Location, typing.Callable[[str], object], str]] = [
@@ -171,7 +171,7 @@ def _data_path(error: Any, value: Any) -> tuple[Location, Location]:
 
 
 def _is_field(part: str) -> bool:
-    """Whether a part is a key that a short form represents (`source: x` is `source: {path: x}`), not a form's name."""
+    """Whether a part is a key a short form represents (`source: x` is `source: {path: x}`), not a form's name."""
     return part in ("path", "digest", "min", "opt", "max")
 
 

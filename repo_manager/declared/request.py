@@ -1,6 +1,6 @@
 """What a version was asked for: the same source and options need no second conversion.
 
-`add` and `apply` record it in the manifest as `request`. Options at their default are left out, so that a later
+`add` and `apply` record it in the manifest as `request`. Options at their default are left out, so a later
 repo-manager with more options still recognises what an earlier one made. Which tools made it does not count.
 """
 
@@ -73,11 +73,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class FetchedSource:
-    """A source that was fetched from a URL.
+    """A source fetched from a URL.
 
     Attributes:
         path: its temporary place.
-        opened: the source for `add` in place of the path, so that the manifest names the URL. Its text is shown.
+        opened: the source for `add` in place of the path, so the manifest names the URL. Its text is shown.
     """
 
     path: Path
@@ -87,7 +87,7 @@ class FetchedSource:
 def request_record(
     *, backend: Backend, sparsity: str, calibration: StrPath | None, convert: Any, engine: Any
 ) -> dict[str, Any]:
-    """Return what a manifest records of the options that a version was made with.
+    """Return what a manifest records of the options a version was made with.
 
     Args:
         backend: as it was chosen.
@@ -248,7 +248,7 @@ def _same_calibration(record: Any, request: Request) -> bool:
 
 
 def _sparse(manifest: Manifest, request: Request) -> bool:
-    """Whether a version that was made without the gate would pass it: the rule of `SparsityReport.not_valid`."""
+    """Whether a version made without the gate would pass it: the rule of `SparsityReport.not_valid`."""
     if request.sparsity != "require":
         return True
     layers = (manifest.sparsity or {}).get("layers", ()) if isinstance(manifest.sparsity, dict) else ()

@@ -35,7 +35,7 @@ Served = Number | Literal["newest"] | Text
 
 
 class _Part(pydantic.BaseModel):
-    """A mapping of the file: no key that it does not know, and nothing that changes afterwards."""
+    """A mapping of the file: no key it does not know, and nothing that changes afterwards."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -47,7 +47,7 @@ class FileReference(_Part):
     """Relative to this file. For a source also a URL, as `add` takes it: s3://, gs://, as://, https://, models:/NAME/1.
     For calibration also a folder, or `module:function`."""
     digest: Digest | None = None
-    """What it must hold. A version that was made from it needs the file itself no more."""
+    """What it must hold. A version made from it needs the file itself no more."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -64,7 +64,7 @@ class FileReference(_Part):
 
 
 class Shape(_Part):
-    """Shapes that an engine takes for an input, batch axis included. A list alone is the one shape."""
+    """Shapes an engine takes for an input, batch axis included. A list alone is the one shape."""
 
     min: tuple[Count, ...]
     opt: tuple[Count, ...]
@@ -98,7 +98,7 @@ class Conversion(_Part):
     keep_fp32: tuple[Text, ...] = ()
     """Patterns of layers that stay in FP32."""
     auto_keep: Size = 0
-    """Search up to so many layers to keep, so that the gate passes."""
+    """Search up to so many layers to keep, so the gate passes."""
     max_drift: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
     """Largest relative error of an output against the source."""
 
@@ -147,7 +147,7 @@ class Engine(_Part):
     hardware_compatibility: Literal["ampere_plus", "same_compute_capability"] | None = None
     """For more than the GPU at hand."""
     compute_capabilities: tuple[Annotated[str, pydantic.Field(pattern=r"^\d+\.\d+$")], ...] = ()
-    """TensorRT-RTX: the GPUs that it is for, such as "8.9" in quotes. None: all."""
+    """TensorRT-RTX: the GPUs it is for, such as "8.9" in quotes. None: all."""
     strip: Flag = False
     """Leave the weights out."""
     refit: Flag = False
@@ -160,7 +160,7 @@ class Instances(_Part):
     count: Count = 1
     """Copies for each GPU, or in all on the CPU."""
     kind: Literal["auto", "cpu", "gpu"] = "auto"
-    """`auto`: every GPU that the server sees, else the CPU."""
+    """`auto`: every GPU the server sees, else the CPU."""
 
 
 class Batching(_Part):
@@ -169,7 +169,7 @@ class Batching(_Part):
     max_queue_delay_us: Size = 0
     """How long a request may wait for others, in microseconds."""
     preferred_batch_sizes: tuple[Count, ...] = ()
-    """Sizes that the batcher prefers to wait for."""
+    """Sizes the batcher prefers to wait for."""
 
 
 class Config(_Part):
@@ -201,8 +201,8 @@ class Model(_Part):
     shapes: dict[Text, Shape] = pydantic.Field(default_factory=dict)
     """Shapes of an engine's inputs."""
     eval: Evaluation | None = None
-    """Held-out data that a new version is scored on, and its limits. A version that exists is not scored again: what
-    was recorded when it was made is held against the limits."""
+    """Held-out data a new version is scored on, and its limits. A version that exists is not scored again: what was
+    recorded when it was made is held against the limits."""
     convert: Conversion = Conversion()
     engine: Engine = Engine()
     config: Config = Config()

@@ -1,4 +1,4 @@
-"""The servers that a declaration names, each connected to once."""
+"""The servers a declaration names, each connected to once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Servers:
     """Clients by the texts of the declaration. Closes them at the end.
 
     Args:
-        repository: the repository that they serve.
+        repository: the repository they serve.
         base: the folder of the YAML file, for `@FILE`.
         options: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
         start: starts the embedded server, and returns its URL. `None`: it is not started.

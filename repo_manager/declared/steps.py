@@ -42,7 +42,7 @@ class Step:
     Attributes:
         action: its kind.
         what: it in words.
-        version: the version that it is about. `None`: the one that this plan builds, or the whole model.
+        version: the version it is about. `None`: the one this plan builds, or the whole model.
         versions: the versions to serve.
         changes: of config.pbtxt, as `change_config` takes them. Empty for a model without versions, whose config.pbtxt
             is derived first and then compared with what is declared.

@@ -29,7 +29,7 @@ __all__ = ["ENGINE_FILE_NAMES", "Artifact", "EngineSource", "build_artifact"]
 
 _ONNX_FILE_NAME = "model.onnx"
 ENGINE_FILE_NAMES = {Backend.TENSORRT: "model.plan", Backend.TENSORRT_RTX: "model.engine"}
-"""The file that each engine backend loads by default."""
+"""The file each engine backend loads by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,9 @@ class EngineSource:
         batched: whether its first axis is a batch axis.
         max_batch_size: of the config. `0` and `None` take the profile's default.
         sparsity: of the converted file. `None` makes the report here.
-        sample: input -> shape of a sample that the model runs with, batch axis included. `None` looks for one.
+        sample: input -> shape of a sample the model runs with, batch axis included. `None` looks for one.
         folder: where engines are written. `None` is `engine` beside the model's file.
-        kept: nodes that the conversion left out of INT8 on purpose, although their data may come quantised.
+        kept: nodes the conversion left out of INT8 on purpose, although their data may come quantised.
     """
 
     precision: Precision = Precision.FP32

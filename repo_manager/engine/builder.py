@@ -64,8 +64,8 @@ def named_graph(model: Model) -> onnx.ModelProto | None:
     dimensions for the same one. A node without a name gets its first output's, as in the sparsity report.
 
     Returns:
-        A changed copy that still refers to external files by name. `None` when nothing must change, so that the file
-        itself can be parsed.
+        A changed copy that still refers to external files by name. `None` when nothing must change, so the file itself
+        can be parsed.
     """
     if not model.reordered and not _unnamed_dims(model.graph_only) and not _needs_names(model.graph_only):
         return None
@@ -148,7 +148,7 @@ def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any
 
 
 def merge_timing_cache(config: Any, path: Path) -> int:
-    """Add a build's times to the file, so that of two builds at once both leave theirs.
+    """Add a build's times to the file, so of two builds at once both leave theirs.
 
     Under a lock: what the file holds by now is read again, combined with ours, and replaces the file in one step.
 
@@ -280,7 +280,7 @@ class _Work:
 
 
 def _quiet(_: str, __: int, ___: int) -> None:
-    """Progress that nobody watches."""
+    """Progress nobody watches."""
 
 
 @contextlib.contextmanager
@@ -301,7 +301,7 @@ def _without_collection() -> Iterator[None]:
 
 
 def _in_thread(build: Callable[[], None], cancelled: threading.Event) -> None:
-    """Run the build in a thread of its own, so that Ctrl-C arrives here and is turned into a cancellation."""
+    """Run the build in a thread of its own, so Ctrl-C arrives here and is turned into a cancellation."""
     with ThreadPoolExecutor(1, thread_name_prefix="engine-build") as executor:
         try:
             executor.submit(build).result()

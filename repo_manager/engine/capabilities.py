@@ -1,4 +1,4 @@
-"""What an installed TensorRT can do, looked up once, so that nothing else compares versions."""
+"""What an installed TensorRT can do, looked up once, so nothing else compares versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from repo_manager.types import Backend
 __all__ = ["FLOAT_OPERATORS", "Capabilities", "StrongTyping", "capabilities_of"]
 
 FLOAT_OPERATORS: Mapping[Backend, tuple[str, ...]] = {Backend.TENSORRT_RTX: ("ConvTranspose",)}
-"""Operators that a builder computes in floating point whatever Q/DQ surrounds them; found by building each with
+"""Operators a builder computes in floating point whatever Q/DQ surrounds them; found by building each with
 TensorRT-RTX 1.7. A test repeats it. An operator of another builder is found out when its engine is built."""
 
 
@@ -45,7 +45,7 @@ class Capabilities:
         strong_typing: see `StrongTyping`.
         compute_capabilities: the targets that can be named, `8.0` style; empty where a plan is for
             the GPU at hand.
-        hardware_levels: names of `HardwareCompatibilityLevel` that the builder honours.
+        hardware_levels: names of `HardwareCompatibilityLevel` the builder honours.
         timing_cache: whether the timing cache has any effect.
         progress_monitor: whether a build reports its steps and can be cancelled.
         parser_names_nodes: whether a parser's error carries the node's name and operator.

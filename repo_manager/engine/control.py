@@ -1,4 +1,4 @@
-"""Controls of a sparse model: what it is compared with, so that a gain is sparsity's and nothing else's.
+"""Controls of a sparse model: what it is compared with, so a gain is sparsity's and nothing else's.
 
 `N__dense`: the same graph with dense weights, converted and built the same way. `N__noflag`: the same sparse weights,
 with sparse kernels not offered. Accuracy of the dense twin means nothing. Its weights are made up.
@@ -76,9 +76,9 @@ def control_twins(name: str, backend: Backend) -> tuple[ControlTwin, ...]:
 def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return the model with every zero of its 2:4-capable weights filled. The argument is left alone.
 
-    A zero becomes one of the same weight's other values with a random sign, so that scales and ranges stay what
-    they were. Weights that are zero throughout, are stored with a zero point other than 0, or in less than a byte
-    a value are left alone.
+    A zero becomes one of the same weight's other values with a random sign, so scales and ranges stay what they were.
+    Weights that are zero throughout, are stored with a zero point other than 0, or in less than a byte a value are
+    left alone.
 
     Args:
         model: the source, before its conversion.
@@ -165,7 +165,7 @@ def profiler_for(library: ModuleType) -> Any:
 
 
 def layer_times_of(build: EngineBuild) -> dict[str, int] | None:
-    """Measure a build's layers with the shapes that it is tuned for. `None` without a GPU."""
+    """Measure a build's layers with the shapes it is tuned for. `None` without a GPU."""
     if not find_gpus() or not build.path.exists():
         return None
     shapes = {name: given.opt for name, given in build.profile.items()}

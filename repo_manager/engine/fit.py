@@ -176,7 +176,7 @@ class PlanFacts:
     Attributes:
         backend: which Triton backend loads it.
         version: of the library that built it.
-        compute_capabilities: GPUs that it is for. Empty when neither manifest nor header tells.
+        compute_capabilities: GPUs it is for. Empty when neither manifest nor header tells.
         version_compatible: whether later versions load it. `None`: not known (a plan that others built).
         hardware_compatibility: `ampere_plus`, `same_compute_capability` or `None`.
     """
@@ -292,7 +292,7 @@ def _place_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
 
 
 def _library_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem]:
-    """Compare with the library that is known to be there. It refuses another major version before it loads."""
+    """Compare with the library known to be there. It refuses another major version before it loads."""
     installed = target.library_versions.get(plan.backend)
     if installed is None or _numbers(installed)[:3] == _numbers(plan.version)[:3]:
         return

@@ -32,7 +32,7 @@ from repo_manager.types import Backend
 __all__ = ["PLAN_SUFFIXES", "check_version_fit", "fit_target_of"]
 
 PLAN_SUFFIXES = (".plan", ".engine")
-"""Endings of the files that hold an engine."""
+"""Endings of the files with an engine."""
 
 _GPU_UUID = re.compile(r'^nv_gpu_\w+\{[^}]*gpu_uuid="(?P<uuid>[^"]+)"', re.MULTILINE)
 
@@ -49,8 +49,8 @@ def fit_target_of(
     Args:
         server_version: as its metadata says it, for instance `2.51.0`.
         metrics: the text of its metrics page. `None` when it cannot be read.
-        embedded: whether it is our embedded server, whose engines run in the TensorRT that is installed for Python
-            here, not in the container's.
+        embedded: whether it is our embedded server, whose engines run in the TensorRT installed for Python here, not
+            in the container's.
         gpus: of this machine. `None` asks the driver's tool.
     """
     here = {gpu.uuid: gpu for gpu in (find_gpus() if gpus is None else gpus) if gpu.uuid}

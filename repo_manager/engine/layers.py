@@ -54,12 +54,12 @@ _DTYPES = (
 
 @dataclasses.dataclass(frozen=True)
 class EngineLayer:
-    """One layer that an engine executes.
+    """One layer an engine executes.
 
     Attributes:
         name: the builder's name. Fused layers are joined by ` + `.
         kind: the builder's word for it (`CaskConvolution`, `correlation`, `gemm`, `kgen`, ...).
-        nodes: names of the ONNX nodes that it computes, wholly or in part.
+        nodes: names of the ONNX nodes it computes, wholly or in part.
         inputs: element types of the data inputs, NumPy's names.
         constants: element types of the weights and scales. Empty where the builder does not list them.
         outputs: element types of the outputs.
@@ -223,8 +223,8 @@ class LayerPrecision:
         node: its name.
         op_type: its operator.
         asked: `int8`, `float16`, `bfloat16` or `float32`, from the graph.
-        found: the element type that the engine reads its data in. `None` when the node is not listed (folded away, or
-            fused beyond recognition).
+        found: the element type the engine reads its data in. `None` when the node is not listed (folded away, or fused
+            beyond recognition).
         engine_layer: the engine's layer that computes it.
         detail: what the mismatch comes from. Empty when there is none.
         one_sided: whether only its data or only its weight is quantised.

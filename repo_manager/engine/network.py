@@ -44,7 +44,7 @@ def create_builder(library: ModuleType, logger: Any, log: BuildLog, able: Capabi
         able: capabilities of the TensorRT library.
 
     Raises:
-        EngineError: the library finds no GPU that it can use.
+        EngineError: the library finds no GPU it can use.
     """
     try:
         return library.Builder(logger)
@@ -62,7 +62,7 @@ def parse_network(
 ) -> tuple[Any, Any]:
     """Parse a model into a network of the right kind.
 
-    Models with external data are parsed from their file, so that weights above 2 GB work.
+    Models with external data are parsed from their file, so weights above 2 GB work.
 
     Args:
         library: module `tensorrt` or `tensorrt_rtx`.
@@ -75,7 +75,7 @@ def parse_network(
         (network, parser). The parser holds the weights and must outlive the build.
 
     Raises:
-        EngineError: naming each node that the parser refuses, its operator and the reason.
+        EngineError: naming each node the parser refuses, its operator and the reason.
     """
     able = capabilities_of(library)
     network = builder.create_network(_network_flags(library, able))
@@ -204,7 +204,7 @@ def create_config(
         precision: precision of the conversion.
 
     Raises:
-        EngineError: this version has no flag that the precision needs.
+        EngineError: this version has no flag the precision needs.
     """
     config = builder.create_builder_config()
     for name in _flag_names(options, able, precision):
@@ -284,9 +284,9 @@ def wide_nodes(proto: onnx.ModelProto) -> dict[str, bool]:
 
 
 def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mapping[str, bool]) -> int:
-    """Keep the layers that the graph keeps in float32 out of FP16, where types are only a wish (TensorRT 8).
+    """Keep the layers the graph keeps in float32 out of FP16, where types are only a wish (TensorRT 8).
 
-    With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers that the conversion kept (they
+    With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers the conversion kept (they
     overflow, or cost accuracy) are pinned, and the builder must obey. Which these are is read from the ONNX graph:
     TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
 

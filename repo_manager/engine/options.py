@@ -18,7 +18,7 @@ PlanDetail = Literal["layer_names_only", "detailed", "none"]
 """How much a plan says of its own layers, TensorRT's ProfilingVerbosity."""
 
 HardwareLevel = Literal["ampere_plus", "same_compute_capability"]
-"""The GPUs beside the one at hand that a plan is for, TensorRT's HardwareCompatibilityLevel."""
+"""The GPUs beside the one at hand a plan is for, TensorRT's HardwareCompatibilityLevel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EngineOptions:
         shapes: input name -> range, in place of the derived one.
         sparse: offer weights that are 2:4 to sparse kernels. Whether one is chosen is the builder's
             decision, and evidence (`EngineBuild.evidence`) tells.
-        workspace_bytes: scratch memory that a kernel may use. `None` is the builder's default.
+        workspace_bytes: scratch memory a kernel may use. `None` is the builder's default.
         optimization_level: 0 (fastest build) to 5. `None` is the builder's default, 3.
         timing_cache: the file of measured kernel times. `None` is one per library version and GPU in the user's cache
             folder.

@@ -1,4 +1,4 @@
-"""One engine per GPU kind: plans that were built elsewhere, checked by their own heads, and those that are built here.
+"""One engine per GPU kind: plans that were built elsewhere, checked by their own heads, and those built here.
 
 Triton chooses by `cc_model_filenames`: compute capability -> file.
 """

@@ -42,8 +42,8 @@ def with_plans_by_capability(
 ) -> model_config_pb2.ModelConfig:
     """Return a copy of a config whose `cc_model_filenames` sends each GPU kind to its plan.
 
-    The default file name is the first plan's, so that Triton finds a file on every GPU. One that it is not for refuses
-    to load there.
+    The default file name is the first plan's, so Triton finds a file on every GPU. One that it is not for refuses to
+    load there.
     """
     changed = model_config_pb2.ModelConfig()
     changed.CopyFrom(config)
@@ -114,7 +114,7 @@ def parse_config_names(texts: Sequence[str]) -> dict[str, str]:
 def config_variant(
     config: model_config_pb2.ModelConfig, name: str, value: str, by_capability: Mapping[str, str]
 ) -> model_config_pb2.ModelConfig:
-    """Return the configuration that a server started with `--model-config-name=NAME` reads in place of config.pbtxt.
+    """Return the configuration a server started with `--model-config-name=NAME` reads in place of config.pbtxt.
 
     Args:
         config: configuration of the model (config.pbtxt).

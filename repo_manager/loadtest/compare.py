@@ -1,10 +1,10 @@
 """A against B: interleaved blocks in random order, paired, with intervals on the ratios.
 
-Blocks of A and of B alternate in random order, so that whatever drifts (clocks, temperature, neighbours) meets both.
-Each pair gives one ratio B/A of every number. The intervals are studentised bootstraps of the mean log ratio over
-pairs (Hall 1988), simultaneous over all compared numbers (Bonferroni, 98 % together). A difference is shown only when
-such an interval leaves 1 out. The number of pairs is fixed in advance, because stopping at the first difference would
-find one in noise.
+Blocks of A and of B alternate in random order, so whatever drifts (clocks, temperature, neighbours) meets both. Each
+pair gives one ratio B/A of every number. The intervals are studentised bootstraps of the mean log ratio over pairs
+(Hall 1988), simultaneous over all compared numbers (Bonferroni, 98 % together). A difference is shown only when such
+an interval leaves 1 out. The number of pairs is fixed in advance, because stopping at the first difference would find
+one in noise.
 """
 
 from __future__ import annotations

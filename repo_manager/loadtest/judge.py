@@ -132,7 +132,7 @@ def _fails_without_the_client(point: LoadPoint, metric: Metric, around: Interval
 
 
 def _widened(value: float, interval: Interval, looks: int, *, power: int) -> Interval:
-    """Return a 95 % interval as one of the confidence that each of several looks needs, by normal quantiles."""
+    """Return a 95 % interval as one of the confidence each of several looks needs, by normal quantiles."""
     normal = statistics.NormalDist()
     factor = (normal.inv_cdf(1 - _ALPHA / 2 / looks) / normal.inv_cdf(1 - _ALPHA / 2)) ** power
     low, high = value - (value - interval.low) * factor, value + (interval.high - value) * factor
@@ -155,7 +155,7 @@ def _needed_s(point: LoadPoint, value: float, interval: Interval, gate: Gate) ->
 
 
 def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance: float = 0.05) -> Verdict:
-    """Judge whether throughput, p50 or p99 got worse than `tolerance` at a level that both reports have.
+    """Judge whether throughput, p50 or p99 got worse than `tolerance` at a level both reports have.
 
     The ratio of new to old gets an interval from the intervals of both (their log half-widths in quadrature). It fails
     when the whole interval is beyond the tolerance, passes when none of it is, and is inconclusive between.
@@ -222,7 +222,7 @@ class LoadComparison:
     Attributes:
         before: the earlier one, or that of the first version.
         after: the other one.
-        differences: a row for each number of a baseline at each level that both have.
+        differences: a row for each number of a baseline at each level both have.
         notes: what makes them hard to compare: other servers, machines or options.
     """
 

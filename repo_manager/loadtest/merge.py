@@ -87,7 +87,7 @@ def _restored(kind: Any, value: Any) -> Any:
 
 
 def _hints(kind: type) -> dict[str, Any]:
-    """Return a dataclass's field types. Those that a generic base leaves open as this class fills them in."""
+    """Return a dataclass's field types. Those a generic base leaves open as this class fills them in."""
     filled = tuple(argument for base in getattr(kind, "__orig_bases__", ()) for argument in typing.get_args(base))
     hints = typing.get_type_hints(kind)
     return {name: hint[filled] if getattr(hint, "__parameters__", ()) else hint for name, hint in hints.items()}

@@ -50,7 +50,7 @@ class Export:
 
 
 def _nothing(_: object) -> None:
-    """Return `None`: a number that a point, a window or a block does not have."""
+    """Return `None`: a number a point, a window or a block does not have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,5 +207,5 @@ def metric_of(name: str) -> Metric:
 
 
 def metrics_in(place: Place) -> tuple[Metric, ...]:
-    """Return the metrics that have a place, in the order of the table."""
+    """Return the metrics with a place, in the order of the table."""
     return tuple(metric for metric in METRICS if place in metric.places)

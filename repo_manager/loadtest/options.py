@@ -56,7 +56,7 @@ class LoadTestOptions:
         until_saturation: double the concurrency, from the first level on (or 1), until throughput saturates.
         until: search the largest load that holds these gates, upper limits that more load makes harder. The search is
             over the concurrency, or over the rate when `rate` is given. One level is where it begins, several bound
-            it. `duration_s` is then the longest that a level takes.
+            it. `duration_s` is then the longest a level takes.
         resolution: the search ends when the load that holds and the one that does not are this close, as a share.
         batch_size: samples in a request. Needs a model with a batch axis when above 1.
         shapes: input name -> shape without the batch axis, for dynamic dimensions.
@@ -82,10 +82,10 @@ class LoadTestOptions:
             takes no longer either.
         metrics_url: Triton's metrics (`http://host:8002/metrics`). `None` tries port 8002 of the same host.
         access: headers, token and TLS files of the connections.
-        shared_memory: `none`: inputs travel in each request. `system`: they are in POSIX shared memory that is
-            registered with the server, which must be on this machine, so do outputs whose size is known.
-        start_at: moment of the Unix clock, in seconds, at which the load begins, so that several machines begin
-            together. `None` begins at once.
+        shared_memory: `none`: inputs travel in each request. `system`: they are in POSIX shared memory registered with
+            the server, which must be on this machine, so do outputs whose size is known.
+        start_at: moment of the Unix clock, in seconds, at which the load begins, so several machines begin together.
+            `None` begins at once.
         image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
         compression: of requests: `none`, `gzip` or `deflate`. Over HTTP the answers are compressed, too.
         parameters: of each request, such as `priority` and `timeout` (microseconds), or what the backend reads.

@@ -113,7 +113,7 @@ class ServerTimes:
         mean_batch: inferences per execution of the model. `None` without an execution.
         cache_hits: requests answered from the response cache.
         batches: batch size -> executions of that size.
-        parts: of an ensemble, the same of each model that it is made of, anyone who asked it in that time.
+        parts: of an ensemble, the same of each model it is made of, anyone who asked it in that time.
     """
 
     requests: int
@@ -292,7 +292,7 @@ class LoadSearch:
         mode: what was searched: `concurrency` or `rate`.
         outcome: `pass` (found), `fail` (no load holds) or `inconclusive`.
         reason: the answer in one sentence.
-        holds: the largest level that is shown to hold every gate. `None` when none is.
+        holds: the largest level shown to hold every gate. `None` when none is.
         fails: the smallest level above it that is shown to fail. `None` when none is.
         steps: every level, in the order in which they were measured.
         resolution: how close `holds` and `fails` had to come, as a share.

@@ -4,7 +4,7 @@ The gates are upper limits that more load makes harder, so the levels that hold 
 first level on the load doubles until one does not hold (or halves until one does). Then the gap is halved until both
 sides are within the resolution, or are neighbours. A level is looked at a few times while it runs, at growing
 distances. It ends early when a gate fails, or when every gate holds and the windows agree. The intervals are widened
-so that all looks at a level together are wrong in 5 % of the cases. A level that its whole time does not decide is
+so that all looks at a level together are wrong in 5 % of the cases. A level its whole time does not decide is
 `undecided`: the search goes on below it for what is shown to hold, and above it for what is shown to fail. The load
 that is found is measured once more for its whole time. When it does not hold then, the search goes on below it.
 """
@@ -121,7 +121,7 @@ def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) ->
     Args:
         space: the loads to search, and the first one.
         options: gates and the longest time of a level.
-        measure: measures one level until the early stop says that it is enough. For its whole time without one.
+        measure: measures one level until the early stop says it is enough. For its whole time without one.
 
     Yields:
         Each level's row and decision, in the order in which they were measured. A level on which no request ended
@@ -236,7 +236,7 @@ def _smaller(space: LoadSpace, size: float) -> float:
 
 
 def _latest(steps: Sequence[SearchStep]) -> list[SearchStep]:
-    """Return the steps that count: of a level that was measured again, the last one."""
+    """Return the steps that count: of a level measured again, the last one."""
     return list({step.level: step for step in steps}.values())
 
 

@@ -34,7 +34,7 @@ class TargetFacts:
         sequence: each request belongs to a sequence.
         decoupled: a request has any number of responses.
         text_id: the correlation ID is a string.
-        parts: of an ensemble, the models that it is made of, those of inner ensembles too.
+        parts: of an ensemble, the models it is made of, those of inner ensembles too.
         output_facts: the outputs with their types and shapes.
     """
 
@@ -62,7 +62,7 @@ class ModelStatistics:
     """Counters since the model was loaded: nanoseconds, counts, executions by batch size.
 
     Attributes:
-        parts: of an ensemble, the same of each model that it is made of, anyone who asks it.
+        parts: of an ensemble, the same of each model it is made of, anyone who asks it.
     """
 
     requests: int
@@ -76,7 +76,7 @@ class ModelStatistics:
 
 
 class Target:
-    """One model on one server, asked by the client that every other command uses."""
+    """One model on one server, asked by the client every other command uses."""
 
     def __init__(self, options: LoadTestOptions) -> None:
         self._options = options
@@ -165,7 +165,7 @@ class Target:
         )
 
     def _parts_of(self, config: Any, depth: int) -> dict[str, int | None]:
-        """Return the models of an ensemble with the versions that it asks for, those of inner ensembles too."""
+        """Return the models of an ensemble with the versions it asks for, those of inner ensembles too."""
         found: dict[str, int | None] = {}
         for step in config.ensemble_scheduling.step if depth else ():
             version = step.model_version if step.model_version > 0 else None
@@ -207,7 +207,7 @@ class Target:
         self._client.unregister_memory(name, kind, timeout_s=self._timeout_s)
 
     def registered_memory(self, kind: MemoryKind = "system") -> tuple[str, ...]:
-        """Return the names of the regions that the server maps. Raises as `register_memory`."""
+        """Return the names of the regions the server maps. Raises as `register_memory`."""
         return self._client.registered_memory(kind, timeout_s=self._timeout_s)
 
 

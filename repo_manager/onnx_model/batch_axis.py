@@ -85,7 +85,7 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
 
 
 def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None = None) -> BatchAxis:
-    """Decide by running. The graph is asked again with sizes that the model runs with. See `find_batch_axis`.
+    """Decide by running. The graph is asked again with sizes the model runs with. See `find_batch_axis`.
 
     Args:
         model: the ONNX model, which is not changed.

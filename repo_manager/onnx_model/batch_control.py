@@ -37,7 +37,7 @@ _MAX_ROUNDS = 128  # of a loop; a longer one is not followed
 
 
 def name_of(node: onnx.NodeProto) -> str:
-    """Return a node's name, else the first name that it gives a value."""
+    """Return a node's name, else the first name it gives a value."""
     return node.name or next((name for name in node.output if name), "")
 
 

@@ -1,8 +1,8 @@
 """Find out from the graph alone whether the samples of a batch depend on each other, and which operator does it.
 
-The model is followed with a few samples. Each element of each value carries the samples that it depends on
-(`batch_values`), through reshapes, transposes and index arithmetic as through computations. In the end each row of each
-output must depend on its own sample and on no other. Numbers that the graph decides, shapes and indices, are computed
+The model is followed with a few samples. Each element of each value carries the samples it depends on
+(`batch_values`), through reshapes, transposes and index arithmetic as through computations. In the end each row of
+each output must depend on its own sample and on no other. Numbers the graph decides, shapes and indices, are computed
 on the way. The model is followed twice, with different numbers of samples: an axis whose length differs follows the
 number of samples, and what counts along it depends on that number.
 """
@@ -249,7 +249,7 @@ class _Walk:
                 scope[name] = self.placed(name, value, path)
 
     def captured(self, node: onnx.NodeProto, scope: Mapping[str, Value]) -> list[Value]:
-        """Return the values that a node's bodies take from around it."""
+        """Return the values a node's bodies take from around it."""
         names = {
             name
             for attribute in node.attribute

@@ -32,7 +32,7 @@ _MAX_ROWS = 1 << 12  # of a ScatterND that are looked at one by one
 
 
 def _spread(value: Value, axis: int) -> Marks:
-    """Return the marks of a value after a pick along an axis that the graph does not decide."""
+    """Return the marks of a value after a pick along an axis the graph does not decide."""
     if not value.varies(axis):
         return value.marks
     kept: Marks = np.bitwise_and.reduce(value.marks, axis=axis, keepdims=True)
@@ -86,7 +86,7 @@ def _gather_elements(call: Call) -> list[Value]:
 
 
 def _components(value: Value, index: Value, first: int) -> tuple[list[NDArray[np.int64] | None], int]:
-    """Return the indices per axis, `None` where data decides them, and the marks that they add."""
+    """Return the indices per axis, `None` where data decides them, and the marks they add."""
     width = index.dims[-1]
     parts: list[NDArray[np.int64] | None] = []
     extra = 0

@@ -1,8 +1,8 @@
 """What the batch analysis knows of a value, and one operator as its rules see it.
 
-The mark of an element says which samples it depends on. A model is followed with a few samples. Every value carries one
-bit set per element, a mark: bit i says that the element depends on sample i. Marks that are equal along an axis are
-stored once, so that a value of a million elements usually costs as many words as there are samples."""
+The mark of an element says which samples it depends on. A model is followed with a few samples. Every value carries
+one bit set per element, a mark: bit i says the element depends on sample i. Marks that are equal along an axis are
+stored once, so a value of a million elements usually costs as many words as there are samples."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ NOTHING = np.zeros((), np.uint16)
 
 
 def constant(array: NDArray[Any] | None, shape: Sequence[int]) -> Value:
-    """Return a value that no sample has part in. `array` are its numbers where they are small.
+    """Return a value no sample has part in. `array` are its numbers where they are small.
 
     Args:
         array: the numbers, if they are few. `None`: unknown.
@@ -168,7 +168,7 @@ def total(value: Value) -> int:
 
 
 def common(value: Value) -> int:
-    """Return the samples that every element has in common, when these are several, else 0."""
+    """Return the samples every element has in common, when these are several, else 0."""
     if value.marks.size == 0:
         return 0
     bits = int(np.bitwise_and.reduce(value.marks, axis=None))
@@ -279,7 +279,7 @@ class Call:
 
     Attributes:
         node: the node.
-        inputs: `None` for an input that is left out.
+        inputs: `None` for an input left out.
         attributes: by name, subgraphs left out.
         opset: version of the node's domain.
         samples: how many samples are analysed.

@@ -104,7 +104,7 @@ def constant_weight(node: onnx.NodeProto) -> Weight | None:
 
 
 def typed_tensor(tensor: onnx.TensorProto) -> Weight:
-    """Wrap a tensor that holds its own values.
+    """Wrap a tensor with its own values.
 
     Raises:
         ModelError: its values do not fill its shape (raised when they are first read).
@@ -135,13 +135,13 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def opset_of(proto: onnx.ModelProto, domain: str = "") -> int:
-    """Return the version of an operator set that the model imports. 0 when it does not."""
+    """Return the version of an operator set the model imports. 0 when it does not."""
     aliases = ONNX_DOMAINS if domain in ONNX_DOMAINS else (domain,)
     return max((entry.version for entry in proto.opset_import if entry.domain in aliases), default=0)
 
 
 def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node's bodies read from outside them (and possibly some of their own)."""
+    """Yield the names a node's bodies read from outside them (and possibly some of their own)."""
     for body in walk.node_graphs(node):
         for graph in walk.graphs_of(body):
             for inner in graph.node:

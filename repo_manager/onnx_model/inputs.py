@@ -140,7 +140,7 @@ def natural_answers(
 
 
 def given_sizes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Turn shapes that a person gave for inputs into sizes for `natural_inputs` and `find_sizes`.
+    """Turn shapes a person gave for inputs into sizes for `natural_inputs` and `find_sizes`.
 
     Args:
         signature: the model's inputs and outputs.

@@ -82,7 +82,7 @@ class Model:
     def rebuild(
         self, replace: Callable[[int, onnx.TensorProto], bytes | memoryview | None] | None = None
     ) -> onnx.ModelProto:
-        """Return a fresh copy of the whole model that the caller owns, external data included.
+        """Return a fresh copy of the whole model the caller owns, external data included.
 
         Memory: the model once, plus its largest tensor.
 
@@ -150,7 +150,7 @@ def graph_as_stored(model: Model) -> onnx.ModelProto:
     """Read the model's file once more, weights inside the file included, and sort it. External data stays outside.
 
     Returns:
-        A copy that the caller owns, and that refers to external files by their names.
+        A copy the caller owns, and that refers to external files by their names.
 
     Raises:
         ModelError: the file is no longer what it was.

@@ -39,7 +39,7 @@ def sort_nodes(proto: onnx.ModelProto) -> bool:
 
 
 def _sort_graph(graph: onnx.GraphProto) -> tuple[bool, set[str]]:
-    """Sort a graph and its bodies. Return whether anything moved, and the names that it reads from outside."""
+    """Sort a graph and its bodies. Return whether anything moved, and the names it reads from outside."""
     given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     given |= {sparse.values.name for sparse in graph.sparse_initializer}
     moved, free = _sort_list(graph.node, given, f"graph '{graph.name}'")

@@ -1,7 +1,7 @@
 """The process that foreign models run in, as its owner sees it: one for all models, started when one is needed.
 
 ONNX Runtime neither ends an operator nor a load when it is asked to, allocates what a graph asks for, and may crash on
-one. So it runs in a process of its own that is killed by a deadline, a signal, or the end of its owner.
+one. So it runs in a process of its own killed by a deadline, a signal, or the end of its owner.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SessionSource:
     Attributes:
         model: its path, or its bytes.
         level: the name of ONNX Runtime's level of graph optimisation.
-        entries: sets of configuration entries. The first that the model loads with counts.
+        entries: sets of configuration entries. The first the model loads with counts.
         arena: let memory be kept between runs.
         threads: within one operator. `None` leaves it to ONNX Runtime.
     """

@@ -3,8 +3,8 @@
 Run as `python runtime_child.py SOCKET MEMORY_BYTES`. Standard input is a pipe that only the owner can write to: its end
 is the owner's death, however it died, and the kernel then ends this process, whatever it computes.
 
-A message is a length (8 bytes), JSON, and the content of the arrays that the JSON describes, one after another. The
-owner takes no pickle from here: what a model makes of this process must not reach the owner.
+A message is a length (8 bytes), JSON, and the content of the arrays the JSON describes, one after another. The owner
+takes no pickle from here: what a model makes of this process must not reach the owner.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def answer_to(
 
 
 def opened(source: bytes | str, header: dict[str, Any]) -> Any:
-    """Make a session. Of several sets of entries the first that it loads with counts."""
+    """Make a session. Of several sets of entries the first it loads with counts."""
     for attempt, entries in enumerate(header["entries"], 1):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL

@@ -93,7 +93,7 @@ class Session:
         """Run once.
 
         Args:
-            inputs: one array per input name, of the type and shape that the model states.
+            inputs: one array per input name, of the type and shape the model states.
 
         Returns:
             One array per output name.

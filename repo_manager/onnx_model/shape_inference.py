@@ -173,7 +173,7 @@ def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> b
 
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Infer from the shapes that a model's inputs state. The result states what was found in `value_info`."""
+    """Infer from the shapes a model's inputs state. The result states what was found in `value_info`."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except _errors():
@@ -330,7 +330,7 @@ class _Walk:
 
 
 def largest_value_bytes(proto: onnx.ModelProto) -> int:
-    """Return the size of the largest value that an inferred model states in its main graph."""
+    """Return the size of the largest value an inferred model states in its main graph."""
     largest = 0
     for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         shape = static_shape(value.type)

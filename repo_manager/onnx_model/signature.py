@@ -30,7 +30,7 @@ class Signature:
     """A model's inputs and outputs, and the versions it was written for.
 
     Attributes:
-        inputs: in the graph's order, initializers that are listed as inputs (IR < 4) left out.
+        inputs: in the graph's order, initializers listed as inputs (IR < 4) left out.
         outputs: in the graph's order.
         opset: of ONNX's own operators. 0 when the model uses none.
         ir_version: of the file.

@@ -1,4 +1,4 @@
-"""From a loaded model to a draft that the passes can work on."""
+"""From a loaded model to a draft the passes can work on."""
 
 from __future__ import annotations
 

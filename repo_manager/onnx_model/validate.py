@@ -168,8 +168,8 @@ def check_tensors(proto: onnx.ModelProto, store: WeightStore) -> None:
 def check_functions(proto: onnx.ModelProto) -> None:
     """Check that no local function calls itself, and that expanding all calls stays within reason.
 
-    The checker and the runtime expand functions: a cycle would not end, and a chain of functions that each
-    call the next one twice would fill the memory.
+    The checker and the runtime expand functions: a cycle would not end, and a chain of functions each call the next
+    one twice would fill the memory.
 
     Raises:
         ModelError: the function's name.

@@ -16,7 +16,7 @@ __all__ = ["graphs_of", "node_graphs", "nodes_of", "tensors_of"]
 
 
 def node_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the bodies that a node holds directly (If, Loop, Scan, SequenceMap, ...)."""
+    """Yield the bodies a node holds directly (If, Loop, Scan, SequenceMap, ...)."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g

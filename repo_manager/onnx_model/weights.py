@@ -122,7 +122,7 @@ class WeightStore:
     blobs: Mapping[bytes, Blob] = field(default_factory=dict)
 
     def blob_of(self, tensor: onnx.TensorProto) -> Blob | None:
-        """Return the place of a weight that was cut out of the file, or `None`."""
+        """Return the place of a weight cut out of the file, or `None`."""
         if not self.blobs or not tensor.HasField("raw_data"):
             return None
         return self.blobs.get(tensor.raw_data)

@@ -1,4 +1,4 @@
-"""Cut the large weights out of an ONNX file without parsing it, so that only the graph is held in memory.
+"""Cut the large weights out of an ONNX file without parsing it, so only the graph is held in memory.
 
 The protobuf wire format is walked by the field numbers of onnx.proto. A `raw_data` of at least `BLOB_BYTES` is
 replaced by a short marker, and its place in the file is remembered. Everything else is kept byte for byte, unknown
@@ -104,8 +104,8 @@ def cut_weights(data: bytes | mmap.mmap, marker: bytes) -> tuple[bytes, dict[byt
 
     Args:
         data: bytes of the whole file.
-        marker: random bytes that no tensor of the file can hold by accident. Each cut `raw_data` becomes the marker
-            and a number, which is its key in the returned mapping.
+        marker: random bytes no tensor of the file can hold by accident. Each cut `raw_data` becomes the marker and a
+            number, which is its key in the returned mapping.
 
     Raises:
         ModelError: the bytes are not a protobuf message, end too early, or are nested too deeply.

@@ -201,7 +201,7 @@ def _point_to(tensor: onnx.TensorProto, place: Place) -> None:
 
 
 def _outline_of_draft(draft: Draft, places: dict[str, Place] | None = None) -> _Outline:
-    """Mark a draft's weights. Those that have a place already are referred to there."""
+    """Mark a draft's weights. Those with a place already are referred to there."""
     outline = _Outline()
     outline.proto.CopyFrom(draft.proto)
     for name, weight in draft.weights.items():

@@ -56,7 +56,7 @@ class AddOptions:
             `engine.config_variant`.
         control: also publish the matched controls, `NAME__dense` and, of an engine, `NAME__noflag`.
         accuracy: held-out data on which the converted model is scored, and its limits. `None`: not scored.
-        target: the server that the engine is for: what speaks against its load stops the command. `None`: not checked.
+        target: the server the engine is for: what speaks against its load stops the command. `None`: not checked.
         prune_drift: with pruning on calibration data: prune the most compute whose drift stays below this, see
             `PruneOptions.max_drift`. `None`: every layer.
         dry_run: do everything except publishing.
@@ -103,7 +103,7 @@ class Added(Summarized):
         path: the version's folder. With `dry_run` where it would be.
         published: false with `dry_run`.
         backend: and why it was chosen.
-        batch_axis: whether the model has one, and how that was found out.
+        batch_axis: whether the model has one, and how found out.
         sparsity: of the published weights.
         pruned: what pruning did, when it was asked for.
         conversion: its checks and its drift against the source.

@@ -165,7 +165,7 @@ def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.Model
 
 
 def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem, ...]:
-    """Compare the engines with the server that they are for.
+    """Compare the engines with the server they are for.
 
     Raises:
         GateError: they would not load there.
@@ -244,7 +244,7 @@ def _publish_control(
 
 
 def _publish_one(version: Prepared, details: Mapping[str, Any], options: AddOptions, report: Report) -> int:
-    """Return the number that the version got, or would get."""
+    """Return the number the version got, or would get."""
     target = version.target
     if options.dry_run:
         return plan_publish(target.repository, target.name, version.files, version.config).version

@@ -47,9 +47,9 @@ class FilesOptions:
             complete on its own.
         sample: requests, and if known their responses, from which the golden sample is made: .npz, .npy, .json or
             .jsonl. `None` runs nothing.
-        uses: models that its code asks (BLS). They are kept as long as it is there.
+        uses: models its code asks (BLS). They are kept as long as it is there.
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
-        target: the server that an engine is for. `None`: not checked.
+        target: the server an engine is for. `None`: not checked.
         origin: more about the source, for the manifest.
         dry_run: do everything except publishing.
     """
@@ -288,7 +288,7 @@ def _is_complete(config: ModelConfig) -> bool:
 
 
 def _completed(config: ModelConfig, served: ModelConfig) -> ModelConfig:
-    """Return the configuration with the inputs and outputs that the server found out."""
+    """Return the configuration with the inputs and outputs the server found out."""
     message, found = config.message(), served.message()
     if not message.input:
         message.input.extend(found.input)
@@ -308,7 +308,7 @@ def _kind(run: TrialRun | str, config: ModelConfig) -> ModelKind:
 
 
 def _check_fit(files: Mapping[str, Path], name: str, target: FitTarget | None) -> tuple[FitProblem, ...]:
-    """Compare the engines among the files with the server that they are for.
+    """Compare the engines among the files with the server they are for.
 
     Raises:
         GateError: they would not load there.

@@ -50,8 +50,8 @@ class ApplyOptions:
         prune: also remove what is not declared.
         sign: sign each version built. `None` does not.
         rollout: how to deploy.
-        allow_code: call the functions that the file names as calibration (`module:function`). Off, since anyone who
-            writes the file would run code as anyone who applies it.
+        allow_code: call the functions the file names as calibration (`module:function`). Off, since anyone who writes
+            the file would run code as anyone who applies it.
         code_modules: modules whose functions are called all the same, and those of modules below them. They are
             imported from the environment, never from the current folder.
     """
@@ -85,7 +85,7 @@ def apply(
         declaration: the file, read and checked.
         base: the folder of its file.
         repository: where. Made when it does not exist.
-        servers: clients of the servers that the file names.
+        servers: clients of the servers the file names.
         options: `None` takes the defaults.
         report: told what is being done.
         show: given the plan before anything is done.
@@ -134,7 +134,7 @@ def carry_out(
         declaration: that they were made from.
         base: the folder of its file.
         repository: where. Made when it does not exist.
-        servers: clients of the servers that the file names.
+        servers: clients of the servers the file names.
         options: what `apply` may do.
         report: receives one line per step.
     """
@@ -280,7 +280,7 @@ def _first_config(declared: Config, *, new: bool) -> ConfigOptions:
 
 
 def _named(message: str, request: Request | None) -> str:
-    """Return a message with a source's URL in place of the file that it was fetched to."""
+    """Return a message with a source's URL in place of the file it was fetched to."""
     if request is None or request.fetched is None:
         return message
     return message.replace(str(request.fetched.path), request.shown)

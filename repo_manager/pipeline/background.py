@@ -1,4 +1,4 @@
-"""Servers in the background: the one that a command talks to, how it is started and stopped, and its log."""
+"""Servers in the background: the one a command talks to, how it is started and stopped, and its log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ServeTarget:
     Attributes:
         url: `grpc://host:port` or `http://host:port`.
         started: this command started it, and it goes on running.
-        pid: of the embedded tritonserver. `None` for a server that was given by its URL.
+        pid: of the embedded tritonserver. `None` for a server given by its URL.
         metrics_url: Triton's metrics, when known.
     """
 
@@ -52,7 +52,7 @@ class ServeTarget:
 def ensure_server(
     repository: LocationLike, url: str | None, *, timeout_s: float, report: Callable[[str], None]
 ) -> ServeTarget:
-    """Return the server that a command with or without `--to` talks to.
+    """Return the server a command with or without `--to` talks to.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -136,7 +136,7 @@ def handed_over() -> ServeOptions:
 
 
 def _wait_for(process: subprocess.Popen[bytes], options: ServeOptions, log: Path) -> RunningServer:
-    """Wait for the record that a ready server writes."""
+    """Wait for the record a ready server writes."""
     deadline = time.monotonic() + options.timeout_s
     while True:
         running = running_server(options.repository)
@@ -165,7 +165,7 @@ def stop_running(
     Args:
         repository: whose server it is.
         timeout_s: until when it must be gone.
-        report: told that it was killed.
+        report: told it was killed.
 
     Raises:
         ServerError: it still runs after `timeout_s`.
@@ -194,7 +194,7 @@ def stop_running(
 
 
 def _kill(running: RunningServer) -> None:
-    """Kill a server's processes. The `serve` that runs it ends first, so that it starts no other one."""
+    """Kill a server's processes. The `serve` that runs it ends first, so it starts no other one."""
     if running.owner and is_served(running.repository):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.owner, signal.SIGTERM)
@@ -224,7 +224,7 @@ def log_of(repository: LocationLike) -> Path:
 
 
 def _written_at(log: Path) -> float:
-    """Return when a log was last written. 0 for one that another command has just removed."""
+    """Return when a log was last written. 0 for one another command has just removed."""
     try:
         return log.stat().st_mtime
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Itera
 
 
 def _reason(log: Path) -> str:
-    """Return the error that an ended `serve` printed, without its label, else the end of its output."""
+    """Return the error an ended `serve` printed, without its label, else the end of its output."""
     text = _tail(log)
     return text.rpartition("Error: ")[2].strip()
 

@@ -79,7 +79,7 @@ class MadeCalibration(Summarized):
         available: how many samples that holds.
         samples: how many were taken.
         inputs: what each input holds. Its shape is that of one sample, `None` where they differ.
-        digest: of the file, as the manifest of a version that is made with it records it. Of the content for a folder.
+        digest: of the file, as the manifest of a version made with it records it. Of the content for a folder.
     """
 
     path: Path
@@ -99,7 +99,7 @@ def make_calibration(
     """Read images or requests as the model takes them, draw samples, and write them.
 
     Args:
-        model: the ONNX file that the data are for.
+        model: the ONNX file the data are for.
         source: a folder of images or one image, or requests: .jsonl, .json (perf_analyzer's, too), .npz, .npy.
         output: an .npz file; a `calibration.yaml` in the folder of the images, which says how they become inputs; or
             a folder for samples of different shapes, with one .npy file for each.

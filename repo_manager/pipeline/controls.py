@@ -67,7 +67,7 @@ def _build(main: Prepared, twin: ControlTwin, options: AddOptions, watch: Watch)
 
 
 def _matched(main: Prepared, options: AddOptions, *, sparse: bool) -> AddOptions:
-    """Fix what the version found out for itself, so that its twins cannot find out something else."""
+    """Fix what the version found out for itself, so its twins cannot find out something else."""
     found = (glob.escape(node.node) for node in main.converted.conversion.kept if node.is_found)
     kept = tuple(dict.fromkeys((*options.convert.keep_fp32, *found)))
     engine: dict[str, Any] = {"sparse": options.engine.sparse and sparse}

@@ -102,7 +102,7 @@ def rollback(
     connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
+    """Go back to the version deployed before the current one, with the same proof as `deploy`.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -153,7 +153,7 @@ def undeploy(
         name: name of the model.
         version: its number or a tag. `None`: all versions served.
         to: as for `deploy`, but no server is started. `None` without a running server: the model is no longer recorded
-            as deployed, so that `serve` does not load it.
+            as deployed, so `serve` does not load it.
         options: how. `None` takes the defaults.
         connection: how to connect to URLs. `None` takes the settings.
         report: told what is being done.

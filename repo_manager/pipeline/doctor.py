@@ -42,7 +42,7 @@ _EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package that some step uses.
+    """A package some step uses.
 
     Attributes:
         name: of its distribution.
@@ -65,7 +65,7 @@ class EngineFit:
         model: `NAME:VERSION`.
         backend: which one loads it.
         built_with: the library's version. Empty where it is not on record.
-        compute_capabilities: GPUs that it is for. Empty where that is not on record.
+        compute_capabilities: GPUs it is for. Empty where that is not on record.
         problems: those that would make the load fail first.
     """
 
@@ -83,7 +83,7 @@ class Machine:
     Attributes:
         system: the operating system and processor.
         python: the interpreter's version.
-        cpus: processors that this process may use.
+        cpus: processors this process may use.
         memory_bytes: the machine's memory.
         gpus: NVIDIA GPUs. Empty when there is none or no driver.
         packages: what is installed.

@@ -38,9 +38,9 @@ class EnsembleOptions:
 
     Attributes:
         maps: `SOURCE=TARGET` decisions about inputs: see `triton_config.joining.TensorMap`.
-        outputs: the tensors that it returns. None: every output that no later model takes.
-        pin: ask for each model's version by number: the one named, else the newest that its config.pbtxt serves.
-            Without it only the versions that are named are pinned.
+        outputs: the tensors it returns. None: every output no later model takes.
+        pin: ask for each model's version by number: the one named, else the newest its config.pbtxt serves. Without it
+            only the versions that are named are pinned.
         sample: requests for the golden sample, as for `FilesOptions`. `None` takes those of the golden sample of the
             model that all inputs are for, where there is one.
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.

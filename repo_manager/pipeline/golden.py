@@ -24,7 +24,7 @@ class GoldenFacts:
     Attributes:
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
         unreproducible: outputs that differ between two runs. They are not compared.
-        index_limits: integer input -> the rows of the table that it picks from: made-up values stay below.
+        index_limits: integer input -> the rows of the table it picks from: made-up values stay below.
     """
 
     tolerance: float

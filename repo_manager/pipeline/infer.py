@@ -55,7 +55,7 @@ class InferOptions:
         keep_open: later requests go on with the sequence.
         parameters: custom parameters of each request.
         top: how many labels are named.
-        timeout_s: of each request, and the most that each question about the model takes.
+        timeout_s: of each request, and the most each question about the model takes.
     """
 
     data: str | None = None
@@ -270,7 +270,7 @@ def _wanted(facts: TargetFacts) -> str:
 
 
 def _part(options: InferOptions, new_id: int | str | None) -> SequencePart | None:
-    """Return the sequence that the requests are a part of, or `None` for none."""
+    """Return the sequence the requests are a part of, or `None` for none."""
     if options.sequence is None:
         return None if new_id is None else SequencePart(new_id)
     number = int(options.sequence) if options.sequence.isdecimal() and not isinstance(new_id, str) else options.sequence

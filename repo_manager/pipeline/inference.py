@@ -56,7 +56,7 @@ class AnswerDocument:
     """One response as JSON has it.
 
     Attributes:
-        request: the number of the request that it answers, from 1.
+        request: the number of the request it answers, from 1.
         response: its number among the responses to this request, from 1.
         outputs: output name -> type, shape and values.
         elapsed_ns: since the request was sent.

@@ -34,7 +34,7 @@ class Inspection(Summarized):
         signature: inputs, outputs, opset.
         parameters: the number of stored weight values.
         sparsity: the 2:4 state of every weight.
-        pruned: what pruning did, from the manifest of the version that the file belongs to. `None`: it does not say.
+        pruned: what pruning did, from the manifest of the version the file belongs to. `None`: it does not say.
     """
 
     path: Path

@@ -31,8 +31,8 @@ class KnownInputs:
 
     Attributes:
         shapes: input with dynamic axes -> the golden sample's shape, without the batch axis.
-        ranges: integer input -> `[low, high)`: the rows of the table that it picks from, where the manifest names
-            them, else what the golden sample holds, on which the model is known to run.
+        ranges: integer input -> `[low, high)`: the rows of the table it picks from, where the manifest names them,
+            else what the golden sample holds, on which the model is known to run.
         golden: the golden sample's requests, batch axis included: all of a sequence, else the first.
         why_golden: why they are sent where nothing else is asked for, since random ones would mean nothing to the
             model. Empty where random ones do.

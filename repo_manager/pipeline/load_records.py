@@ -1,4 +1,4 @@
-"""Load tests that are kept with versions: recorded, and read back.
+"""Load tests kept with versions: recorded, and read back.
 
 It is separate because `show` and `history` read the records without the packages of load tests.
 """
@@ -26,10 +26,10 @@ _OF_CHARTS = {"windows", "series", "curve", "histogram"}
 
 
 def keep_load_test(repository: LocationLike, report: LoadTestReport) -> int:
-    """Keep a load test with the version that it measured. The latest five of a version stay.
+    """Keep a load test with the version it measured. The latest five of a version stay.
 
     Args:
-        repository: the root of the repository that the version is in.
+        repository: the root of the repository the version is in.
         report: by `run_load_test` or `read_report`.
 
     Returns:
@@ -58,7 +58,7 @@ def _kept(point: LoadPoint) -> Mapping[str, Any]:
 
 
 def kept_load_tests(repository: LocationLike, name: str, version: int | None = None) -> tuple[LoadTestReport, ...]:
-    """Return the load tests that were kept of a version, oldest first. Without charts.
+    """Return the load tests kept of a version, oldest first. Without charts.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.

@@ -116,7 +116,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
             undeploy(self._repository(), name, to=_checked(config).get("to"))
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """Return every model that is recorded as deployed.
+        """Return every model recorded as deployed.
 
         Args:
             endpoint: must be `None`: MLflow's endpoints are not supported.

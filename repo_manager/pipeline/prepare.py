@@ -1,4 +1,4 @@
-"""From a loaded model to everything that a version holds, ready to be published."""
+"""From a loaded model to everything a version holds, ready to be published."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def _with_config(
 def _batch_axis(
     model: Model, signature: Signature, options: AddOptions, target: Target, samples: Mapping[str, NDArray[Any]] | None
 ) -> tuple[Signature, BatchAxis]:
-    """Find out whether requests may be joined. Outputs without a shape get the one that the server will see."""
+    """Find out whether requests may be joined. Outputs without a shape get the one the server will see."""
     axis = find_batch_axis(model, signature, samples)
     if any(spec.shape is None for spec in signature.outputs) and target.choice.backend is Backend.ONNXRUNTIME:
         served = served_signature(signature, model.path, existing_config(target))
@@ -287,5 +287,5 @@ def _sample(
 
 
 def _has_free_sizes(signature: Signature) -> bool:
-    """Return whether any axis behind the first one is dynamic, so that its size must be found."""
+    """Return whether any axis behind the first one is dynamic, so its size must be found."""
     return any(not isinstance(dim, int) for spec in signature.inputs for dim in (spec.shape or ())[1:])

@@ -153,8 +153,7 @@ def add_with_images(
 
     Raises:
         CalibrationError: the YAML is wrong or does not fit the model, or an image cannot be read.
-        GateError: an answer differs, or as `add`. Versions that were published before it stay, and the error names
-            them.
+        GateError: an answer differs, or as `add`. Versions published before it stay, and the error names them.
     """
     repository, options = as_location(repository), options or AddOptions()
     with open_source(path, report) as source:

@@ -46,7 +46,7 @@ class QuickstartModel:
     Attributes:
         added: conversion and publishing.
         rollout: how it came into service.
-        accuracy: share of the held-out images that the served model classified right, 0 to 1.
+        accuracy: share of the held-out images the served model classified right, 0 to 1.
         images: how many held-out images there were.
         load: its load test.
     """

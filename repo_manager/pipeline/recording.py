@@ -57,7 +57,7 @@ class Recording:
         by: `embedded server`, `given` (the outputs are in the sample), or `nobody`: the inputs alone are kept.
         note: why nobody has run it here. Empty when it ran.
         unreproducible: outputs that differ from run to run. They are not compared.
-        parts: model that it needs -> the version that the answers come from.
+        parts: model it needs -> the version the answers come from.
     """
 
     golden: Golden | None = None
@@ -73,7 +73,7 @@ class Trial:
 
     Attributes:
         requests: what is sent where no sample is given. Their responses, where they have some, are the reference.
-        parts: model that it needs -> the version to run it with, whatever that model's config.pbtxt serves.
+        parts: model it needs -> the version to run it with, whatever that model's config.pbtxt serves.
         check: given the running version, after the sample. It raises where something is wrong.
     """
 
@@ -90,7 +90,7 @@ class TrialRun:
         client: of that server.
         config: what the server runs it with, completed.
         kind: how it is asked.
-        parts: model that it needs -> the version that answered for it.
+        parts: model it needs -> the version that answered for it.
     """
 
     client: TritonClient
@@ -117,7 +117,7 @@ def trial_run(
         config: its configuration. The backend may complete it.
         repository: where the models are that it needs.
         needs: those models, the inner ones first: the parts of an ensemble, or what its code asks, each with the
-            configuration that it runs with. `None`: its own.
+            configuration it runs with. `None`: its own.
         timeout_s: for the start and the load.
 
     Yields:
@@ -125,7 +125,7 @@ def trial_run(
 
     Raises:
         GateError: the model does not load, for a reason of its own.
-        InputError: a model that it needs is not there.
+        InputError: a model it needs is not there.
     """
     local = local_folder(repository)
     if needs and local is None:
@@ -158,7 +158,7 @@ def trial_run(
 
 
 def _places_of(repository: Path, name: str, needs: Iterable[str]) -> dict[str, Path]:
-    """Return the folders of the models that a model needs.
+    """Return the folders of the models a model needs.
 
     Raises:
         InputError: one is not there.
@@ -196,8 +196,8 @@ def needs_of(
         parts: model -> version, as in `Trial`.
 
     Returns:
-        Name -> configuration that serves what `parts` says, else what the model's own does, and every version that is
-        asked for by number. `None`: as the model has it.
+        Name -> configuration that serves what `parts` says, else what the model's own does, and every version asked
+        for by number. `None`: as the model has it.
     """
     if not models_of(config):
         return {}

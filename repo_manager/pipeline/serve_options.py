@@ -39,7 +39,7 @@ class ServeOptions(ServerSettings):
         auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load. `None`: only where
             a model of the repository needs it.
         restart: start a server that ended on its own, with a failure, again.
-        pass_env: names of environment variables that the server, and so the models' code, gets besides those it needs.
+        pass_env: names of environment variables the server, and so the models' code, gets besides those it needs.
         signed_by: public keys one of which must vouch for each version loaded. Empty asks for no signature.
     """
 
@@ -88,7 +88,7 @@ def check_models(options: ServeOptions) -> None:
 def server_options(options: ServeOptions) -> ServerOptions:
     """Return the embedded server's options.
 
-    Under the policy `signed_by`, models are left out that no key vouches for. They are in the server's failures.
+    Under the policy `signed_by`, models are left out no key vouches for. They are in the server's failures.
 
     Raises:
         RepositoryError: a model that was named is not vouched for.

@@ -125,7 +125,7 @@ def _serve_once(
 
 
 def _vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, list[object]]:
-    """Return under the policy model -> what the file system remembers of the files that a load of it runs."""
+    """Return under the policy model -> what the file system remembers of the files a load of it runs."""
     found: dict[str, list[object]] = {}
     for name in names if options.signed_by else ():
         with contextlib.suppress(RepoManagerError):
@@ -154,7 +154,7 @@ def _drop_exchanged(server: EmbeddedServer, options: ServeOptions, before: Mappi
 
 
 def _require_vouched(options: ServeOptions, name: str) -> None:
-    """See under the policy that a model may be loaded again.
+    """See under the policy a model may be loaded again.
 
     Raises:
         ServerError: no key vouches for what it is now.

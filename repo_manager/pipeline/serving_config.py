@@ -38,7 +38,7 @@ _ACCELERATED = ("sparse", "workspace_bytes", "shapes")
 
 
 def check_backend_options(options: AddOptions, backend: Backend) -> None:
-    """Refuse options that the backend would ignore.
+    """Refuse options the backend would ignore.
 
     Raises:
         UsageError: naming them.
@@ -101,7 +101,7 @@ def config_options(
     """Fill in what was not asked for: the existing model's largest batch and file, the sample's sizes for warm-up.
 
     Args:
-        options: fields of config.pbtxt that the caller chose.
+        options: fields of config.pbtxt the caller chose.
         target: name, repository and backend of the version.
         sample: input name -> array of the golden sample.
         batched: whether the arrays have a batch axis.
@@ -136,7 +136,7 @@ def serving_config(
         axis: whether the first axis is a batch axis.
         options: `options.config` is complete, see `config_options`.
         model: to try sizes on, when the accelerator needs a range for a dynamic axis.
-        sample: shapes that the model runs with.
+        sample: shapes the model runs with.
 
     Raises:
         ConfigError: the model cannot be served so.
@@ -213,7 +213,7 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
 
 
 def existing_config(target: Target) -> ModelConfig | None:
-    """Return the config.pbtxt that the model has already. `None` for a new model."""
+    """Return the config.pbtxt the model has already. `None` for a new model."""
     content = read_config_bytes(target.repository, target.name)
     where = f"{target.repository / target.name}/config.pbtxt"
     return None if content is None else parse_config(content.decode(errors="replace"), where=where)

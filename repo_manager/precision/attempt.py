@@ -31,7 +31,7 @@ _NODE_NAME = re.compile(r"node name: ([^)]+)\)|[Nn]ame:? ?'([^']+)'")
 
 @dataclass(frozen=True)
 class Attempt:
-    """A candidate that was written to the staging folder, and what was found out about it."""
+    """A candidate written to the staging folder, and what was found out about it."""
 
     candidate: Candidate = field(repr=False)
     written: WrittenModel
@@ -60,7 +60,7 @@ class Attempts:
         """Build, write and prove a candidate with further nodes kept in FP32.
 
         Operators that would break every candidate are kept from then on, with the reason. Their values exceed FP16's
-        range, or the checker or ONNX Runtime says that they do not work in 16 bits.
+        range, or the checker or ONNX Runtime says they do not work in 16 bits.
         """
         names = tuple(also_keep)
         for _ in range(_MOST_REPAIRS):
@@ -100,7 +100,7 @@ class Attempts:
         )
 
     def _keep_named(self, message: str) -> bool:
-        """Keep the node that a vendor's message names. Return whether it names one that was not kept before."""
+        """Keep the node a vendor's message names. Return whether it names one that was not kept before."""
         for name in _NODE_NAME.findall(message):
             found = next(part for part in name if part)
             if self.builder.keep_node(found, f"does not work in {self.builder.precision}: {message[:160]}"):

@@ -41,8 +41,8 @@ class ConvertOptions:
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
         allow_unchanged: of INT8: write the result also when no operator could become INT8.
-        not_in_int8: of INT8: operators and names of nodes that the target's builder computes in floating point even
-            where the graph asks for INT8. They are left out and listed. `add` fills this in.
+        not_in_int8: of INT8: operators and names of nodes the target's builder computes in floating point even where
+            the graph asks for INT8. They are left out and listed. `add` fills this in.
         judge_served: of INT8: also run the result as ONNX Runtime serves it on this CPU, and report that number. It
             never decides, because CPUs differ. `add` leaves it out for TensorRT.
     """
@@ -94,14 +94,14 @@ class Check:
 
 @dataclass(frozen=True)
 class KeptNode:
-    """An operator that was left in FP32 (of INT8: out of INT8), and why.
+    """An operator left in FP32 (of INT8: out of INT8), and why.
 
     Attributes:
         node: its name.
         op_type: its operator.
         reason: why.
-        is_found: whether this conversion found out that it must be: its values overflow FP16, or the drift passes only
-            so. The same graph with other weights need not.
+        is_found: whether this conversion found out it must be: its values overflow FP16, or the drift passes only so.
+            The same graph with other weights need not.
     """
 
     node: str
@@ -120,14 +120,14 @@ class Conversion(Summarized):
         precision: as asked for.
         files: written. The model's file first.
         checks: in the order in which they were made.
-        drift: one per output, then one per value that is judged in place of an output.
+        drift: one per output, then one per value judged in place of an output.
         sparsity: of what was written.
         accuracy: on held-out data, where a judge was given, else `None`.
         kept: operators left in FP32.
-        kept_macs_share: share of the multiply-accumulates that these do, 0 to 1. `None`: not counted.
+        kept_macs_share: share of the multiply-accumulates these do, 0 to 1. `None`: not counted.
         samples: how many the drift was measured on.
-        inputs: where they came from: `held-out` (calibration data that no scale was made from), `calibration` or
-            `natural` (seeded random numbers).
+        inputs: where they came from: `held-out` (calibration data no scale was made from), `calibration` or `natural`
+            (seeded random numbers).
         tools: name -> version of what took part.
         seconds: wall-clock time of it all.
     """

@@ -84,7 +84,7 @@ def reference_of(
 def _first_run(
     session: Session, model: Model, signature: Signature, seed: int, given: Mapping[str, int]
 ) -> tuple[Outputs, Outputs, dict[str, int]]:
-    """Return the first natural inputs that the model takes, its answer, and the sizes of its dynamic axes."""
+    """Return the first natural inputs the model takes, its answer, and the sizes of its dynamic axes."""
     sizes = dict(given)
     inputs = natural_inputs(signature, seed=seed, sizes=sizes)
     try:

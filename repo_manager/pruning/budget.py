@@ -108,7 +108,7 @@ class Meter:
 
         Args:
             layers: layers to prune, in the graph's order.
-            changed: layer -> the constants that it changes.
+            changed: layer -> the constants it changes.
             kind: of the solutions: what is remembered is of this kind.
         """
         key = hashlib.sha256("\n".join([kind, *sorted(layers)]).encode()).hexdigest()
@@ -131,7 +131,7 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
 
     Args:
         meter: measures a choice of layers.
-        changed: layer -> the constants that it changes when it is pruned.
+        changed: layer -> the constants it changes when it is pruned.
         budget: a layer that exceeds it by far waits until no other one fits. Then the rest is added in lots.
 
     Returns:

@@ -62,10 +62,10 @@ class SolveOptions:
 
     Attributes:
         damping: added to each Hessian's diagonal, as a share of its mean. `None` chooses for each layer what does best
-            on a quarter of the samples that the others are fitted without.
+            on a quarter of the samples the others are fitted without.
         seed: of the draws of columns.
         threads: at work at a time. `None` is one per processor. The result does not depend on it.
-        work: folder for what is solved so far, so that a run that was stopped goes on. `None` keeps nothing.
+        work: folder for what is solved so far, so a run that was stopped goes on. `None` keeps nothing.
     """
 
     damping: float | None = None
@@ -100,7 +100,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Journal:
-    """Layers that are solved, in a folder, so that a run that was stopped goes on where it was.
+    """Layers that are solved, in a folder, so a run that was stopped goes on where it was.
 
     Attributes:
         folder: `None` keeps nothing.
@@ -113,7 +113,7 @@ class Journal:
         """Open a folder, which is created when missing.
 
         Args:
-            key: everything that the solutions depend on.
+            key: everything the solutions depend on.
             folder: folder of solved layers, created if needed. `None`: keep nothing.
 
         Raises:
@@ -132,7 +132,7 @@ class Journal:
         return cls(folder)
 
     def read(self, name: str) -> Solved | None:
-        """Return a layer that was solved before."""
+        """Return a layer solved before."""
         if name not in self:
             return None
         with np.load(self._path(name), allow_pickle=False) as file:
@@ -187,7 +187,7 @@ class Run:
     width: int
 
     def key(self, layers: Sequence[Layer]) -> list[Any]:
-        """Return everything that the solutions of these layers depend on."""
+        """Return everything the solutions of these layers depend on."""
         told = [self.model, self.samples.digest, self.samples.count, self.options.damping, self.options.seed]
         return [*told, [layer.name for layer in layers]]
 
@@ -279,7 +279,7 @@ def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _
 
 
 def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], store: WeightStore) -> dict[str, Weight]:
-    """Return the constants that a solved layer changes, by name, as they are stored. They are computed when read.
+    """Return the constants a solved layer changes, by name, as they are stored. They are computed when read.
 
     Args:
         layer: the layer that was solved.

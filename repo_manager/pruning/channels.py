@@ -77,7 +77,7 @@ class Channels:
         return len(self._parent) - 1
 
     def root(self, number: int) -> int:
-        """Return the class that a class was joined to."""
+        """Return the class a class was joined to."""
         while self._parent[number] != number:
             number = self._parent[number]
         return number

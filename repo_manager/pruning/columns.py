@@ -1,4 +1,4 @@
-"""From a node's inputs and outputs to columns: one row of numbers for each product that a weight takes part in."""
+"""From a node's inputs and outputs to columns: one row of numbers for each product a weight takes part in."""
 
 from __future__ import annotations
 

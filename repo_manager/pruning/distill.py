@@ -99,7 +99,7 @@ class Teacher:
 
     Attributes:
         graph: in PyTorch.
-        training: samples that the layers are solved on.
+        training: samples the layers are solved on.
         choosing: samples to choose the epoch by.
         settings: of the training.
         largest_difference: between PyTorch and ONNX Runtime.
@@ -372,7 +372,7 @@ class Distiller:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold PyTorch to one thread for each sample, so that no result depends on how many there are."""
+    """Hold PyTorch to one thread for each sample, so no result depends on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Compare pruned models with the dense one on inputs that no layer was solved on."""
+"""Compare pruned models with the dense one on inputs no layer was solved on."""
 
 from __future__ import annotations
 

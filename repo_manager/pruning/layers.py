@@ -30,7 +30,7 @@ class Shift:
 
     Attributes:
         name: of the constant in the main graph.
-        sign: -1 for the mean that a BatchNormalization subtracts.
+        sign: -1 for the mean a BatchNormalization subtracts.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Layer:
         order: axes of the operand in the order output, kernel, reduction.
         outputs: N.
         columns: K.
-        bias: a constant that the node itself adds to its outputs, by name.
+        bias: a constant the node itself adds to its outputs, by name.
         shift: what may be corrected. `None` when nothing can be.
         macs: of all uses. `None` when not known.
     """
@@ -173,7 +173,7 @@ def _strange_readers(
 
 
 def _own_bias(nodes: Sequence[onnx.NodeProto], draft: Draft) -> str | None:
-    """Return the name of the constant that the nodes add to their products. `None`: none, empty: not the same one."""
+    """Return the name of the constant the nodes add to their products. `None`: none, empty: not the same one."""
     names = {node.input[2] if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 else "" for node in nodes}
     if names == {""}:
         return None

@@ -50,7 +50,7 @@ class Permuted:
 
 
 def permuted(draft: Draft, pruned: Sequence[str], seed: int = 0) -> Permuted:
-    """Permute the channels that the layers to prune read, where the graph lets their producers absorb it.
+    """Permute the channels the layers to prune read, where the graph lets their producers absorb it.
 
     Args:
         draft: the model, not changed.

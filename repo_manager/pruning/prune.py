@@ -1,4 +1,4 @@
-"""Prune a model with calibration data, measure what it cost on inputs that were held out, and say so."""
+"""Prune a model with calibration data, measure what it cost on inputs held out, and say so."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class PruneOptions(SolveOptions):
         all_valid: go beyond ASP's default sizes (outputs divide by 8, inputs by 16), and within a budget beyond those
             that TensorRT seldom runs faster.
         max_drift: the largest relative error of an output accepted: the largest set of layers is pruned whose drift on
-            samples that no layer was solved on is below it with 95 % confidence. `None`: all layers.
+            samples no layer was solved on is below it with 95 % confidence. `None`: all layers.
         metric: of the user, see `Metric`. The largest set of layers is pruned with which it falls by no more than
             `max_loss`.
         max_loss: how far the metric may fall.
-        permute: let channels change places first, so that large weights do not share a group of four, where producers
+        permute: let channels change places first, so large weights do not share a group of four, where producers
             absorb that.
         distill: train the pruned weights afterwards, masks fixed, against the dense model's outputs. Needs PyTorch.
         epochs: how often each sample is trained on.
@@ -317,7 +317,7 @@ def _worth_pruning(layers: Sequence[Layer], chosen: Chosen) -> list[Layer]:
 def _within_budget(
     run: Run, layers: Sequence[Layer], parts: _Parts, judge: Judge, chosen: Chosen, progress: Progress
 ) -> tuple[Tried, Measured, BudgetEvidence]:
-    """Choose layers, and see on the held-out samples that the budget holds there. If not, choose fewer."""
+    """Choose layers, and see on the held-out samples the budget holds there. If not, choose fewer."""
     options = run.options
     assert isinstance(options, PruneOptions)
     samples = 0 if parts.choosing is None else parts.choosing.count

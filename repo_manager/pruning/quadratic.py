@@ -1,4 +1,4 @@
-"""The quadratic that a layer is solved by: what all rows share, its errors, and the best values for a fixed mask."""
+"""The quadratic a layer is solved by: what all rows share, its errors, and the best values for a fixed mask."""
 
 from __future__ import annotations
 

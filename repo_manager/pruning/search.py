@@ -28,7 +28,7 @@ class Tried:
         step: what it costs, on the samples to choose by.
         layers: those pruned.
         solved: by name.
-        changed: layer -> the constants that it changes.
+        changed: layer -> the constants it changes.
     """
 
     step: Step
@@ -53,8 +53,8 @@ class Search:
         budget: what they may cost.
         steps: of the front.
         progress: told how far it is.
-        changed: layer -> the constants that it changes when it alone is pruned.
-        tried: the sets that were solved in order.
+        changed: layer -> the constants it changes when it alone is pruned.
+        tried: the sets solved in order.
     """
 
     run: Run

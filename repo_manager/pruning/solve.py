@@ -14,7 +14,7 @@ c = z X' + damping w0 this is the quadratic w A w' - 2 c w'. Three steps:
    error can only fall, and a group may change its mind.
 3. *Fit*: conjugate gradients on the values left, with the mask fixed.
 
-Rows are independent: they are solved in chunks of a fixed size, so that results do not depend on the number of threads.
+Rows are independent: they are solved in chunks of a fixed size, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Solution:
 
 
 def judged_rows(count: int) -> Array:
-    """Return the rows that a layer's damping is chosen by.
+    """Return the rows a layer's damping is chosen by.
 
     Args:
         count: how many outputs the layer has.
@@ -68,7 +68,7 @@ def judged_rows(count: int) -> Array:
 
 
 def best_damping(given: Problem, judge: Problem) -> float:
-    """Return the damping with which values that are fitted to one part of the data do best on another.
+    """Return the damping with which values fitted to one part of the data do best on another.
 
     Few columns, or many that are alike, fix fewer weights than there are: only a pull to the dense ones helps then. The
     masks are by magnitude here: the damping is for the values. The search goes downhill from 0.1.
@@ -137,7 +137,7 @@ def reconstruction_error(problem: Problem, weights: Array) -> float:
 
 
 def _solve_rows(system: System, wanted: Array) -> Array:
-    """Return the weights of some rows. All arrays are transposed, `[K, N]`, so that a group is contiguous."""
+    """Return the weights of some rows. All arrays are transposed, `[K, N]`, so a group is contiguous."""
     if len(wanted) <= _ALL_TRIED_UP_TO:
         return _best_of_all(system.matrix, wanted)
     best = system.factor.T @ (system.factor @ wanted)
@@ -214,7 +214,7 @@ def _surgeon(system: System, weights: Array) -> Array:
 
 
 def _surgeon_in_any_order(system: System, weights: Array) -> Array:
-    """Remove, from each row, one value after the other: the cheapest of all groups that have more than two."""
+    """Remove, from each row, one value after the other: the cheapest of all groups with more than two."""
     columns, rows = weights.shape
     inverse = np.repeat((system.factor.T @ system.factor)[None], rows, axis=0)
     values, here = np.ascontiguousarray(weights.T), np.arange(rows)

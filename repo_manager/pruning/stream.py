@@ -1,7 +1,7 @@
 """Run a model piece by piece over all samples, keeping only the values that later pieces read.
 
-A stream is a place in the graph: the nodes that have run, and for each sample the values at the cut, those that a node
-that has not run reads. To advance, a piece of the graph becomes a model of its own. So each node runs once a sample,
+A stream is a place in the graph: the nodes that have run, and for each sample the values at the cut, those a node that
+has not run reads. To advance, a piece of the graph becomes a model of its own. So each node runs once a sample,
 however many layers are solved on the way, and what is kept beyond a limit is on disk.
 """
 
@@ -70,7 +70,7 @@ class Graph:
         return frozenset(free), frozenset(blocked)
 
     def needed_for(self, values: Collection[str]) -> frozenset[int]:
-        """Return the nodes that these values need."""
+        """Return the nodes these values need."""
         waiting, found = [self.producer[value] for value in values if value in self.producer], set()
         while waiting:
             place = waiting.pop()

@@ -21,7 +21,7 @@ else:
 __all__ = ["OPERATORS", "Call", "Tensor"]
 
 Tensor = Any
-"""A `torch.Tensor`; `None` for an input that a node leaves out."""
+"""A `torch.Tensor`; `None` for an input a node leaves out."""
 
 
 @dataclass(frozen=True)

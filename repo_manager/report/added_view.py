@@ -186,7 +186,7 @@ def servers_for(version: str) -> str:
 
 
 def evidence_table(layers: Sequence[Any]) -> RenderableType:
-    """Show how far each weight got towards a sparse kernel. Nothing is said that the builder did not say."""
+    """Show how far each weight got towards a sparse kernel. Nothing is said the builder did not say."""
     said = {True: "yes", False: "no", None: "not reported"}
     timed = any(layer.time_sparse_ns is not None or layer.time_dense_ns is not None for layer in layers)
     rows = [

@@ -25,10 +25,10 @@ class _Console(Console):
 
 
 def console_of(stream: Any, width: int | None = None) -> Console:
-    """Make a console. Without a terminal the width is fixed, so that logs keep their tables.
+    """Make a console. Without a terminal the width is fixed, so logs keep their tables.
 
     Args:
-        stream: the text file that it writes to.
+        stream: the text file it writes to.
         width: columns. `None` takes the terminal's.
     """
     return _Console(file=stream, width=width or (None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL))

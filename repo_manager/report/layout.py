@@ -85,8 +85,8 @@ def make_table(
         title: heading above the table. `None`: no heading.
         columns: headings of the columns.
         rows: one value per column. Printed as text, never as markup.
-        right: the headings of the columns that are aligned to the right, separated by commas. They are never folded.
-        drop: the headings of the columns that a narrow terminal leaves out, separated by commas, the first one first.
+        right: the headings of the columns aligned to the right, separated by commas. They are never folded.
+        drop: the headings of the columns a narrow terminal leaves out, separated by commas, the first one first.
     """
     aligned = frozenset(heading.strip() for heading in right.split(",") if heading)
     if len(rows) > _LONG_ROWS:
@@ -119,13 +119,13 @@ class _Pairs:
 class FittedTable:
     """A table that fits the terminal.
 
-    Columns that are aligned to the right keep their width. Where the rest does not fit, text is folded between words.
-    Before it is folded to less than a few words, the columns of `drop` are left out, and named below the table.
+    Columns aligned to the right keep their width. Where the rest does not fit, text is folded between words. Before it
+    is folded to less than a few words, the columns of `drop` are left out, and named below the table.
 
     Attributes:
         columns: the headings.
         rows: one value per column.
-        right: headings of the columns that are aligned to the right.
+        right: headings of the columns aligned to the right.
         drop: headings of the columns to leave out, the first one first. None without a terminal.
     """
 
@@ -213,7 +213,7 @@ class LongTable:
     Attributes:
         columns: the headings.
         rows: one text per column.
-        right: headings of the columns that are aligned to the right.
+        right: headings of the columns aligned to the right.
     """
 
     columns: Sequence[str]

@@ -52,7 +52,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _wrapped(name: object) -> Markup:
-    """Return a name that a browser breaks after `/`, `.` and `_` first, not inside its words."""
+    """Return a name a browser breaks after `/`, `.` and `_` first, not inside its words."""
     return Markup(_JOINT.sub(r"\g<0><wbr>", str(escape(name))))
 
 
@@ -65,7 +65,7 @@ def render_page(template: str, **values: Any) -> str:
 
     Returns:
         A complete HTML document that refers to nothing outside itself. Each cell of a table knows its column's title,
-        so that a narrow window can show a row as a list.
+        so a narrow window can show a row as a list.
     """
     return plain(_TABLE.sub(_labelled, _environment().get_template(template).render(**values)))
 
@@ -76,7 +76,7 @@ def render_part(template: str, **values: Any) -> Markup:
 
 
 def _labelled(table: re.Match[str]) -> str:
-    """Give each cell its column's title. Texts in cells are escaped, so that a tag in them is one of the template's."""
+    """Give each cell its column's title. Texts in cells are escaped, so a tag in them is one of the template's."""
     head, separator, body = table[1].partition("<tbody>")
     titles = [_TAG.sub("", title).strip() for title in _HEAD.findall(head)]
 

@@ -80,7 +80,7 @@ class _Bars:
 
 
 class _Lines:
-    """For logs: a line now and then, so that a long build is known from a dead one."""
+    """For logs: a line now and then, so a long build is known from a dead one."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

@@ -257,7 +257,7 @@ def _drift(manifest: Manifest | None) -> str:
 
 
 def _source(manifest: Manifest | None) -> str:
-    """Return what a version was made from. Of a copy, the version that it is one of."""
+    """Return what a version was made from. Of a copy, the version it is one of."""
     if manifest is not None and (origin := manifest.extra.get("copied_from")):
         return f"{_field(origin, 'model')}:{_field(origin, 'version')} of {_field(origin, 'repository')}"
     return str(_field(manifest and manifest.source, "path") or "-")

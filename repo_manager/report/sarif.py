@@ -31,7 +31,7 @@ def sarif_text(repository: Location, problems: Sequence[Problem]) -> str:
     current folder where the repository is below it, as code hosts want them, else URLs.
 
     Args:
-        repository: the root. Each config.pbtxt that a finding is about is read once more for its lines.
+        repository: the root. Each config.pbtxt a finding is about is read once more for its lines.
         problems: the findings of `verify`.
     """
     configs = _Configs(repository)

@@ -59,7 +59,7 @@ def sparsity_page(
     Args:
         report: sparsity of each layer.
         title: text of the title.
-        evidence: of an engine that was built of it. Empty for none.
+        evidence: of an engine built of it. Empty for none.
         pruned: what pruning did, as it is in a manifest or in JSON. `None`: nothing is known of it.
     """
     return render_page(

@@ -1,6 +1,6 @@
 """Small inline-SVG charts without a script: axes, lines, marks, bands, bars.
 
-Colours come from CSS (classes `s0` to `s5`, `axis`, `grid`, `band`, `limit`), so that a page can be light, dark and
+Colours come from CSS (classes `s0` to `s5`, `axis`, `grid`, `band`, `limit`), so a page can be light, dark and
 printed. Every attribute is quoted and every text escaped. A chart is an image to a screen reader (`role="img"` with a
 title and a description). Its marks can be reached by keyboard and carry their numbers as titles.
 """
@@ -50,7 +50,7 @@ class Axis:
 
         Args:
             title: title of the axis, with its unit.
-            values: numbers that the axis must hold.
+            values: numbers the axis must hold.
             is_log: use a logarithmic scale.
             zero: start a linear axis at 0.
         """

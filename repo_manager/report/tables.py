@@ -106,7 +106,7 @@ def sparsity_view(report: SparsityReport) -> list[RenderableType]:
 
 
 def _hints(report: SparsityReport) -> list[RenderableType]:
-    """List each hint once, with the layers that it is about. Hints that differ in a layer's sizes only are one."""
+    """List each hint once, with the layers it is about. Hints that differ in a layer's sizes only are one."""
     layers: dict[str, list[str]] = {}
     for layer in report.layers:
         for hint in layer.hints:

@@ -68,7 +68,7 @@ class Terminal:
 
     @property
     def is_live(self) -> bool:
-        """Whether stderr is a terminal that a bar can be drawn on."""
+        """Whether stderr is a terminal a bar can be drawn on."""
         return not self.quiet and self._err.is_terminal
 
     @property
@@ -137,7 +137,7 @@ class Terminal:
                 self.result(result, *renderables)
 
     def _in_context(self, document: Any) -> Any:
-        """Return a JSON document with the context that it is of."""
+        """Return a JSON document with the context it is of."""
         if self.context is None or not isinstance(document, dict):
             return document
         return {"context": self.context.partition(" ")[0], **document}
@@ -167,7 +167,7 @@ class Terminal:
 
 
 def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> str:
-    """Return an error as the JSON that a command prints in place of its result.
+    """Return an error as the JSON a command prints in place of its result.
 
     Args:
         kind: name of the error's class.

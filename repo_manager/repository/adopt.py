@@ -1,4 +1,4 @@
-"""Manifests for versions that another process wrote."""
+"""Manifests for versions another process wrote."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def without_config(repository: LocationLike, name: str | None = None) -> tuple[s
 
 
 def derived_config(repository: LocationLike, name: str) -> ModelConfig:
-    """Return the configuration that a server derives for a model without config.pbtxt, from its newest version.
+    """Return the configuration a server derives for a model without config.pbtxt, from its newest version.
 
     Raises:
         RepositoryError: no such model.

@@ -65,8 +65,8 @@ def change_config(
     """Set or clear single fields of a model's config.pbtxt.
 
     Only what changes is rewritten. Comments and unknown fields stay, within the same field as well. The result is
-    checked against the ONNX files that it would serve. In object storage, where they would have to be fetched, against
-    what the manifests recorded of them.
+    checked against the ONNX files it would serve. In object storage, where they would have to be fetched, against what
+    the manifests recorded of them.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -125,7 +125,7 @@ def _fields_between(old: str, new: str) -> str:
 def replace_config(
     target: LocationLike, name: str, text: str, beside: Mapping[str, bytes], *, dry_run: bool = False
 ) -> ConfigChange:
-    """Give a model another config.pbtxt with the files that it names, except for its version policy, which stays.
+    """Give a model another config.pbtxt with the files it names, except for its version policy, which stays.
 
     Args:
         target: the repository to write to: a folder, or a URL of object storage.
@@ -175,7 +175,7 @@ def _change(
 
 
 def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> list[Problem]:
-    """Check a configuration against every version that it would serve."""
+    """Check a configuration against every version it would serve."""
     filename = served_model_file(config)
     by_gpu = bool(config.message().cc_model_filenames)
     if not filename and not by_gpu:
@@ -206,7 +206,7 @@ def _against_versions(store: Store, view: ModelView, config: ModelConfig) -> lis
 
 
 def settle_trial(repository: Location, name: str, report: Callable[[str], None]) -> bool:
-    """Take a version out of config.pbtxt that a killed roll-out has left there. The caller holds the model's lease.
+    """Take a version out of config.pbtxt a killed roll-out has left there. The caller holds the model's lease.
 
     The record stays until the next roll-out is proven, or undone: servers may serve the version still.
 
@@ -301,7 +301,7 @@ def write_config_bytes(repository: Location, name: str, content: bytes | None) -
 
 
 def touch_config(repository: Location, name: str) -> None:
-    """Make config.pbtxt newer than anything that a server has seen, so that a load looks at the model again.
+    """Make config.pbtxt newer than anything a server has seen, so a load looks at the model again.
 
     Raises:
         RepositoryError: the store refuses.

@@ -107,7 +107,7 @@ def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
 
 
 def _facts(a: Manifest, b: Manifest) -> dict[str, tuple[str, str]]:
-    """Return the facts that a person asks first, whether they differ or not."""
+    """Return the facts a person asks first, whether they differ or not."""
     return {name: (fact(a), fact(b)) for name, fact in _FACTS.items()}
 
 
@@ -118,7 +118,7 @@ def _at(value: Any, *path: str) -> Any:
 
 
 def origin_of(manifest: Manifest) -> str | None:
-    """Return the URL that the source was fetched from, and when, or `None` where it was a path."""
+    """Return the URL the source was fetched from, and when, or `None` where it was a path."""
     url, fetched = _at(manifest.source, "origin", "url"), _at(manifest.source, "origin", "fetched")
     return None if url is None else f"{url}, {fetched}"
 
@@ -200,7 +200,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _label(item: Any, position: int) -> str:
-    """An element's name, where it has one, so that an insertion does not shift all others."""
+    """An element's name, where it has one, so an insertion does not shift all others."""
     if isinstance(item, dict):
         for key in ("name", "node", "output", "layer", "weight"):
             if isinstance(item.get(key), str) and item[key]:

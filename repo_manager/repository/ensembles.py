@@ -71,7 +71,7 @@ def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, Model
 
 
 def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] | None = None) -> tuple[str, ...]:
-    """Return the models of the repository that a model needs, directly or through others, in the order of loading.
+    """Return the models of the repository a model needs, directly or through others, in the order of loading.
 
     Args:
         store: store of the repository.
@@ -83,7 +83,7 @@ def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] 
 
 
 def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[Problem]:
-    """Check the ensembles that a model is, or is part of, with another configuration of this model.
+    """Check the ensembles a model is, or is part of, with another configuration of this model.
 
     Args:
         store: store of the repository.
@@ -115,9 +115,9 @@ def ensembles_problems(
 
     Args:
         store: store of the repository.
-        names: these models, and the ensembles that they are part of. `None`: all.
-        serving: model -> the versions that it will serve, if not those of its config.pbtxt. `None`: config.pbtxt holds
-            for all.
+        names: these models, and the ensembles they are part of. `None`: all.
+        serving: model -> the versions it will serve, if not those of its config.pbtxt. `None`: config.pbtxt holds for
+            all.
     """
     ensembles = ensembles_in(store)
     if names is None:

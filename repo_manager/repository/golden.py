@@ -1,4 +1,4 @@
-"""A version's golden sample: requests, and the responses that a right server gives to them.
+"""A version's golden sample: requests, and the responses a right server gives to them.
 
 Mostly that is one request with one response: `golden.npz` then holds one array `input:NAME` per input and one
 `output:NAME` per output that is reproducible, batch axis included. Strings are stored as NumPy unicode, never as

@@ -79,7 +79,7 @@ def version_number(folder: str) -> int | None:
 
 
 def triton_version(folder: str) -> int | None:
-    """Return the version that Triton would take a folder of a model for, or `None` when it ignores it.
+    """Return the version Triton would take a folder of a model for, or `None` when it ignores it.
 
     As `VersionsToLoad` in triton-inference-server/core: two names are skipped, so is a leading 0, and the rest goes
     through std::stoll, which reads `3.tmp` as 3. A number above 64 bits is returned too: Triton fails on it.
@@ -94,7 +94,7 @@ def open_root(repository: Path, *, create: bool = False) -> Path:
     """Return the repository's real path.
 
     Args:
-        repository: the folder that Triton is given. May be a link to it.
+        repository: the folder Triton is given. May be a link to it.
         create: make it when it does not exist.
 
     Raises:
@@ -137,7 +137,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_bytecode(name: str) -> bool:
-    """Return whether a file in a version is the bytecode that a server wrote when it ran the version's code."""
+    """Return whether a file in a version is the bytecode a server wrote when it ran the version's code."""
     return "__pycache__" in name.split("/")
 
 

@@ -127,8 +127,8 @@ def parse_location(text: str) -> Location:
         text: a path, or a URL in one of the forms above.
 
     Raises:
-        RepositoryError: an unknown form, a name that a store or Triton would refuse, or credentials in it. The
-            message never holds what could be a credential.
+        RepositoryError: an unknown form, a name a store or Triton would refuse, or credentials in it. The message
+            never holds what could be a credential.
     """
     match = _URL.fullmatch(text)
     if match is None:
@@ -172,7 +172,7 @@ def _in_bucket(scheme: str, rest: str) -> ObjectRepository:
     """Read what is behind `scheme://`, whatever the path holds.
 
     Raises:
-        RepositoryError: a name that a store would refuse, or what looks like credentials.
+        RepositoryError: a name a store would refuse, or what looks like credentials.
     """
     if "@" in rest or "?" in rest or "#" in rest:
         raise RepositoryError(

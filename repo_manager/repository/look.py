@@ -162,7 +162,7 @@ def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None 
     Args:
         store: store of the repository.
         view: as `Store.look` gave it.
-        versions: these. `None`: all. One that was removed by then is left out.
+        versions: these. `None`: all. One removed by then is left out.
     """
     numbers = view.versions if versions is None else tuple(versions)
     found = each(store, lambda number: _version(store, view, number), numbers)

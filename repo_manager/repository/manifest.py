@@ -57,7 +57,7 @@ class Manifest:
         precision: `fp32`, `fp16`, `int8`, .... `None` when not known.
         files: path in the version's folder -> record. Everything but the manifest itself.
         config: the text of the config.pbtxt derived for this version.
-        source: name and digest of the model that it was made from.
+        source: name and digest of the model it was made from.
         conversion: the conversion's result (checks, drift, kept nodes, seconds).
         sparsity: the 2:4 report.
         golden: names of the files with reference inputs and outputs, and their tolerances.
@@ -102,7 +102,7 @@ def manifest_text(manifest: Manifest) -> str:
 
 
 def parse_manifest(text: str, *, where: str) -> Manifest:
-    """Parse a manifest's text. Fields that this version does not know go to `extra`.
+    """Parse a manifest's text. Fields this version does not know go to `extra`.
 
     Args:
         text: content of the file.

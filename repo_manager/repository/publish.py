@@ -39,7 +39,7 @@ class PublishPlan:
     Attributes:
         repository: the root.
         name: the model.
-        version: the number that the version would get, unless another process takes it first.
+        version: the number the version would get, unless another process takes it first.
         first: whether the model's folder and config.pbtxt would be new.
         served: whether a load after publishing would serve it (the existing policy says so).
         size_bytes: what it would occupy.
@@ -85,7 +85,7 @@ class PublishTerms:
         expected: what each file must be. What arrived is compared before it becomes visible.
         config_text: for a first version, the config.pbtxt to write instead of the configuration's canonical text: a
             person's layout and comments are kept, its version policy is replaced.
-        number: the number that it must have. `None` takes the next one.
+        number: the number it must have. `None` takes the next one.
         claiming: asked where the number is claimed, when no other writer can come between. What it raises ends it.
     """
 
@@ -149,7 +149,7 @@ def publish(
     version becomes visible: Triton, `scan` and rsync see all of it or none of it. For a model's first version a
     config.pbtxt comes along that serves just this version. Later the existing config.pbtxt stays as it is. A number is
     given out once, also when the version is removed again. In object storage a repeated command does not send again
-    the files that an interrupted one has brought.
+    the files an interrupted one has brought.
 
     Args:
         repository: the root. A folder is made when it does not exist.

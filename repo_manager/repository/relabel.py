@@ -31,8 +31,8 @@ class LabelChange:
         file: the label file, beside the versions.
         before: the labels as they were. Empty when there were none.
         after: the labels as they will be.
-        reloaded: the served versions that a running server reloads at its next load: all, as the file is beside them.
-            None when nothing changes.
+        reloaded: the served versions a running server reloads at its next load: all, as the file is beside them. None
+            when nothing changes.
         applied: whether it was written.
     """
 

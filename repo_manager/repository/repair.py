@@ -43,7 +43,7 @@ def repair(
     It removes what dead commands left behind. It sets a damaged record aside, and continues with the number after the
     highest version. It writes a missing config.pbtxt from the newest manifest. It takes missing versions out of a
     policy that also names existing ones. It replaces files that are missing or differ from their manifest, if another
-    version or a repository of `copies` holds the content. Files that no manifest lists stay.
+    version or a repository of `copies` holds the content. Files no manifest lists stay.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.

@@ -59,7 +59,7 @@ class ModelEntry(Summarized):
         backend: as config.pbtxt states it. Empty when it does not.
         max_batch_size: as config.pbtxt states it.
         policy: the specific versions, `"latest:n"` or `"all"`.
-        selected: the versions that the version policy selects: what a load serves, ascending.
+        selected: the versions the version policy selects: what a load serves, ascending.
         versions: ascending.
         problems: what is wrong at first sight.
         config_text: config.pbtxt as it was read. `None` when there is none, or it cannot be read.

@@ -157,12 +157,12 @@ def check_signature(repository: LocationLike, name: str, version: int, keys: Seq
 def check_served(
     repository: Location, name: str, versions: Sequence[int], keys: Sequence[Path]
 ) -> tuple[SignatureCheck, ...]:
-    """Check that keys vouch for all that a load of a model runs: its versions, and those of the models of an ensemble.
+    """Check that keys vouch for all a load of a model runs: its versions, and those of the models of an ensemble.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
-        versions: those that the load serves.
+        versions: those the load serves.
         keys: public keys or root certificates, PEM. One must fit each version.
 
     Raises:

@@ -142,7 +142,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
 
 
 def signed_files(content: bytes) -> dict[str, str]:
-    """Return path -> digest (hexadecimal) of the files that a signature lists. Nothing is verified.
+    """Return path -> digest (hexadecimal) of the files a signature lists. Nothing is verified.
 
     Raises:
         RepositoryError: the content is no such signature.
@@ -180,7 +180,7 @@ def _signer(key: SigningKey) -> Any:
 
 
 def _mismatch(text: str, folder: Path, content: bytes) -> str:
-    """The package's word that the files are not those of a good signature, in ours. Empty when that is not it."""
+    """The package's word the files are not those of a good signature, in ours. Empty when that is not it."""
     if not text.startswith("Signature mismatch"):
         return ""
     listed, present, told = set(signed_files(content)), _files(folder), text.replace("\\'", "'")
@@ -191,7 +191,7 @@ def _mismatch(text: str, folder: Path, content: bytes) -> str:
 
 
 def _check_coverage(folder: Path, content: bytes) -> None:
-    """Refuse files that a signature leaves out: the format lets one ignore paths, and the package ignores .git*."""
+    """Refuse files a signature leaves out: the format lets one ignore paths, and the package ignores .git*."""
     added = sorted(_files(folder) - set(signed_files(content)))
     if added:
         raise RepositoryError(f"not covered by the signature: {', '.join(added)}")

@@ -1,8 +1,8 @@
-"""What a repository remembers that its folders cannot say: numbers given out, deployments, tags.
+"""What a repository remembers its folders cannot say: numbers given out, deployments, tags.
 
-It is one hidden file in the root, where Triton ignores files, so that it travels with every copy of the repository.
-Nothing that is served depends on it: without it the numbers go on from the highest version on disk, and only the
-roll-back target and the tags are lost.
+It is one hidden file in the root, where Triton ignores files, so it travels with every copy of the repository. Nothing
+that is served depends on it: without it the numbers go on from the highest version on disk, and only the roll-back
+target and the tags are lost.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class KeptLoadTest:
 
 @dataclasses.dataclass(frozen=True)
 class Unproven:
-    """A version that a roll-out has begun to serve and has not proven. What is left of a roll-out killed.
+    """A version a roll-out has begun to serve and has not proven. What is left of a roll-out killed.
 
     Attributes:
         version: the version.
@@ -181,7 +181,7 @@ class ModelState:
         return dataclasses.replace(self, load_tests=kept[-_MAX_LOAD_TESTS:])
 
     def found(self, served: Collection[int]) -> ModelState:
-        """Return the state after versions were found to be served. Those that the record knows change nothing."""
+        """Return the state after versions were found to be served. Those the record knows change nothing."""
         if not served or current_version(self) in served:
             return self
         return self.deployed(max(served))
@@ -194,7 +194,7 @@ class ModelState:
         """Return the number for a new version.
 
         Args:
-            wanted: the number that it must have. `None` takes the next one.
+            wanted: the number it must have. `None` takes the next one.
             used: numbers that are in the repository, whatever the record says.
 
         Raises:
@@ -219,7 +219,7 @@ class ModelState:
         Args:
             version: version of the model.
             used: numbers of existing versions, as for `number_for`.
-            kept: it stays free until the version is there, so that a copy killed can be made again.
+            kept: it stays free until the version is there, so a copy killed can be made again.
         """
         between = range(max(0, self.highest_version, *used) + 1, version)
         own = (version,) if kept else ()
@@ -241,12 +241,12 @@ def record_of(
     reason: str = "",
     context: str | None = None,
 ) -> RolloutRecord:
-    """Return a record of a roll-out that this process ends now. Its fields as in `RolloutRecord`.
+    """Return a record of a roll-out this process ends now. Its fields as in `RolloutRecord`.
 
     Args:
         action: `deploy`, `rollback` or `undeploy`.
         version: version rolled out. `None`: the model was taken out of service.
-        before: versions that were served before.
+        before: versions served before.
         target: address of the target.
         outcome: `done`, `undone` or `failed`.
         reason: reason, as the error message quotes it.

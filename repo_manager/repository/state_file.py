@@ -1,4 +1,4 @@
-"""The file that a repository keeps its state in: read, changed atomically, and refused when it is damaged."""
+"""The file a repository keeps its state in: read, changed atomically, and refused when it is damaged."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def previous_deployment(repository: LocationLike, name: str) -> int | None:
 
 
 def model_state(repository: LocationLike, name: str) -> ModelState:
-    """Return everything that is remembered of a model: deployments, tags, the highest number given out.
+    """Return everything remembered of a model: deployments, tags, the highest number given out.
 
     Raises:
         RepositoryError: no such repository, or the record is damaged.

@@ -162,7 +162,7 @@ def copy_version(
 def _numbered(
     planned: Transfer, target: LocationLike, manifest: Manifest, config: ModelConfig, number: int | None
 ) -> Transfer:
-    """Return the plan with the number that the version would have."""
+    """Return the plan with the number the version would have."""
     sizes = {file: record.size_bytes for file, record in manifest.files.items()}
     plan = plan_publish_sizes(target, planned.name, sizes, config, number)
     return dataclasses.replace(planned, version=plan.version)
@@ -215,16 +215,16 @@ def copy_needed(
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Transfer, ...]:
-    """Copy the models that a model needs and that the target does not have, in the order of loading.
+    """Copy the models a model needs and that the target does not have, in the order of loading.
 
-    Of each the versions are copied that ensembles ask for by number. They keep their numbers, so that the ensembles
-    find them. Where none is asked for, the newest served is copied, else the newest, unless the target has another.
+    Of each the versions are copied that ensembles ask for by number. They keep their numbers, so the ensembles find
+    them. Where none is asked for, the newest served is copied, else the newest, unless the target has another.
 
     Args:
         source: the repository to copy from.
         name: an ensemble, or a model whose code asks others. Nothing is copied for any other.
         target: the repository to copy to.
-        keep_number: also keep the numbers that no ensemble asks for, as in `CopyOptions`.
+        keep_number: also keep the numbers no ensemble asks for, as in `CopyOptions`.
         dry_run: only say what would be done.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
@@ -263,7 +263,7 @@ def _look(store: Store, name: str, version: int) -> tuple[ModelView, VersionView
 
 
 def _check_whole(version: VersionView, manifest: Manifest, what: str) -> None:
-    """Check that a version holds the files that its manifest lists, and no others.
+    """Check that a version holds the files its manifest lists, and no others.
 
     Raises:
         RepositoryError: it does not.
@@ -342,7 +342,7 @@ def _copied_details(manifest: Manifest, origin_name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def version_files(version: LocationLike, names: Sequence[str] | None = None) -> Iterator[Path]:
-    """Give a folder on this machine that holds a version's files, for as long as the block lasts.
+    """Give a folder on this machine with a version's files, for as long as the block lasts.
 
     On disk it is the version's own folder. From object storage the files are fetched, and what was published with a
     digest is compared with it.

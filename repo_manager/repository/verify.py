@@ -70,7 +70,7 @@ def verify(
         name: one model. `None`: all of them, and the root itself.
         version: version of the model. `None`: the newest, or the server's choice.
         digests: read every file to compare its digest. Without it only sizes are compared.
-        models: load each ONNX model that the onnxruntime backend serves, and compare it with config.pbtxt.
+        models: load each ONNX model the onnxruntime backend serves, and compare it with config.pbtxt.
 
     Returns:
         The findings in the order of their places, those between ensembles and their models last. Empty when all is

@@ -41,7 +41,7 @@ class Entry:
 
     Attributes:
         name: relative to the folder listed, with `/`.
-        size_bytes: of the file, or of the file that a link leads to.
+        size_bytes: of the file, or of the file a link leads to.
         link: set for a link.
         regular: whether it is a plain file.
         token: what its store needs to read exactly this content again.
@@ -198,12 +198,12 @@ class ModelView:
 
     @property
     def used_numbers(self) -> tuple[int, ...]:
-        """Every version that Triton would see, and so every number that is in use, ascending."""
+        """Every version Triton would see, and so every number that is in use, ascending."""
         found = {number for folder in self.folders if (number := triton_version(folder)) is not None}
         return tuple(sorted(found))
 
     def number_for(self, wanted: int | None = None) -> int:
-        """Return the number that a new version gets, `wanted` or the next one. It needs `state`.
+        """Return the number a new version gets, `wanted` or the next one. It needs `state`.
 
         Args:
             wanted: the wanted number. `None`: the next one.

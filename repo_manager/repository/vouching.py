@@ -172,7 +172,7 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
 
 
 def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
-    """Check that a key vouches for all that Triton may read beside the versions and config.pbtxt.
+    """Check that a key vouches for all Triton may read beside the versions and config.pbtxt.
 
     Args:
         store: store of the repository.

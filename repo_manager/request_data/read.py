@@ -52,7 +52,7 @@ class _Row:
         values: what is there: input name -> value, if it is in order.
         place: where in the file, for messages. Empty where its number says it.
         stream: the number of its stream.
-        finite: whether the file spells no infinity, so that one is a number beyond 64-bit floats.
+        finite: whether the file spells no infinity, so one is a number beyond 64-bit floats.
     """
 
     values: Any
@@ -62,7 +62,7 @@ class _Row:
 
 
 class _Twice:
-    """What represents a key that an object has twice. No input can hold it."""
+    """What represents a key an object has twice. No input can hold it."""
 
     def __repr__(self) -> str:
         return "there twice"
@@ -75,7 +75,7 @@ def read_rows(
     flat: Mapping[str, Sequence[int]] | None = None,
     ignore_others: bool = False,
 ) -> list[Sample]:
-    """Return a file's requests, with the model's types and the shapes that they have in the file.
+    """Return a file's requests, with the model's types and the shapes they have in the file.
 
     - `.jsonl`: one request a line: `{"NAME": [[...]], ...}`, or Triton's own HTTP body `{"inputs": [{"name": ...,
       "shape": [...], "data": [...]}]}`, as an access log or a proxy has it.
@@ -83,8 +83,8 @@ def read_rows(
       Streams of steps are read one after another, `validation_data` is left out. Or what a line of `.jsonl` holds,
       alone or in a list.
     - `.npz`, `.npy`: one array an input, whose first axis counts the requests (`input:NAME` is read as `NAME` and
-      `output:NAME` is left out, so that a version's golden sample can be sent). A golden sample of several requests
-      gives each as it was recorded, with its batch axis.
+      `output:NAME` is left out, so a version's golden sample can be sent). A golden sample of several requests gives
+      each as it was recorded, with its batch axis.
     - a folder, as perf_analyzer reads it: a file a tensor, of its name, with its little-endian bytes. Of `BYTES`, a
       string a line.
 
@@ -161,7 +161,7 @@ def _rows_of(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -
 
 
 def holds_tensors(path: Path, inputs: Sequence[InputFacts]) -> bool:
-    """Return whether a folder has a file for every input that a request needs."""
+    """Return whether a folder has a file for every input a request needs."""
     needed = [item.name for item in inputs if not item.optional]
     return bool(needed) and path.is_dir() and all((path / name).is_file() for name in needed)
 
@@ -273,7 +273,7 @@ def _unflattened(array: Array, shape: Sequence[int], flat: Sequence[int] | None)
 
 
 def _loaded(text: str) -> Any:
-    """Read JSON. A key that an object has twice stays, with a value that no input can hold."""
+    """Read JSON. A key an object has twice stays, with a value no input can hold."""
     return json.loads(text, object_pairs_hook=_object)
 
 

@@ -52,7 +52,7 @@ class Outcome(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing looked at.
 
     Attributes:
         name: `files`, `config`, `ensembles`, `signature`, `engine` or `memory`.
@@ -90,7 +90,7 @@ def check_version(
         version: the version to be served.
         signed_by: public keys one of which must vouch for the version. Empty asks for no signature.
         vouched: list to which valid signatures are added. `None`: they are not kept.
-        serving: model -> versions that the roll-out serves first, because this one needs them. `None`: no others.
+        serving: model -> versions the roll-out serves first, because this one needs them. `None`: no others.
     """
     try:
         config = entry.config()
@@ -109,7 +109,7 @@ def check_version(
 def check_pinned(
     name: str, pinned: Mapping[int, Sequence[str]], before: Sequence[int], after: Sequence[int], options: RolloutOptions
 ) -> tuple[Check, ...]:
-    """Check whether an ensemble would lose a version that it asks for by number.
+    """Check whether an ensemble would lose a version it asks for by number.
 
     Args:
         name: name of the model.
@@ -160,7 +160,7 @@ def refuse(
     served_by: Sequence[str] = (),
     action: str = "deploy",
 ) -> None:
-    """Stop a roll-out that a check speaks against.
+    """Stop a roll-out a check speaks against.
 
     Args:
         what: the version, `NAME:VERSION`, or the model.
@@ -246,7 +246,7 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
 
 
 def _ensemble(repository: Location, name: str, serving: Mapping[str, tuple[int, ...]] | None) -> Check:
-    """Compare an ensemble with the models that it consists of."""
+    """Compare an ensemble with the models it consists of."""
     problems = [
         problem
         for problem in ensembles_problems(open_store(repository), [name], serving=serving)
@@ -270,7 +270,7 @@ def check_signatures(
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
-        versions: those that a load runs.
+        versions: those a load runs.
         keys: public keys, one of which must fit each.
         vouched: list to which valid signatures are added. `None`: they are not kept.
     """

@@ -55,7 +55,7 @@ class PartStatus:
         models: model -> versions of it. Empty when it cannot be read.
         wanted: how many pods there will be. `None` when it does not say so.
         generation: of its spec.
-        observed: the generation that its controller has seen. `None` when it does not say so.
+        observed: the generation its controller has seen. `None` when it does not say so.
         owners: what a roll-out or an upgrade changes (`snapshot`, `replicas`, `image`) -> the field manager that set
             it last, as in `metadata.managedFields`. What nobody claims is left out.
         keeper: the GitOps controller that applies it. `None`: none known.
@@ -95,7 +95,7 @@ def cluster_status(repository: Location, target: str, api: Api) -> ClusterStatus
     """Look at a target in a cluster.
 
     Args:
-        repository: the repository that its snapshots were made from.
+        repository: the repository its snapshots were made from.
         target: address: `k8s://namespace/release` or `kserve://namespace/name`.
         api: API of the cluster.
 

@@ -53,7 +53,7 @@ class Context:
     """What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far.
 
     Args:
-        repository: the repository that the servers serve.
+        repository: the repository the servers serve.
         change: the model, the version, and what is done with it.
         options: how to roll out.
         report: told what is being done. From several threads when a batch has more than one server.
@@ -137,12 +137,12 @@ class Context:
         return min(self.options.reconnect_timeout_s, max(_RECONNECT_S, self.options.deadline_s / 2))
 
     def halt(self) -> None:
-        """Let what runs in other threads go no further. A change that they have begun ends first."""
+        """Let what runs in other threads go no further. A change they have begun ends first."""
         with self._changing:
             self._halted.set()
 
     def change(self, act: Callable[[], object]) -> None:
-        """Change something that the parts share, config.pbtxt for instance.
+        """Change something the parts share, config.pbtxt for instance.
 
         Raises:
             ServerRefusedError: the roll-out was called off: nothing is changed behind the undo's back.
@@ -182,7 +182,7 @@ class Context:
             )
 
     def check_others(self, versions: Sequence[int]) -> tuple[Check, ...]:
-        """Check under a policy the other versions that the roll-out makes a server load."""
+        """Check under a policy the other versions the roll-out makes a server load."""
         others = [version for version in versions if version != self.version]
         if not others or not self.options.signed_by:
             return ()
@@ -208,7 +208,7 @@ class Context:
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:
-        """The models that this one needs, directly or through others, in the order of loading."""
+        """The models this one needs, directly or through others, in the order of loading."""
         return models_needed(open_store(self.repository), self.name, self.ensembles)
 
     @functools.cached_property
@@ -217,7 +217,7 @@ class Context:
         return pinned_versions(self.ensembles, self.name)
 
     def check_pinned(self, before: Sequence[int], after: Sequence[int]) -> tuple[Check, ...]:
-        """Check whether an ensemble would lose a version that it asks for by number.
+        """Check whether an ensemble would lose a version it asks for by number.
 
         Args:
             before: versions that are served now.

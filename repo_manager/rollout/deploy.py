@@ -56,7 +56,7 @@ def deploy(
     trial's notes count them.
 
     Args:
-        repository: the repository that the target serves.
+        repository: the repository the target serves.
         name: name of the model.
         version: the version to serve.
         to: connected clients, one a server; or URLs (`grpc://host:port`, `http://host:port`, `dns://name:port`,
@@ -116,7 +116,7 @@ def rollback(
     connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Go back to the version that was deployed before the current one, with the same proof as `deploy`.
+    """Go back to the version deployed before the current one, with the same proof as `deploy`.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -127,7 +127,7 @@ def rollback(
         report: called with one line per step.
 
     Raises:
-        RepositoryError: there is none, or it is another one by the time that the roll-out begins, and as `deploy`.
+        RepositoryError: there is none, or it is another one by the time the roll-out begins, and as `deploy`.
         RepoManagerError: as `deploy`.
     """
     with _reach(to, options or RolloutOptions()) as reach:
@@ -164,7 +164,7 @@ def undeploy(
     when it starts. On failure, what was unloaded is loaded again.
 
     Args:
-        repository: the repository that the target serves.
+        repository: the repository the target serves.
         name: name of the model.
         version: one version. `None`: all of them.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.

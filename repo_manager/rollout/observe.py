@@ -66,7 +66,7 @@ def load_model(client: TritonClient, repository: Location, name: str, timeout_s:
         timeout_s: deadline of the call in seconds.
 
     Raises:
-        ServerRefusedError: it does not load. Where the server only says that it could not read the folder, the message
+        ServerRefusedError: it does not load. Where the server only says it could not read the folder, the message
             names what `verify` finds in it.
         ServerUnreachableError: no answer.
     """

@@ -84,11 +84,11 @@ class RolloutOptions:
     """How to roll out.
 
     Attributes:
-        keep_previous: leave the previous version loaded, and what ensembles pin, so that going back is only a policy
+        keep_previous: leave the previous version loaded, and what ensembles pin, so going back is only a policy
             change.
         dry_run: plan only.
         deadline_s: for everything up to the proof on the last server. The undo has time of its own. A trial adds the
-            time that it was asked to take.
+            time it was asked to take.
         load_timeout_s: deadline of one load on a server, and of each step of an InferenceService. A Deployment has it
             for each pod, and `deadline_s` does not end one that makes progress.
         settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
@@ -102,9 +102,9 @@ class RolloutOptions:
         drop_pinned: take a version out of service although an ensemble pins it: the ensemble is lost.
         batch: how many of several servers at a time. At least one.
         max_unavailable: how many of several servers may not answer without failing the whole.
-        context: of the settings that the target was taken from, for the history. `None` without one.
+        context: of the settings the target was taken from, for the history. `None` without one.
         proof: `inference`: a version must answer one. `readiness`: where no sample was recorded and the model refuses
-            made-up requests, it is enough that the server says that the version is ready.
+            made-up requests, it is enough that the server says the version is ready.
     """
 
     keep_previous: bool = False

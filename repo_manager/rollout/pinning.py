@@ -28,9 +28,9 @@ class Pin:
         id: of its content.
         url: of the snapshot, as the pods see it: the chart's `repository.snapshot`, or KServe's `storageUri`.
         repository: of the repository, as the pods see it: the chart's `repository.url`.
-        models: model -> the versions that it holds.
-        previous: URL of the snapshot that was pinned before. `None` for the first one.
-        before: model -> the versions that were pinned before. What the policies serve where nothing was pinned.
+        models: model -> the versions it holds.
+        previous: URL of the snapshot pinned before. `None` for the first one.
+        before: model -> the versions pinned before. What the policies serve where nothing was pinned.
         created: whether it was written now, or was there already.
         checks: what was found about the versions.
         dry_run: nothing was written.
@@ -61,11 +61,11 @@ def pin_snapshot(
     options: RolloutOptions | None = None,
     report: Report = lambda _: None,
 ) -> Pin:
-    """Write the snapshot that holds some versions, beside everything that is pinned already.
+    """Write the snapshot with some versions, beside everything that is pinned already.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        versions: model -> the version that it is to have. Empty takes every model, as its policy serves it.
+        versions: model -> the version it is to have. Empty takes every model, as its policy serves it.
         mounted: the repository's URL or path, as the pods see it. `None`: as this machine does.
         pinned: URL of the snapshot that is pinned now, whose other models stay as they are. `None`: the other models
             are taken as the repository's policies serve them.

@@ -43,7 +43,7 @@ _CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may be ahead of ours
 
 @dataclasses.dataclass(frozen=True)
 class Relative:
-    """A model that a roll-out of another one touches.
+    """A model a roll-out of another one touches.
 
     Attributes:
         model: its name.
@@ -68,10 +68,10 @@ class RolloutPlan:
         ready_after: versions that will be.
         policy_before: the repository's policy as it is in config.pbtxt: versions, `latest:n` or `all`.
         steps: every version's fate.
-        peak_bytes: size of the version folders that are loaded at the same time, at the worst moment.
+        peak_bytes: size of the version folders loaded at the same time, at the worst moment.
         new_bytes: size of those that are yet to be loaded: what the server needs room for now.
         notes: what is worth knowing, a difference between the server's configuration and the repository's for instance.
-        brings: models that it needs and that are not served yet. They are served and proven first, and undone with it.
+        brings: models it needs and that are not served yet. They are served and proven first, and undone with it.
         dependents: models that are served and need it. They are asked after each change.
     """
 
@@ -153,8 +153,8 @@ _OVERRIDE = Obstacle(
 def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
     """Return what would keep a load alone from doing anything, or `None` when nothing is known of.
 
-    Where the server's configuration is not the file's although the file is older than the last deployment, the
-    server runs another one that was sent by the load API. Files in object storage have no times to tell that by.
+    Where the server's configuration is not the file's although the file is older than the last deployment, the server
+    runs another one sent by the load API. Files in object storage have no times to tell that by.
     """
     if not open_store(repository).traits.changes_visible:
         return _AZURE
@@ -270,7 +270,7 @@ def plan_undeploy(
         entry: the model and its versions, as `scan` lists them.
         served: what the server serves now.
         after: the versions that stay.
-        keeps: models that it needs, which stay served.
+        keeps: models it needs, which stay served.
     """
     steps = [
         VersionPlan(version, Action.KEEP, "it stays")
@@ -366,7 +366,7 @@ def differing_fields(repository: ModelConfig | None, served: ModelConfig | None)
 
     Args:
         repository: configuration of the repository. `None`: there is none.
-        served: configuration that the server runs. `None`: unknown.
+        served: configuration the server runs. `None`: unknown.
     """
     if repository is None or served is None:
         return ()

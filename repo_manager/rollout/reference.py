@@ -1,4 +1,4 @@
-"""What proves a version: the requests that are sent to it, and what must come back."""
+"""What proves a version: the requests sent to it, and what must come back."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class Reference:
         tries: samples. The next is sent where the server refuses one that was made up.
         source: see `SmokeResult.reference`.
         tolerance: of each output.
-        promised: the configuration that the version was published with. `None`: it has none.
-        parts: model that the version needs -> the version of it that the answers come from.
-        pinned: model that the version, an ensemble, asks for by number -> that number.
+        promised: the configuration the version was published with. `None`: it has none.
+        parts: model the version needs -> the version of it that the answers come from.
+        pinned: model the version, an ensemble, asks for by number -> that number.
     """
 
     tries: tuple[Golden, ...]
@@ -96,7 +96,7 @@ def recorded_reference(version: Location, config: ModelConfig) -> Reference:
 
     Args:
         version: folder or URL of the version.
-        config: configuration that the server runs the model with.
+        config: configuration the server runs the model with.
     """
     tolerance, parts = DEFAULT_TOLERANCE, {}
     promised = None
@@ -138,7 +138,7 @@ def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Ref
 
 
 def _promised(manifest: Manifest, config: ModelConfig) -> ModelConfig | None:
-    """Return the configuration that a version was published with, where it names outputs."""
+    """Return the configuration a version was published with, where it names outputs."""
     try:
         published = parse_config(manifest.config, where=MANIFEST_FILENAME)
     except ConfigError:
@@ -207,7 +207,7 @@ def _filled(entry: Any, config: ModelConfig, fill: int) -> Array:
 
 
 def typed(array: Array, entry: Any) -> Array:
-    """Give a recorded input the type that the file cannot hold."""
+    """Give a recorded input the type the file cannot hold."""
     if DATA_TYPE.values_by_number[entry.data_type].name == _BFLOAT16:
         return array.astype(ml_dtypes.bfloat16)
     return array

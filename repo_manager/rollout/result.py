@@ -40,9 +40,9 @@ class SnapshotChange:
     """What a Deployment or an InferenceService was pointed at.
 
     Attributes:
-        before: the repository or snapshot that it served.
-        after: the snapshot that it serves now.
-        models: everything that the snapshot serves: model -> versions.
+        before: the repository or snapshot it served.
+        after: the snapshot it serves now.
+        models: everything the snapshot serves: model -> versions.
         replicas: how many pods the Deployment wants. `None` for an InferenceService.
         revision: the InferenceService's new revision. Empty without Knative, and for a Deployment.
         pods: one per pod asked.
@@ -63,8 +63,8 @@ class ServerResult:
     Attributes:
         name: the server's URL, or the name of the Deployment or InferenceService.
         changed: whether anything had to be done on it. `False` for a dry run of a Triton server.
-        ready: versions of the model that it serves now, by the server's index or in the snapshot.
-        previous: versions that it served before. Empty where that is not known.
+        ready: versions of the model it serves now, by the server's index or in the snapshot.
+        previous: versions it served before. Empty where that is not known.
         proof: `inference`: the version answered one. `readiness`: no pod could be reached from here, so their
             readiness is all that is known. `conditions`: KServe says so. `index`: the server's index no longer lists
             what was undeployed as READY. `none`: a dry run, or no pod is wanted.
@@ -96,7 +96,7 @@ class TrialResult:
     """A trial that ended well, or its plan.
 
     Attributes:
-        shares: the shares of the traffic that were asked for, 0 to 1.
+        shares: the shares of the traffic asked for, 0 to 1.
         shadow: what mirroring showed. `None` without.
         steps: the steps taken.
         notes: what is worth knowing.
@@ -153,6 +153,6 @@ class Rollout(Summarized):
 
     @property
     def ready(self) -> tuple[int, ...]:
-        """Versions of the model that every server serves now, ascending."""
+        """Versions of the model every server serves now, ascending."""
         each = [set(server.ready) for server in self.servers]
         return tuple(sorted(set.intersection(*each))) if each else ()

@@ -1,4 +1,4 @@
-"""Real requests to a served version, in the way that its model is asked, and the answers compared with a reference."""
+"""Real requests to a served version, in the way its model is asked, and the answers compared with a reference."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class SmokeResult:
     Attributes:
         version: the version asked.
         reference: `golden` (recorded with the version), `onnxruntime` (run now on the version's ONNX file), `none` (an
-            answer came and has the shapes and types that the configuration promises), or `readiness` (no request
-            could be made: the server says that the version is ready, and that is all that is known).
-        outputs: one comparison per output that has a reference.
+            answer came and has the shapes and types the configuration promises), or `readiness` (no request
+            could be made: the server says the version is ready, and that is all that is known).
+        outputs: one comparison per output with a reference.
         latency_ns: of all requests together, the client's work included.
         requests: how many were sent. More than one for a sequence.
         responses: how many came.
@@ -88,7 +88,7 @@ def smoke_test(
         version: version of the model.
         config: what the server runs it with.
         timeout_s: deadline of each request, and of the run that answers it here where no answer was recorded.
-        readiness_only: made-up requests that the server refuses say nothing of the version: its readiness is enough.
+        readiness_only: made-up requests the server refuses say nothing of the version: its readiness is enough.
         compare: hold the answers against the recorded ones, else only what is promised of them must be there.
 
     Raises:
@@ -162,11 +162,11 @@ def _answers(
 
 
 def requests_of(golden: Golden, config: ModelConfig) -> list[dict[str, Array]]:
-    """Return a sample's requests as the configuration wants them. Inputs that it does not have are left out.
+    """Return a sample's requests as the configuration wants them. Inputs it does not have are left out.
 
     Args:
         golden: the sample recorded with the version.
-        config: configuration that the server runs the model with.
+        config: configuration the server runs the model with.
     """
     batched = config.max_batch_size > 0
     entries = {entry.name: entry for entry in config.message().input}
@@ -251,7 +251,7 @@ def _check_promised(
     batched: bool,
     complete: bool,
 ) -> None:
-    """Check that a response has the outputs that the version was published with, of their types and shapes.
+    """Check that a response has the outputs the version was published with, of their types and shapes.
 
     Args:
         what: the version.

@@ -1,4 +1,4 @@
-"""Snapshots kept on a node, so that a pod that restarts reads from its disk what it would stream from object storage.
+"""Snapshots kept on a node, so a pod that restarts reads from its disk what it would stream from object storage.
 
     <cache>/
       <id>/             a snapshot, whole: it appears by one rename, and every file has the digest of its manifest
@@ -53,7 +53,7 @@ class CachedSnapshot:
         size_bytes: of its versions' files.
         removed: ids of the snapshots that made room for it, or were more than are kept.
         seconds: duration.
-        lock: the open file whose lock says that the snapshot is in use.
+        lock: the open file whose lock says the snapshot is in use.
     """
 
     id: str
@@ -93,8 +93,8 @@ def fetch_snapshot(
         url: place of the snapshot, `<repository>.snapshots/<id>`.
         cache: the folder. Made when missing.
         signed_by: public keys one of which must vouch for each version. Empty asks for no signature.
-        keep: how many snapshots stay that no process serves, beside this one. The longest unused go first, and more of
-            them where there is no room.
+        keep: how many snapshots stay no process serves, beside this one. The longest unused go first, and more of them
+            where there is no room.
         link: is made a symbolic link to the snapshot's folder, in one step. `None`: none is made.
         report: told what is being done.
 
@@ -161,7 +161,7 @@ def _in_use(cache: Path, chosen: str) -> int:
 
 
 def _check_signatures(url: Location, found: Snapshot, keys: Sequence[Path], *, fetched: bool) -> None:
-    """Check that a key vouches for each version, by the signatures here, else by those that the source has by now."""
+    """Check that a key vouches for each version, by the signatures here, else by those the source has by now."""
     try:
         for name, versions in found.models.items():
             check_served(found.location, name, versions, keys)
@@ -228,7 +228,7 @@ def _fault_of(root: Path, chosen: str) -> str | None:
 
 
 def _odd_files(folder: Path) -> list[str]:
-    """Return the files of a version that its manifest does not have, or has otherwise."""
+    """Return the files of a version its manifest does not have, or has otherwise."""
     expected = {file: record.sha256 for file, record in read_manifest(folder).files.items()}
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
     odd = there - {MANIFEST_FILENAME} ^ expected.keys()
@@ -288,7 +288,7 @@ def _removed(cache: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def _claimed(cache: Path, name: str) -> Iterator[bool]:
-    """Hold a snapshot that nobody uses. Give whether that is so."""
+    """Hold a snapshot nobody uses. Give whether that is so."""
     lock = os.open(cache / f"{name}{_USE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         yield take_lock(lock)

@@ -39,10 +39,10 @@ class ModelStatus:
         model: the model.
         url: the server.
         ready: versions that are READY.
-        selected: versions that the version policy of config.pbtxt selects.
+        selected: versions the version policy of config.pbtxt selects.
         deployed: the version of the last recorded deployment. `None` when there is none, or it was undeployed since.
         deployed_at: its time, UTC, ISO 8601.
-        overridden: fields that a configuration sent with a load sets otherwise than config.pbtxt. A deploy drops it.
+        overridden: fields a configuration sent with a load sets otherwise than config.pbtxt. A deploy drops it.
         started_at: when the server started, UTC, ISO 8601. `None` when it is not one of ours on this machine.
         restarts: how often `serve` has started it again after it had ended on its own. `None` as for `started_at`.
         restarted: whether it started after the last deployment. `None` as for `started_at`.
@@ -69,8 +69,8 @@ class RepositoryStatus(Summarized):
     Attributes:
         models: one entry a model and server, server by server.
         unreachable: URL of each server that did not answer -> why.
-        strangers: URL of each server -> models that it has loaded and that are not of the repository, as
-            `NAME:VERSION`. Empty when the status is of one model.
+        strangers: URL of each server -> models it has loaded and that are not of the repository, as `NAME:VERSION`.
+            Empty when the status is of one model.
         clusters: one entry a target in a cluster.
     """
 
@@ -95,7 +95,7 @@ def status(
     """Compare servers with their repository. Nothing is changed.
 
     Args:
-        repository: the repository that the servers serve.
+        repository: the repository the servers serve.
         to: connected clients or URLs, as for `deploy`. `k8s://` and `kserve://` may be among them.
         names: the models. Empty for all that were deployed or are loaded.
         connection: how to connect to URLs. `None` connects without TLS and headers.
@@ -207,7 +207,7 @@ def _on_trial(state: ModelState) -> tuple[str, ...]:
 
 
 def _text(moment_s: float) -> str:
-    """Return a time as deployments are recorded, so that they compare as texts."""
+    """Return a time as deployments are recorded, so they compare as texts."""
     moment = datetime.datetime.fromtimestamp(moment_s, datetime.timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

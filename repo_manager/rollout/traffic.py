@@ -40,7 +40,7 @@ class Traffic:
         services: the Service of the old version, and the one of the new.
         before: the new one's share before, 0 to 1.
         share: its share now. Of a dry run, what it would be.
-        steps: the shares that it got on the way, the last one included. Empty where nothing was asked for.
+        steps: the shares it got on the way, the last one included. Empty where nothing was asked for.
         dry_run: nothing was changed.
     """
 
@@ -85,7 +85,7 @@ def shift_traffic(
         route: `gateway://namespace/route`, with `?context=NAME` where the kubeconfig has several.
         steps: shares, 0 to 1, one after the other. Empty only reads.
         services: the Service of the old version, and of the new. `None` takes the first and the second of the first
-            rule that has two.
+            rule with two.
         step_s: how long each share but the last stays.
         dry_run: only say what would be done.
         report: told what is being done.

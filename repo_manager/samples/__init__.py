@@ -30,5 +30,5 @@ def calibration_data() -> Path:
 
 
 def held_out() -> Path:
-    """Return the path of 600 images that no training saw: `.npz` with `image` float32 and `labels` `[600]` uint8."""
+    """Return the path of 600 images no training saw: `.npz` with `image` float32 and `labels` `[600]` uint8."""
     return _FOLDER / "digits_held_out.npz"

@@ -131,7 +131,7 @@ def several(value: object) -> Sequence[Any]:
 
 
 def without_stack(reason: str) -> str:
-    """Return Triton's reason without the stack that its Python backend appends to a model's exception.
+    """Return Triton's reason without the stack its Python backend appends to a model's exception.
 
     pybind11 ends the text of an exception with `At:` and one line per frame (`error_string` in pybind11/pytypes.h).
     The frames are in the server's log.
@@ -140,7 +140,7 @@ def without_stack(reason: str) -> str:
 
 
 def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
-    """Return the error for a call that the server answered with an error, with Triton's own reason.
+    """Return the error for a call the server answered with an error, with Triton's own reason.
 
     Args:
         endpoint: address, path, headers and messages of the requests.
@@ -161,7 +161,7 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
         inputs: name -> array of any shape; strings as `object`, `S` or `U` arrays; bfloat16 as ml_dtypes has it.
 
     Raises:
-        UsageError: an element type that Triton does not carry.
+        UsageError: an element type Triton does not carry.
     """
     tensors = []
     for name, array in inputs.items():

@@ -1,4 +1,4 @@
-"""The backend directory that the embedded server runs with, assembled once in the user's cache."""
+"""The backend directory the embedded server runs with, assembled once in the user's cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BackendDirectory", "assemble", "backend_directory"]
 
 OUR_BACKENDS = Path(__file__).parent / "backends"
 WITHHELD = "REPO_MANAGER_WITHHELD"
-"""Variable with the names of those that the server has and the processes of models do not get."""
+"""Variable with the names of those the server has and the processes of models do not get."""
 _STUB = "triton_python_backend_stub"
 # Triton starts every process of a model as this file in the backend's folder.
 _STUB_STARTER = f"""#!/bin/sh
@@ -93,7 +93,7 @@ def assemble(triton: TritonInstallation) -> BackendDirectory:
 
 
 def stub_search_path() -> tuple[Path, ...]:
-    """Return the folders that the stub needs to import this environment's NumPy and ONNX Runtime."""
+    """Return the folders the stub needs to import this environment's NumPy and ONNX Runtime."""
     folders: list[Path] = []
     for module in ("numpy", "onnxruntime"):
         spec = importlib.util.find_spec(module)

@@ -113,7 +113,7 @@ class TritonClient:
         self._transport.close()
 
     def live(self, *, timeout_s: float | None = None) -> bool:
-        """Return whether the server answers that it is alive.
+        """Return whether the server answers it is alive.
 
         Args:
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
@@ -121,7 +121,7 @@ class TritonClient:
         return self._transport.live(self._deadline(timeout_s))
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
-        """Return whether the server answers that it is ready.
+        """Return whether the server answers it is ready.
 
         Args:
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
@@ -170,7 +170,7 @@ class TritonClient:
         """Return what the server knows of every model in its repository.
 
         Triton lists the root and then looks at each entry, and fails when one is gone by then: a temporary file, or a
-        model that is removed at that moment. It is asked again then.
+        model removed at that moment. It is asked again then.
 
         Args:
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
@@ -215,7 +215,7 @@ class TritonClient:
             timeout_s: `None` takes the options' `load_timeout_s`.
 
         Raises:
-            ServerRefusedError: it does not load. Where Triton only says that it "failed to poll", and the server is an
+            ServerRefusedError: it does not load. Where Triton only says it "failed to poll", and the server is an
                 embedded one of this machine, the reason in its log is quoted.
         """
         try:
@@ -250,7 +250,7 @@ class TritonClient:
         return self._transport.statistics(name, _text(version), self._deadline(timeout_s))
 
     def model_config(self, name: str, version: int | None = None, *, timeout_s: float | None = None) -> Config:
-        """Return the config that the server runs a model with, as a `ModelConfig` protobuf message.
+        """Return the config the server runs a model with, as a `ModelConfig` protobuf message.
 
         Args:
             name: name of the model.
@@ -276,7 +276,7 @@ class TritonClient:
 
         Args:
             name: name of the region.
-            key: of POSIX shared memory, or a handle of memory on a GPU that the server uses, too.
+            key: of POSIX shared memory, or a handle of memory on a GPU the server uses, too.
             size_bytes: size of the memory in bytes.
             timeout_s: `None` takes the client's.
         """
@@ -293,7 +293,7 @@ class TritonClient:
         self._transport.unregister_memory(name, kind, self._deadline(timeout_s))
 
     def registered_memory(self, kind: MemoryKind = "system", *, timeout_s: float | None = None) -> tuple[str, ...]:
-        """Return the names of the regions of shared memory that the server maps.
+        """Return the names of the regions of shared memory the server maps.
 
         Args:
             kind: the kind of shared memory.
@@ -328,7 +328,7 @@ class TritonClient:
             version: `None` leaves the choice to the server.
             inputs: name -> array, batch axis included.
             outputs: the outputs wanted. `None` for all.
-            options: the sequence that the request belongs to, and custom parameters.
+            options: the sequence the request belongs to, and custom parameters.
             timeout_s: `None` takes the options' `timeout_s`.
 
         Returns:
@@ -351,8 +351,8 @@ class TritonClient:
         Args:
             name: name of the model.
             version: `None` leaves the choice to the server.
-            requests: of each the inputs, name -> array with the batch axis, and its options: the sequence that it
-                belongs to, and custom parameters.
+            requests: of each the inputs, name -> array with the batch axis, and its options: the sequence it belongs
+                to, and custom parameters.
             timeout_s: of each request until its final response. `None` takes the options' `timeout_s`.
 
         Yields:
@@ -371,7 +371,7 @@ class TritonClient:
 
 
 def _own_deadline(timeout_s: float) -> float:
-    """Leave a call the time that it has on its own."""
+    """Leave a call the time it has on its own."""
     return timeout_s
 
 

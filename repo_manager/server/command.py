@@ -80,7 +80,7 @@ _CONNECT_S = 1.0
 
 
 def free_ports(host: str, count: int) -> tuple[int, ...]:
-    """Return `count` different ports that nobody listens on at `host` right now.
+    """Return `count` different ports nobody listens on at `host` right now.
 
     Another process may take one before it is used: anyone who binds them tries again with new ones.
 

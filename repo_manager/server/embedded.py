@@ -143,7 +143,7 @@ class EmbeddedServer:
     def start(self, *, timeout_s: float = 30.0) -> None:
         """Start the server and wait until it listens. No model is loaded yet.
 
-        A free port that another process takes between choosing and binding costs another attempt.
+        A free port another process takes between choosing and binding costs another attempt.
 
         Raises:
             MissingDependencyError: there is no tritonserver on this machine.
@@ -211,7 +211,7 @@ class EmbeddedServer:
         return False
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Load the models that `load` names and wait until the server says that it is ready.
+        """Load the models that `load` names and wait until the server says it is ready.
 
         Raises:
             ServerRefusedError: a model that was named failed to load. With Triton's own reason. Not with
@@ -282,7 +282,7 @@ class EmbeddedServer:
         return TritonClient.connect(self.http_url, self.client_options if secret else ClientOptions())
 
     def _is_ours(self) -> bool:
-        """Return whether a server answers under the name that this one was given."""
+        """Return whether a server answers under the name this one was given."""
         try:
             with self._client(secret=False) as client:
                 return client.metadata(timeout_s=_PROBE_S).name == self._id
@@ -315,7 +315,7 @@ class EmbeddedServer:
 
 
 def _address(host: str) -> str:
-    """Return the address by which this machine reaches a server that is bound to `host`."""
+    """Return the address by which this machine reaches a server bound to `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 

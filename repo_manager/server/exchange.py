@@ -39,7 +39,7 @@ class ModelKind:
 
 @dataclasses.dataclass(frozen=True)
 class SequencePart:
-    """The part of a sequence that some requests are.
+    """The part of a sequence some requests are.
 
     Attributes:
         id: the correlation ID.
@@ -114,7 +114,7 @@ def _string_type(control: Any) -> int:
 
 
 def new_sequence_id(kind: ModelKind) -> int | str:
-    """Return a correlation ID that no other client uses, of the type that the model takes."""
+    """Return a correlation ID no other client uses, of the type the model takes."""
     if kind.text_id:
         return f"repo-manager-{secrets.token_hex(8)}"
     return 1 + secrets.randbelow(_LARGEST_ID)
@@ -139,8 +139,8 @@ def ask(
         version: `None` leaves the choice to the server.
         requests: the inputs of each, batch axis included.
         kind: how the model is asked: batched, stateful, decoupled.
-        sequence: the sequence that they are a part of. `None`: one of their own from start to end, where the model
-            needs one.
+        sequence: the sequence they are a part of. `None`: one of their own from start to end, where the model needs
+            one.
         parameters: custom parameters of every request. `None`: none.
         timeout_s: of each request, up to its final response. `None` takes the client's.
 

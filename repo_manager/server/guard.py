@@ -25,7 +25,7 @@ READY = "READY"
 
 @dataclasses.dataclass(frozen=True)
 class _Stub:
-    """The version that a stub serves as its path tells it, its instance's name, and its process."""
+    """The version a stub serves as its path tells it, its instance's name, and its process."""
 
     model: str
     version: int

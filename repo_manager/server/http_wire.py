@@ -187,7 +187,7 @@ def fetch_text(url: str, *, timeout_s: float, limit_bytes: int = 64 << 20) -> st
 
 
 def _body(answer: http.client.HTTPResponse, limit_bytes: int) -> bytes:
-    """Read a body in pieces, so that no memory is taken for what is announced and does not come.
+    """Read a body in pieces, so no memory is taken for what is announced and does not come.
 
     Raises:
         AnswerTooLargeError: it is larger than `limit_bytes`.

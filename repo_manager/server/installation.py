@@ -109,7 +109,7 @@ def _way() -> str:
 
 
 def find_triton() -> TritonInstallation:
-    """Return the tritonserver that the embedded server runs.
+    """Return the tritonserver the embedded server runs.
 
     Raises:
         UsageError: REPO_MANAGER_TRITONSERVER names no executable file.
@@ -183,7 +183,7 @@ def _from_binary(binary: Path) -> TritonInstallation:
 def libpython_directory() -> Path | None:
     """Return the folder of the running Python's shared library, which the stub links to.
 
-    `None` means that the loader finds it on its own.
+    `None` means the loader finds it on its own.
 
     Raises:
         MissingDependencyError: it is not on this machine (Debian keeps it in a package of its own).

@@ -1,4 +1,4 @@
-"""Triton's metrics page: where it is, and the few numbers that a roll-out needs from it."""
+"""Triton's metrics page: where it is, and the few numbers a roll-out needs from it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["cache_directory", "kept_files", "log_directory", "record_directory"]
 
 
 def kept_files(folder: str, pattern: str) -> list[Path]:
-    """Return files that are kept in a folder of the cache, in no order. None where there is no such folder.
+    """Return files kept in a folder of the cache, in no order. None where there is no such folder.
 
     Commands that only look make no folder, so they work where the cache cannot be written.
 

@@ -150,7 +150,7 @@ class ServerProcess:
 
     Attributes:
         pid: the tritonserver's process id.
-        log: the file that its output goes to.
+        log: the file its output goes to.
     """
 
     pid: int
@@ -174,7 +174,7 @@ class ServerProcess:
         Args:
             command: command line of the server.
             environment: all of its environment.
-            log: the file that its output is appended to.
+            log: the file its output is appended to.
             shm_prefix: of its shared memory.
             hidden: more arguments, which no other user of the machine can read.
 

@@ -1,4 +1,4 @@
-"""Records of running servers, so that one command finds the server that another one started."""
+"""Records of running servers, so one command finds the server another one started."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunningServer:
         owner: process id of the `serve` that runs it, or of the Python program that does. 0: written before this was
             recorded.
         failures: models that were to be loaded at the start and were not, with Triton's reason.
-        headers: the key that loading and unloading take. A record that no other process can read holds it.
+        headers: the key that loading and unloading take. A record no other process can read holds it.
     """
 
     repository: Location
@@ -164,7 +164,7 @@ def forget_key(urls: Iterable[str]) -> None:
 
 
 def local_server(url: str) -> RunningServer | None:
-    """Return the embedded server of this machine that a URL leads to, or `None` when it is another one."""
+    """Return the embedded server of this machine a URL leads to, or `None` when it is another one."""
     url = url.replace("://localhost:", "://127.0.0.1:", 1)
     return next((server for server in running_servers() if url in (server.grpc_url, server.http_url)), None)
 

@@ -2,8 +2,8 @@
 
 It reads a length (8 bytes, little-endian) and as many bytes of `marshal` from standard input (a dict of `command`,
 `environment`, `log`, `shm_prefix`, `hidden`) and writes `pid N`, later `exit N`, to standard output. Standard input
-then stays open: its end means that the owner is gone, however it died, and everything is killed at once.
-`TERM <seconds>` asks for an orderly stop with a deadline, `KILL <seconds>` sets a nearer one.
+then stays open: its end means the owner is gone, however it died, and everything is killed at once. `TERM <seconds>`
+asks for an orderly stop with a deadline, `KILL <seconds>` sets a nearer one.
 
 Nothing is left behind. The server and its stubs share one process group, which is killed when the server ends. Stubs
 that lost their parent become children of this process (PR_SET_CHILD_SUBREAPER, prctl(2)). Then the shared memory with
@@ -23,7 +23,7 @@ import os
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD, SIGXFSZ = 1, 2, 9, 13, 15, 17, 25
-"""As Linux numbers them on every architecture that Triton runs on. The signal module is not imported yet."""
+"""As Linux numbers them on every architecture Triton runs on. The signal module is not imported yet."""
 SIG_DFL, SIG_IGN = 0, 1
 SHARED_MEMORY = "/dev/shm"
 POLL_S = 0.5
@@ -33,7 +33,7 @@ PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1, 4
 SECCOMP_RET_ALLOW, SECCOMP_RET_SUCCESS = 0x7FFF0000, 0x00050000
 SYSTEM_CALLS = {"x86_64": (0xC000003E, 317, 91), "aarch64": (0xC00000B7, 277, 52)}
-"""For each machine that Triton runs on: AUDIT_ARCH_*, and the numbers of seccomp and fchmod."""
+"""For each machine Triton runs on: AUDIT_ARCH_*, and the numbers of seccomp and fchmod."""
 PLACEHOLDER = "(hidden)"
 HIDDEN_NAME = b"_REPO_MANAGER_HIDDEN_%d"
 WORD = ctypes.sizeof(ctypes.c_void_p)
@@ -58,7 +58,7 @@ def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> in
 
     Args:
         spec: as it came from the owner.
-        hidden: arguments that it finds in its environment at first, with placeholders at the end of its command line.
+        hidden: arguments it finds in its environment at first, with placeholders at the end of its command line.
         traced: stop it before its first instruction.
     """
     libc = ctypes.CDLL(None, use_errno=True)

@@ -39,9 +39,9 @@ Config = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
 
 ANSWER_BYTES = 8 << 20
-"""The largest answer that is read of a question about models. An index of 50,000 models has 5 MiB."""
+"""The largest answer read of a question about models. An index of 50,000 models has 5 MiB."""
 INFERENCE_BYTES = 256 << 20
-"""The largest answer that is read of an inference."""
+"""The largest answer read of an inference."""
 
 # triton-inference-server/server, `RestrictedFeatures`: the metadata's name over gRPC is this and the key.
 _GRPC_PREFIX = "triton-grpc-protocol-"
@@ -60,7 +60,7 @@ class ClientOptions:
         root_certificates: PEM file with the authorities to trust. `None` takes the system's.
         client_certificate: PEM file, for mutual TLS.
         client_key: PEM file, for mutual TLS.
-        server_name: the name that the server's certificate must have when it is not the URL's host.
+        server_name: the name the server's certificate must have when it is not the URL's host.
     """
 
     timeout_s: float = 30.0
@@ -113,10 +113,10 @@ class RequestOptions:
     """What an inference request says besides its tensors.
 
     Attributes:
-        sequence_id: correlation ID of the sequence that the request belongs to. 0 and "" mean that it belongs to none.
+        sequence_id: correlation ID of the sequence the request belongs to. 0 and "" mean it belongs to none.
         sequence_start: whether it is the first of its sequence.
         sequence_end: whether it is the last.
-        parameters: custom parameters that the model's backend reads.
+        parameters: custom parameters the model's backend reads.
     """
 
     sequence_id: int | str = 0

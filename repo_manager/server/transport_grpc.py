@@ -208,7 +208,7 @@ class GrpcTransport:
             )
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config:
-        """Return the config that the server runs a model with, as `Transport.model_config`."""
+        """Return the config the server runs a model with, as `Transport.model_config`."""
         return self._ask(f"configuration of {name}", timeout_s, self._client.get_model_config, name, version).config
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
@@ -243,7 +243,7 @@ class GrpcTransport:
         self._ask(f"unregister shared memory {name}", timeout_s, of_kind[kind], name)
 
     def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]:
-        """Return the names of the regions that the server maps, as `Transport.registered_memory`."""
+        """Return the names of the regions the server maps, as `Transport.registered_memory`."""
         of_kind = {
             "system": self._client.get_system_shared_memory_status,
             "cuda": self._client.get_cuda_shared_memory_status,

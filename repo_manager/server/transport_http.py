@@ -112,7 +112,7 @@ class HttpTransport:
             return tuple(_statistics(each) for each in several(answer.get("model_stats")))
 
     def model_config(self, name: str, version: str, timeout_s: float) -> Config:
-        """Return the config that the server runs a model with, as `Transport.model_config`."""
+        """Return the config the server runs a model with, as `Transport.model_config`."""
         path = f"{_model(name, version)}/config"
         answer = self._json(f"configuration of {name}", "GET", path, None, timeout_s)
         json_format = require("google.protobuf.json_format")
@@ -154,7 +154,7 @@ class HttpTransport:
         self._json(f"unregister shared memory {name}", "POST", path, {}, timeout_s)
 
     def registered_memory(self, kind: MemoryKind, timeout_s: float) -> tuple[str, ...]:
-        """Return the names of the regions that the server maps, as `Transport.registered_memory`."""
+        """Return the names of the regions the server maps, as `Transport.registered_memory`."""
         answer = self._json("regions of shared memory", "GET", f"{_MEMORY[kind]}/status", None, timeout_s)
         with reading(self._endpoint, "regions of shared memory"):
             return tuple(text_of(region["name"]) for region in several(answer))

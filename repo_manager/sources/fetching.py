@@ -16,7 +16,7 @@ from repo_manager.report.tables import format_bytes
 __all__ = ["MOST_FILES", "Fetch", "Fetched", "Receiver", "check_name"]
 
 MOST_FILES = 10_000
-"""Of one source: more than any model has, and a bucket that was named by mistake does."""
+"""Of one source: more than any model has, and a bucket named by mistake does."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ __all__ = ["fetch_objects"]
 
 
 def fetch_objects(url: str, receiver: Receiver) -> Fetched:
-    """Fetch an object, with the files that it names beside it, or everything below a prefix.
+    """Fetch an object, with the files it names beside it, or everything below a prefix.
 
     Raises:
         InputError: there is nothing, or too much.

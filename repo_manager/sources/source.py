@@ -42,7 +42,7 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        origin: what the manifest says of it under `source.origin`. Empty for a path that was given as such.
+        origin: what the manifest says of it under `source.origin`. Empty for a path given as such.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(place: StrPath | Source, report: Callable[[str], None] = lambda _: None) -> Iterator[Source]:
-    """Give a model that a path or a URL names as a file or folder on this machine.
+    """Give a model a path or a URL names as a file or folder on this machine.
 
     What is fetched is in the user's cache while the block runs, and stays there when the fetch is interrupted: the
     same command then goes on where it was. Credentials are those of the environment, as the stores take them.

@@ -62,7 +62,7 @@ def without_query(url: str) -> str:
 
 
 def fetch_web(url: str, receiver: Receiver) -> Fetched:
-    """Fetch a file, and the files that it names beside it.
+    """Fetch a file, and the files it names beside it.
 
     Args:
         url: https://, or http:// of this machine or with the digest. `#sha256=HEX` behind it is compared.
@@ -102,7 +102,7 @@ def _same(folder: Path, _seen: _Seen) -> Path:
 
 
 def _check_url(url: str) -> str:
-    """Return the digest that the URL ends with. Empty without.
+    """Return the digest the URL ends with. Empty without.
 
     Raises:
         UsageError: see `fetch_web`.

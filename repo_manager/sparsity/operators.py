@@ -18,7 +18,7 @@ __all__ = ["OPERATORS", "Site", "sites_of"]
 
 @dataclass(frozen=True)
 class Site:
-    """One place of a node that holds a weight, or could.
+    """One place of a node with a weight, or could.
 
     Attributes:
         input: index of the weight among the node's inputs.
@@ -131,8 +131,8 @@ def _einsum(node: onnx.NodeProto, scope: Scope, is_constant: _IsConstant, rank_o
 def _einsum_site(equation: str, ranks: Sequence[int | None], weight: int) -> tuple[int | None, int | None, str | None]:
     """Return (reduction axis, output axis, why not) of operand `weight`.
 
-    Plain means: two operands, no letter twice in one of them, and exactly one letter that both have and
-    the output has not. That is a matrix product, batched or not.
+    Plain means: two operands, no letter twice in one of them, and exactly one letter both have and the output has not.
+    That is a matrix product, batched or not.
 
     Args:
         equation: for instance `bij,jk->bik`; spaces are ignored, the output part may be left out.

@@ -113,7 +113,7 @@ def two_four_mask(array: NDArray[Any], axis: int) -> NDArray[np.bool_]:
 
     Per group of four, of the six pairs the one with the largest sum of magnitudes. On a tie the pair that comes first
     in (0,1) (0,2) (0,3) (1,2) (1,3) (2,3). That pair is the two largest magnitudes, the lower index first among
-    equals. NaN counts as infinitely large, so that it stays visible.
+    equals. NaN counts as infinitely large, so it stays visible.
 
     Args:
         array: the weight, any numeric type.

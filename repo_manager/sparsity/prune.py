@@ -63,7 +63,7 @@ def prune(
     results: dict[int, PrunedLayer] = {}
 
     def replace(place: int, _: onnx.TensorProto) -> bytes | None:
-        """Prune one tensor when its turn comes, so that one at a time is held besides the new model."""
+        """Prune one tensor when its turn comes, so one at a time is held besides the new model."""
         if place not in chosen:
             return None
         result = _prune_one(chosen[place], model.weights)
@@ -255,7 +255,7 @@ def _before_rounding(weight: Weight, stored: NDArray[Any], *, real: bool = False
     Args:
         weight: where they come from.
         stored: as stored.
-        real: scale them, so that sizes compare across channels and blocks of different scales.
+        real: scale them, so sizes compare across channels and blocks of different scales.
     """
     values = weight.real_as_stored(stored) if real else stored
     for step in _steps_before_rounding(weight):

@@ -1,4 +1,4 @@
-"""What `prune` did: the layers that it pruned and those that it left, and the evidence for its choice."""
+"""What `prune` did: the layers it pruned and those it left, and the evidence for its choice."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class FrontPoint:
 
     Attributes:
         layers: how many are pruned.
-        added: those that the point before has not, by name. Empty for the final set.
+        added: those the point before has not, by name. Empty for the final set.
         macs_share: share of the model's multiply-accumulates that can run sparse.
         drift: the worst output's relative error. `None` if a metric counts.
         drift_upper: with 95 % confidence it is below this on inputs of the same kind.
@@ -177,7 +177,7 @@ class PruneEvidence:
         seed: of the draws of columns.
         versions: of the libraries that computed.
         drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
-            samples that judge are those that the layers were solved on, which says nothing of others.
+            samples that judge are those the layers were solved on, which says nothing of others.
         budget: how layers were chosen. `None`: all were pruned.
         permutation: of channels. `None`: none was asked for.
     """

@@ -1,4 +1,4 @@
-"""Follow a node's input back to the constant that it comes from, through everything that hides it."""
+"""Follow a node's input back to the constant it comes from, through everything that hides it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Inferred:
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """The names that a node may use.
+    """The names a node may use.
 
     Attributes:
         path: prefix of node names, for instance `if_1/then_branch/`. Empty in the main graph.

@@ -31,7 +31,7 @@ class Use:
         label: the node's name with the bodies and functions around it, `/` between. Its first output when it has no
             name.
         node: the node.
-        scope: the names that it may use.
+        scope: the names it may use.
         site: which input, along which axis.
         weight: the constant. `None` when it is computed at run time.
         macs: multiply-accumulates at the report's shapes. `None` when a shape is not known.
@@ -201,7 +201,7 @@ def _caller_attribute(
 
 
 def _inferred_in(graph: onnx.GraphProto | None) -> Inferred:
-    """Return the fully known shapes and the element types that an inferred graph states, per value."""
+    """Return the fully known shapes and the element types an inferred graph states, per value."""
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     if graph is None:

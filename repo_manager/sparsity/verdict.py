@@ -128,7 +128,7 @@ def _is_dequantised(name: str, scope: Scope) -> bool:
 
 
 def _is_requantised(node: onnx.NodeProto, scope: Scope) -> bool:
-    """Return whether every way out of a node meets a QuantizeLinear, behind operators that are fused at most."""
+    """Return whether every way out of a node meets a QuantizeLinear, behind operators fused at most."""
     frontier, seen = [node], set()
     while frontier:
         name = next(iter(frontier.pop().output), "")

@@ -204,7 +204,7 @@ class Weight:
         source: the stored tensor. `None` for one number repeated (ConstantOfShape).
         sparse: the sparse initializer whose values `source` holds, if it is one.
         fill: the repeated number, rank 0.
-        computed: values that the graph computes from constants (Slice, Concat, Mul, ...). No tensor holds them.
+        computed: values the graph computes from constants (Slice, Concat, Mul, ...). No tensor holds them.
         dtype: element type as stored.
         stored_shape: shape as stored.
         shape: shape as the user sees it.
@@ -238,7 +238,7 @@ class Weight:
 
     @property
     def scale_is_known(self) -> bool:
-        """Whether every scale on the way is a constant, so that the real numbers is known."""
+        """Whether every scale on the way is a constant, so the real numbers is known."""
         return all(step.scale is not None for step in self.steps if isinstance(step, Dequantize))
 
     def then(self, step: Step | None, via: str, shape: tuple[int, ...] | None = None) -> Weight:

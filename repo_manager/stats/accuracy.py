@@ -37,14 +37,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """How good a model is on held-out data, beside the model that it was made from.
+    """How good a model is on held-out data, beside the model it was made from.
 
     Attributes:
         data: where the data came from, or the function that scored.
         digest: of the data. `None` for a function.
         metric: what was measured: `top-1 accuracy`, `accuracy`, or the function.
         value: of the model. Higher is better.
-        source: of the model that it was made from.
+        source: of the model it was made from.
         samples: how many samples. `None` where a function returned one number.
         interval: 95 % interval of `value`. `None` where it is unknown.
         drop_interval: 95 % interval of `source - value`, from the same samples in pairs. `None` as for `interval`.
@@ -113,7 +113,7 @@ def judge_accuracy(
     """Hold a model's score against limits. The measured numbers decide. A limit within their interval is said to be.
 
     Args:
-        source: the score of the model that it was made from.
+        source: the score of the model it was made from.
         found: score of the model.
         data: where the data came from.
         digest: digest of the held-out data. `None`: unknown.

@@ -19,7 +19,7 @@ class OutputDrift:
 
     Attributes:
         output: its name.
-        cosine: of the two, all samples joined. 1.0 is equal. `None` for types that have no angle.
+        cosine: of the two, all samples joined. 1.0 is equal. `None` for types with no angle.
         relative_error: |candidate - source| / |source|. For integers, booleans and strings the share of elements that
             differ. Infinite when shapes differ or a number became NaN or infinite.
         max_abs_error: largest single difference.
@@ -28,15 +28,15 @@ class OutputDrift:
             ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
         samples: how many samples.
         rows: how many rows `top1_agreement` was counted over.
-        calibration_relative_error: INT8: the relative error on samples that the scales were calibrated with. The other
+        calibration_relative_error: INT8: the relative error on samples the scales were calibrated with. The other
             numbers are of held-out ones. `None`: no samples were held out.
         served_relative_error: INT8: the relative error as ONNX Runtime serves it on this CPU, with its fused kernels.
             `relative_error` is that of the arithmetic in the file, the same on every machine. `None`: not measured.
-        judged_by: values that are judged in place of this output, which is a selection (boxes kept, top classes) whose
-            members or number changes with the smallest error. Empty: the output itself is judged.
+        judged_by: values judged in place of this output, which is a selection (boxes kept, top classes) whose members
+            or number changes with the smallest error. Empty: the output itself is judged.
         is_output: `False` for such a value.
-        top1_lost: in how many of them another class came first that the source does not rank level with its own
-            (closer than `max_drift` times the spread of the row's scores).
+        top1_lost: in how many of them another class came first the source does not rank level with its own (closer
+            than `max_drift` times the spread of the row's scores).
     """
 
     output: str

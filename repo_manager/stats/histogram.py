@@ -1,9 +1,9 @@
 """A histogram of integer nanoseconds with bounded relative error, mergeable across processes and machines.
 
 The layout is that of HDR histograms (Gil Tene, HdrHistogram): values below 2048 have a bin each. Above, every power of
-two is cut into 1024 equal bins, so that a bin is never wider than 1/1024 of its value and its middle never further
-than 1/2048 from any value in it. Percentiles of several load generators come from merged histograms and never from
-averaged percentiles.
+two is cut into 1024 equal bins, so a bin is never wider than 1/1024 of its value and its middle never further than
+1/2048 from any value in it. Percentiles of several load generators come from merged histograms and never from averaged
+percentiles.
 """
 
 from __future__ import annotations

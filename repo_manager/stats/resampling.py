@@ -47,8 +47,8 @@ def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: floa
 
     Args:
         columns: one row an observation, in order of time, `[rows, columns]`.
-        of: the number that is asked for, of resampled rows.
-        alpha: the probability that the interval misses. At least `2 / 300` in effect, as there are 300 resamples.
+        of: the number asked for, of resampled rows.
+        alpha: the probability the interval misses. At least `2 / 300` in effect, as there are 300 resamples.
         seed: seed of the random numbers.
     """
     rows = len(columns)

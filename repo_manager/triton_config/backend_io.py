@@ -5,7 +5,7 @@ roll-out and the embedded onnxruntime backend all read it. It knows the standard
 repo_manager, because it also runs in Triton's stub process, beside the backend.
 
 The rules and messages follow Triton's native backend (`onnxruntime_backend`, `src/onnxruntime.cc`:
-`AutoCompleteConfig`, `ValidateInputs`, `ValidateOutputs`, `ValidateBooleanSequenceControl`), so that a repository that
+`AutoCompleteConfig`, `ValidateInputs`, `ValidateOutputs`, `ValidateBooleanSequenceControl`), so a repository that
 loads here loads there.
 """
 
@@ -113,7 +113,7 @@ def tensors_of(infos: Any) -> dict[str, Tensor]:
     """Return ONNX Runtime's NodeArgs by name.
 
     Raises:
-        ConfigMismatch: one is no tensor, or of a type that Triton's Python backend does not carry.
+        ConfigMismatch: one is no tensor, or of a type Triton's Python backend does not carry.
     """
     tensors = {}
     for info in infos:
@@ -125,7 +125,7 @@ def tensors_of(infos: Any) -> dict[str, Tensor]:
 
 
 def fed_tensors(config: Mapping[str, Any]) -> tuple[Fed, ...]:
-    """Return everything that Triton feeds the model.
+    """Return everything Triton feeds the model.
 
     Args:
         config: a model configuration as Triton's JSON has it.
@@ -147,7 +147,7 @@ def fed_tensors(config: Mapping[str, Any]) -> tuple[Fed, ...]:
 
 
 def taken_tensors(config: Mapping[str, Any]) -> tuple[Fed, ...]:
-    """Return everything that Triton takes from the model. See `fed_tensors`."""
+    """Return everything Triton takes from the model. See `fed_tensors`."""
     scattered = {name for entry in config.get("batch_output") or () for name in entry.get("target_name") or ()}
     taken = [
         Fed(

@@ -27,7 +27,7 @@ _KEEPS_VERSIONS = {"instance_group", "version_policy"}
 
 
 class ReloadEffect(str, enum.Enum):
-    """What a changed config.pbtxt makes a running Triton do with the versions that it already serves."""
+    """What a changed config.pbtxt makes a running Triton do with the versions it already serves."""
 
     NOTHING = "nothing"
     """The text may differ, the configuration does not."""
@@ -44,8 +44,8 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
     """Say what keeps two configurations from serving the same clients with one config.pbtxt.
 
     Compared are backend, model file, max_batch_size, and name, type, dims and reshape of each tensor. Tensors that
-    `existing` leaves to Triton's auto-completion (none is listed) are not compared. Neither are tensors that no
-    request carries: controls and states of sequences, batch inputs, the model's own defaults.
+    `existing` leaves to Triton's auto-completion (none is listed) are not compared. Neither are tensors no request
+    carries: controls and states of sequences, batch inputs, the model's own defaults.
 
     Returns:
         One sentence a difference. Empty when a version of `new` can be served under `existing`.
@@ -78,8 +78,8 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
 def misfits(config: ModelConfig, published: ModelConfig) -> tuple[str, ...]:
     """Say what of a version's published configuration does not fit the config.pbtxt that is there now.
 
-    Compared are the tensors as the backend sees them: after a reshape, and with the batch axis, so that
-    `max_batch_size` can change together with the dims. An input's dims may be narrower than the model's.
+    Compared are the tensors as the backend sees them: after a reshape, and with the batch axis, so `max_batch_size`
+    can change together with the dims. An input's dims may be narrower than the model's.
 
     Args:
         config: what a server would load.
@@ -145,7 +145,7 @@ def reload_effect(before: ModelConfig, after: ModelConfig) -> ReloadEffect:
 def check_config(
     config: ModelConfig, signature: Signature | ServedSignature, *, where: str = "config.pbtxt"
 ) -> list[Problem]:
-    """Check a configuration against the model that it describes.
+    """Check a configuration against the model it describes.
 
     Args:
         config: any configuration, also one written by hand.
@@ -191,7 +191,7 @@ def tensors_by_name(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, Tenso
         specs: shapes with the batch axis.
 
     Raises:
-        ConfigError: one has a type that Triton lacks.
+        ConfigError: one has a type Triton lacks.
     """
     found = {}
     for spec in specs:
@@ -213,7 +213,7 @@ def as_document(config: ModelConfig) -> dict[str, Any]:
 
 
 def _beside_requests(config: ModelConfig, kind: str) -> set[str]:
-    """Return the tensors of the model that no request has, or need not have."""
+    """Return the tensors of the model no request has, or need not have."""
     passed = fed_tensors(as_document(config)) if kind == "input" else taken_tensors(as_document(config))
     return {each.name for each in passed if each.role in ("control", "state", "batch_input", "optional")}
 

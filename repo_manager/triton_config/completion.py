@@ -32,7 +32,7 @@ _FILLED_IN = ("name", "runtime", "instance_group", "version_policy", "optimizati
 
 
 def backend_of_files(names: Iterable[str], model: str = "") -> str:
-    """Return the backend that Triton takes for a model without a configuration. Empty when it cannot tell.
+    """Return the backend Triton takes for a model without a configuration. Empty when it cannot tell.
 
     Args:
         names: the files and folders in a version's folder.
@@ -53,7 +53,7 @@ def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelCo
         signature: of the ONNX model.
 
     Raises:
-        ConfigError: it asks for batches, and the model has no batch axis, or a tensor has a type that Triton lacks.
+        ConfigError: it asks for batches, and the model has no batch axis, or a tensor has a type Triton lacks.
     """
     document = as_document(config)
     document.setdefault("backend", "onnxruntime")
@@ -75,7 +75,7 @@ def config_as_written(message: Any) -> ModelConfig:
     """Return a running server's configuration without what every server fills in on its own.
 
     Args:
-        message: a `model_config_pb2.ModelConfig` as a server shows it, of a model that has no config.pbtxt.
+        message: a `model_config_pb2.ModelConfig` as a server shows it, of a model with no config.pbtxt.
     """
     plain = model_config_pb2.ModelConfig()
     plain.CopyFrom(message)

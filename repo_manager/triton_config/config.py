@@ -47,7 +47,7 @@ class ModelConfig:
 
     Attributes:
         text: protobuf's text form, in the fields' order. Two equal configurations have equal texts.
-        labels: content of the label files that the outputs name: file name -> one label a line.
+        labels: content of the label files the outputs name: file name -> one label a line.
         variants: configurations for tritonserver's `--model-config-name`: name -> text of `configs/NAME.pbtxt`.
         unknown_fields: fields of the parsed text that our copy of Triton's schema does not know (of a newer Triton, or
             misspelt), as `field` or `field.field`. They are not in `text`.
@@ -101,7 +101,7 @@ class ModelConfig:
 
     @property
     def is_ragged(self) -> bool:
-        """Whether requests are joined flat, so that the model's first axis need not be the batch axis."""
+        """Whether requests are joined flat, so the model's first axis need not be the batch axis."""
         return bool(self._message.batch_input) or any(each.allow_ragged_batch for each in self._message.input)
 
     @property
@@ -111,7 +111,7 @@ class ModelConfig:
 
     @property
     def label_filenames(self) -> tuple[str, ...]:
-        """The label files that the outputs name, each once."""
+        """The label files the outputs name, each once."""
         return tuple(dict.fromkeys(str(o.label_filename) for o in self._message.output if o.label_filename))
 
 
@@ -193,7 +193,7 @@ def _enum_values(message: Any, parent: str) -> Iterator[tuple[str, Any, int]]:
 
 
 def _unknown_fields(text: str, where: str) -> tuple[str, ...]:
-    """Name the fields that the schema lacks: those at the top, and the first one inside each other field."""
+    """Name the fields the schema lacks: those at the top, and the first one inside each other field."""
     known = model_config_pb2.ModelConfig.DESCRIPTOR.fields_by_name
     names: list[str] = []
     for field in top_level_fields(text, where=where):
@@ -240,8 +240,8 @@ def read_config_text(path: Path) -> str:
 def _print(message: Any) -> str:
     """Print a message with `max_batch_size` written out also when it is 0.
 
-    Text format leaves out fields that have their default. A missing max_batch_size and 0 mean the same to Triton
-    once it is loaded, but not to a reader, and auto-completion may fill a missing one in.
+    Text format leaves out fields with their default. A missing max_batch_size and 0 mean the same to Triton once it is
+    loaded, but not to a reader, and auto-completion may fill a missing one in.
     """
     is_zero = message.max_batch_size == 0
     if is_zero:

@@ -1,4 +1,4 @@
-"""From a model's signature to the configuration that Triton serves it with."""
+"""From a model's signature to the configuration Triton serves it with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_warmup(message: Any, options: ConfigOptions) -> None:
     """Add one sample of batch 1, and one of the largest batch.
 
     Floating-point inputs get random values (each byte random, as Triton makes them). All others zeros, which are valid
-    indices, flags and empty strings: a sample that the model refuses fails the whole load.
+    indices, flags and empty strings: a sample the model refuses fails the whole load.
 
     Args:
         message: a `ModelConfig` message whose inputs are complete. The samples are added to it.
@@ -78,7 +78,7 @@ def derive_config(
     backend: Backend,
     options: ConfigOptions = ConfigOptions(),  # noqa: B008 - frozen
 ) -> ModelConfig:
-    """Derive a configuration that the backend's own checks accept, the native C++ ones included.
+    """Derive a configuration the backend's own checks accept, the native C++ ones included.
 
     The rules are those of ValidateModelConfig in triton-inference-server/core and of ValidateInputs and
     ValidateOutputs in triton-inference-server/onnxruntime_backend: every input is listed, and dims leave out the first

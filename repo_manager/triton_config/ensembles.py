@@ -1,4 +1,4 @@
-"""Ensembles and the models that they consist of: who needs whom, which versions are pinned, whether the tensors fit.
+"""Ensembles and the models they consist of: who needs whom, which versions are pinned, whether the tensors fit.
 
 Everything here is a pure function of configurations. What Triton checks once the models of an ensemble are loaded
 (`ValidateEnsembleConfig` and `DependencyGraph` of triton-inference-server/core) is in `check_ensemble`. What it checks
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 USES = "uses"
-"""The parameter of config.pbtxt that names, separated by commas, the models that a model's code asks (BLS)."""
+"""The parameter of config.pbtxt that names, separated by commas, the models a model's code asks (BLS)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Step:
     """One step of an ensemble.
 
     Attributes:
-        model: the model that it runs.
-        version: the version that it asks for. `None`: the newest served.
+        model: the model it runs.
+        version: the version it asks for. `None`: the newest served.
         inputs: input of the model -> tensor of the ensemble.
         outputs: output of the model -> tensor of the ensemble.
     """
@@ -59,7 +59,7 @@ class Member:
 
     Attributes:
         config: its configuration, completed if known what the server would complete.
-        served: the versions that a load serves.
+        served: the versions a load serves.
         refused: why Triton would not load it. Empty when nothing is known of it.
     """
 
@@ -87,14 +87,14 @@ def steps_of(config: ModelConfig) -> tuple[Step, ...]:
 
 
 def uses_of(config: ModelConfig) -> tuple[str, ...]:
-    """Return the models that a model's code asks, as far as its configuration declares them."""
+    """Return the models a model's code asks, as far as its configuration declares them."""
     parameters = config.message().parameters
     text = parameters[USES].string_value if USES in parameters else ""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def models_of(config: ModelConfig) -> tuple[str, ...]:
-    """Return the models that a model needs directly: the parts of an ensemble, and what its code asks."""
+    """Return the models a model needs directly: the parts of an ensemble, and what its code asks."""
     return tuple(dict.fromkeys((*(step.model for step in steps_of(config)), *uses_of(config))))
 
 
@@ -130,7 +130,7 @@ def dependents_of(ensembles: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
 
 def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str, ...]:
-    """Return the models that a model needs, directly or through others, in the order of loading.
+    """Return the models a model needs, directly or through others, in the order of loading.
 
     Args:
         models: name -> configuration. A model that is needed and missing here is in the result all the same.
@@ -170,7 +170,7 @@ def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[
 
     Args:
         names: the ensembles, and models whose code asks others. Others do no harm.
-        models: name -> model. Of those that the ensembles need, missing ones do not exist.
+        models: name -> model. Of those the ensembles need, missing ones do not exist.
 
     Returns:
         The findings on the ensembles named, each with `NAME/config.pbtxt` as its subject.
@@ -201,13 +201,13 @@ def _own_errors(config: ModelConfig) -> list[Problem]:
 
 
 def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> list[Problem]:
-    """Check an ensemble against the models that it consists of.
+    """Check an ensemble against the models it consists of.
 
     Tensors of a model whose configuration does not list them are not compared: only the server's backend knows them.
 
     Args:
         name: name of the ensemble.
-        models: name -> model, of everything that the ensemble needs and that exists. The ensemble itself included.
+        models: name -> model, of everything the ensemble needs and that exists. The ensemble itself included.
         where: the subject of the findings.
 
     Returns:

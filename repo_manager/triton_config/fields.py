@@ -61,9 +61,9 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
         where: the file's name in an error.
 
     Raises:
-        ConfigError: the text or a change is broken, or a change would remove a field that it does not name: protobuf
-            keeps one field of a `oneof` (`dynamic_batching`, `sequence_batching` and `ensemble_scheduling`; `direct`
-            and `oldest`). The three version policies are values of one choice: a new one replaces the old one.
+        ConfigError: the text or a change is broken, or a change would remove a field it does not name: protobuf keeps
+            one field of a `oneof` (`dynamic_batching`, `sequence_batching` and `ensemble_scheduling`; `direct` and
+            `oldest`). The three version policies are values of one choice: a new one replaces the old one.
     """
     before = parse_config(text, where=where)
     message = before.message()

@@ -1,4 +1,4 @@
-"""An ensemble's configuration from the models that it consists of: tensors are matched by name, type and dims.
+"""An ensemble's configuration from the models it consists of: tensors are matched by name, type and dims.
 
 A tensor flows from an earlier model to a later one. An input takes the output of its own name if that fits; else the
 only output that fits by type and dims; else it is an input of the ensemble. An optional input takes what has its name,
@@ -27,7 +27,7 @@ class Part:
 
     Attributes:
         model: its name.
-        version: the version that the ensemble asks for. `None`: the newest served.
+        version: the version the ensemble asks for. `None`: the newest served.
         config: its configuration, with the inputs and outputs listed.
     """
 
@@ -42,7 +42,7 @@ class TensorMap:
 
     Attributes:
         source: `OUTPUT` or `MODEL.OUTPUT` of an earlier model. `input:NAME` is an input of the ensemble.
-        target: `INPUT` or `MODEL.INPUT` of a later model. A model that the ensemble has twice is `MODEL#1`, `MODEL#2`.
+        target: `INPUT` or `MODEL.INPUT` of a later model. A model the ensemble has twice is `MODEL#1`, `MODEL#2`.
     """
 
     source: str
@@ -102,8 +102,8 @@ def join_models(
         name: name of the ensemble.
         parts: its models, in the order in which data flows through them.
         maps: decisions that are not left to the matching.
-        outputs: the tensors that the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output that no later
-            model takes.
+        outputs: the tensors the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output no later model
+            takes.
 
     Raises:
         UsageError: more than one tensor fits an input, or a name in `maps` or `outputs` is unknown or represents
@@ -245,7 +245,7 @@ class _Joining:
         return known
 
     def _decided(self, decision: TensorMap) -> tuple[_Tensor, TensorMap]:
-        """Return the input that a decision is about."""
+        """Return the input a decision is about."""
         where = f"--map {decision.source}={decision.target}"
         return self._one(decision.target, self._wanted, where, "input"), decision
 

@@ -1,4 +1,4 @@
-"""Class labels of an output: the file that Triton's classification extension reads."""
+"""Class labels of an output: the file Triton's classification extension reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def labels_text(labels: tuple[str, ...]) -> str:
 
 
 def check_labels(labels: Mapping[str, tuple[str, ...]], outputs: tuple[TensorSpec, ...], *, batched: bool) -> None:
-    """Check labels against the outputs that they name.
+    """Check labels against the outputs they name.
 
     Args:
         labels: output name -> labels.

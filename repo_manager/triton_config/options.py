@@ -28,7 +28,7 @@ def _written(path: str, *, default: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ConfigOptions:
-    """Choices that the model itself does not decide.
+    """Choices the model itself does not decide.
 
     A choice that is one field of config.pbtxt is one line here, and an option of `add` if people need it.
 
@@ -36,10 +36,10 @@ class ConfigOptions:
         max_batch_size: `None`: 8 when the model has a batch axis, else 0. 0 on a batched model leaves the batch axis
             in the dims, and Triton then joins no requests.
         instance_count: instances per GPU (`gpu`) or in all (`cpu`). `None`: 1.
-        instance_kind: `cpu`, `gpu`, or `auto`: Triton then takes every GPU that it sees and the backend can use,
-            else the CPU. A `gpu` model does not load on a server without a GPU.
+        instance_kind: `cpu`, `gpu`, or `auto`: Triton then takes every GPU it sees and the backend can use, else the
+            CPU. A `gpu` model does not load on a server without a GPU.
         dynamic_batching: let Triton join waiting requests. Used only when `max_batch_size` > 0.
-        preferred_batch_sizes: sizes that the batcher prefers to wait for. Empty is best for most models.
+        preferred_batch_sizes: sizes the batcher prefers to wait for. Empty is best for most models.
         max_queue_delay_us: how long the batcher may hold a request back, in microseconds.
         labels: output name -> class labels, in order.
         warmup: run the model once per batch size 1 and maximum before it is READY.
@@ -65,7 +65,7 @@ class ConfigOptions:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def written(self) -> dict[str, str]:
-        """Return the fields of config.pbtxt that are set as they are -> their values."""
+        """Return the fields of config.pbtxt set as they are -> their values."""
         single = {
             field.metadata["field"]: str(getattr(self, field.name))
             for field in dataclasses.fields(self)

@@ -111,7 +111,7 @@ class ServedSignature:
     Attributes:
         inputs: what must be fed.
         outputs: what comes out.
-        initializers: inputs that have a default in the model.
+        initializers: inputs with a default in the model.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -1,4 +1,4 @@
-"""What a person may have meant by a field or a value that Triton's schema does not have."""
+"""What a person may have meant by a field or a value Triton's schema does not have."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _TYPES = {
 
 
 def meant_field(path: str) -> str:
-    """Return the field that an unknown one is a slip of. Empty when none is near.
+    """Return the field an unknown one is a slip of. Empty when none is near.
 
     Args:
         path: as in `ModelConfig.unknown_fields`: `field`, or `field.field` for one anywhere inside the first.
@@ -64,7 +64,7 @@ def meant_field(path: str) -> str:
 
 
 def meant_value(error: str) -> str:
-    """Return the value that an unknown one in a parser's message is a slip of. Empty when none is near."""
+    """Return the value an unknown one in a parser's message is a slip of. Empty when none is near."""
     match = _NO_VALUE.search(error)
     if match is None:
         return ""

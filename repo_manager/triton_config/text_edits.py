@@ -30,13 +30,13 @@ class NotInPlaceError(Exception):
 
 
 def edit_field(text: str, name: str, before: Any, after: Any) -> str:
-    """Change one field of a text. Values that both messages share, comments and unknown fields stay.
+    """Change one field of a text. Values both messages share, comments and unknown fields stay.
 
     Args:
         text: the fields of a message, without braces around them.
         name: the field. It is in the text.
-        before: the message that the text says.
-        after: the one that it is to say.
+        before: the message the text says.
+        after: the one it is to say.
 
     Raises:
         NotInPlaceError: a value that changes is written in several parts, a list becomes longer or shorter, ...

@@ -1,7 +1,7 @@
 """The top-level fields of a protobuf text file, by position.
 
-Editing the text between two positions keeps everything else as a person wrote it: comments, order, layout, and
-fields that a newer Triton knows and our copy of the schema does not. Reparsing and printing keeps none of these.
+Editing the text between two positions keeps everything else as a person wrote it: comments, order, layout, and fields
+a newer Triton knows and our copy of the schema does not. Reparsing and printing keeps none of these.
 """
 
 from __future__ import annotations
@@ -198,11 +198,11 @@ def _outline(text: str) -> list[_Outlined]:
 
 
 def line_of(text: str, what: str) -> int | None:
-    """Return the line of a configuration that a finding is about, or `None` when it names nothing that is there.
+    """Return the line of a configuration a finding is about, or `None` when it names nothing that is there.
 
-    A parser's message has its line. Candidates are the fields that a finding names, or, if it names none, those that
-    hold a string of it. The finding also names enclosing fields, tensors and models. The field with the most of them
-    counts, and among equals the first one.
+    A parser's message has its line. Candidates are the fields a finding names, or, if it names none, those with a
+    string of it. The finding also names enclosing fields, tensors and models. The field with the most of them counts,
+    and among equals the first one.
 
     Args:
         text: the configuration as a person wrote it.

@@ -31,18 +31,18 @@ def version_policy(config: ModelConfig) -> tuple[int, ...] | str:
 
 
 def served_versions(config: ModelConfig, existing: Iterable[int]) -> tuple[int, ...]:
-    """Return the versions that Triton would serve, ascending.
+    """Return the versions Triton would serve, ascending.
 
     Args:
         config: configuration of the model (config.pbtxt).
-        existing: the versions that have a folder. A specific version without one is skipped with a log line,
-            as in `VersionsToLoad` of triton-inference-server/core.
+        existing: the versions with a folder. A specific version without one is skipped with a log line, as in
+            `VersionsToLoad` of triton-inference-server/core.
     """
     return served_by(version_policy(config), existing)
 
 
 def served_by(policy: tuple[int, ...] | str, existing: Iterable[int]) -> tuple[int, ...]:
-    """Apply a policy, as `version_policy` returns it, to the versions that have a folder."""
+    """Apply a policy, as `version_policy` returns it, to the versions with a folder."""
     present = sorted(set(existing))
     if isinstance(policy, tuple):
         return tuple(version for version in policy if version in present)
@@ -90,7 +90,7 @@ def replace_version_policy(text: str, versions: Iterable[int], *, where: str) ->
 
 @functools.lru_cache(maxsize=4096)
 def policy_of_text(value: str) -> tuple[int, ...] | str:
-    """Return the policy that a `version_policy` field's text (with its braces) states.
+    """Return the policy a `version_policy` field's text (with its braces) states.
 
     Raises:
         ConfigError: the text is no version policy.

@@ -37,7 +37,7 @@ Tensors = Mapping[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Held-out data that the copies of a model are scored on, and the limits of the score.
+    """Held-out data the copies of a model are scored on, and the limits of the score.
 
     Attributes:
         evaluator: computes the score.
@@ -96,7 +96,7 @@ class Answers:
 
     Args:
         loads: puts load on the copies.
-        held_out: data that the copies are scored on. `None`: they are not scored.
+        held_out: data the copies are scored on. `None`: they are not scored.
 
     Attributes:
         notes: models whose answers are not compared, and why.

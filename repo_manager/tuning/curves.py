@@ -24,7 +24,7 @@ _LARGEST_BATCH = 64
 
 
 def latency_limit(options: TuneOptions, subjects: Subjects) -> float | None:
-    """Return the limit that no batch of any model may exceed, in nanoseconds: the loosest of those asked."""
+    """Return the limit no batch of any model may exceed, in nanoseconds: the loosest of those asked."""
     limits = [options.latency_ns(name) for name in subjects.tops]
     return None if None in limits else max(limit for limit in limits if limit is not None)
 
@@ -54,7 +54,7 @@ class Curves:
         self._today = self._subjects.today()
 
     def space(self, name: str) -> tuple[tuple[BatchTime, ...], Space]:
-        """Measure a model's batches. Return their times and the settings that they leave.
+        """Measure a model's batches. Return their times and the settings they leave.
 
         Raises:
             RepositoryError: one more copy of the models does not fit into memory.

@@ -1,4 +1,4 @@
-"""What a tuning has measured, one JSON line each, so that a second run goes on where the first one ended.
+"""What a tuning has measured, one JSON line each, so a second run goes on where the first one ended.
 
 It is separate from the run because what a killed process leaves of a file is its own matter.
 """

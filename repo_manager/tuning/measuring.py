@@ -43,7 +43,7 @@ class Measured:
         value: in the objective's unit. `None` when it holds nothing of what was asked.
         reason: what says so, with its numbers.
         levels: each load level.
-        busy: model -> time a second that its requests waited and were computed, by the server's counters.
+        busy: model -> time a second its requests waited and were computed, by the server's counters.
     """
 
     value: float | None

@@ -47,7 +47,7 @@ class TuneOptions:
 
     Attributes:
         gates: upper limits that must be held, by every model asked.
-        own_gates: model -> further ones that it must hold.
+        own_gates: model -> further ones it must hold.
         objective: `throughput` (the largest rate that holds the gates), `latency` (the lowest p99 at `rate`) or
             `energy` (the most inferences per joule at `rate`). `None`: latency where a rate is given, else throughput.
         rate: requests a second. `None`: for energy nine tenths of the largest rate that today's setting holds.
@@ -62,8 +62,8 @@ class TuneOptions:
         url: a server that takes the copies, by its load API. `None` starts one on this machine.
         access: how that server is reached. `None` without TLS and headers.
         fresh: forget what an earlier run measured.
-        accuracy: held-out data that each setting is scored on, by one request per sample, and the limits of the score.
-            The source of `max_drop` is today's setting. `None` scores nothing.
+        accuracy: held-out data each setting is scored on, by one request per sample, and the limits of the score. The
+            source of `max_drop` is today's setting. `None` scores nothing.
         signed_by: public keys one of which must vouch for each version that is run. Empty asks for no signature.
     """
 
@@ -135,7 +135,7 @@ class TuneOptions:
         return self.objective or ("throughput" if self.rate is None else "latency")
 
     def gates_of(self, model: str) -> tuple[Gate, ...]:
-        """Return the gates that a model must hold."""
+        """Return the gates a model must hold."""
         return (*self.gates, *self.own_gates.get(model, ()))
 
     @property

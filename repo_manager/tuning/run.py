@@ -48,8 +48,7 @@ def tune(
 ) -> Tuning:
     """Search the best setting of models, on copies of them on a server of their own.
 
-    Of an ensemble the models that it is made of are tuned. Several models are under load together, and share the
-    machine.
+    Of an ensemble the models it is made of are tuned. Several models are under load together, and share the machine.
 
     Args:
         repository: where the models are. Nothing in it is changed.
@@ -169,7 +168,7 @@ class TuningRun:
         self._best: Trial
 
     def prepare(self) -> Mapping[str, Space]:
-        """Measure the time of batches. Return the settings that it leaves of each model.
+        """Measure the time of batches. Return the settings it leaves of each model.
 
         Raises:
             RepositoryError: one more copy of the models does not fit into memory.
@@ -259,8 +258,8 @@ class TuningRun:
     def _order(self) -> Iterator[str]:
         """Yield the models to tune: each time the one that requests spend most time in.
 
-        One that was searched to its end is not searched again. Of an ensemble, nothing more is gained once that one
-        still takes most of the time. Models that share the machine all get their turn.
+        One searched to its end is not searched again. Of an ensemble, nothing more is gained once that one still takes
+        most of the time. Models that share the machine all get their turn.
         """
         settled: list[str] = []
         while len(settled) < len(self.subjects.tunable):

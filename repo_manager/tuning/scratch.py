@@ -69,7 +69,7 @@ class Copies(ABC):
         url: of that server, for a load test.
         metrics_url: of its metrics. `None`: not known.
         access: how it is reached.
-        cores: CPUs that the copies share. 0: not known.
+        cores: CPUs the copies share. 0: not known.
     """
 
     keeps_instances = False
@@ -135,7 +135,7 @@ class Copies(ABC):
                 served[name] = config
 
     def unload(self, copy: str) -> None:
-        """Stop serving a set, so that it takes neither memory nor threads while another one is measured."""
+        """Stop serving a set, so it takes neither memory nor threads while another one is measured."""
         self._drop(copy, set(self._served.get(copy, {})))
 
     def _drop(self, copy: str, names: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Coordinate descent over settings that each are held against the best one so far.
+"""Coordinate descent over settings each are held against the best one so far.
 
 A candidate must beat the best by a margin. One that takes less of the machine only must be as good. So a candidate is
 a question with a yes or no, which a few seconds of load decide, and only a better one is measured to its end.
@@ -25,15 +25,15 @@ class Trial:
 
     Attributes:
         setting: the measured setting.
-        is_better: it beats the trial that it was compared with. The first one always does.
+        is_better: it beats the trial it was compared with. The first one always does.
         value: what is sought of it (the largest rate that holds, in requests a second, or the p99 in nanoseconds).
             `None` where it was given up before known.
         reason: what decided, with its numbers.
         seconds: duration of the measurement.
-        against: the value that it had to hold. `None` for the first one.
+        against: the value it had to hold. `None` for the first one.
         model: whose setting that is, where there are several.
         state: the settings of all models, where there are several. Empty for one.
-        busy: model -> time a second that its requests waited and were computed, at the largest load.
+        busy: model -> time a second its requests waited and were computed, at the largest load.
         levels: each load level: `label`, `decision`, `throughput_per_s`, `p99_ns`, `reason`, `seconds`.
     """
 
@@ -61,7 +61,7 @@ class Trial:
 
 
 Evaluate = Callable[[Setting, "Trial | None", float], Trial]
-"""Measures a setting against the best trial so far, by the margin that it must beat it by."""
+"""Measures a setting against the best trial so far, by the margin it must beat it by."""
 
 
 def descend(

@@ -41,7 +41,7 @@ class Setting:
         max_batch_size: 0 for a model without a batch axis of Triton's.
         queue_delay: how long a request waits for others, in microseconds. `None`: Triton forms no batches.
         threads: of ONNX Runtime in each instance. `None` leaves it to the backend.
-        preferred: batch sizes that the batcher waits for. `None` leaves today's.
+        preferred: batch sizes the batcher waits for. `None` leaves today's.
     """
 
     instances: int
@@ -114,8 +114,8 @@ class Bounds:
     Attributes:
         cores: CPUs of the server, which instances times threads must not exceed. 0 where the model runs on a GPU.
         instances: the most that fit into memory.
-        batch: the largest batch that the model takes.
-        profile: the batch size that the engine's kernels were chosen for. `None` where it is no engine.
+        batch: the largest batch the model takes.
+        profile: the batch size the engine's kernels were chosen for. `None` where it is no engine.
         least_batch: the smallest `max_batch_size` that ensembles which use the model let it have.
     """
 
@@ -325,7 +325,7 @@ def _with(values: Sequence[Any], today: Any) -> tuple[Any, ...]:
 
 
 def curve_sizes(bounds: Bounds) -> tuple[int, ...]:
-    """Return the batch sizes whose time is measured: powers of two up to the largest that the model takes."""
+    """Return the batch sizes whose time is measured: powers of two up to the largest the model takes."""
     return tuple(_powers(min(bounds.batch, _LARGEST_BATCH))) if bounds.batch else ()
 
 

@@ -1,4 +1,4 @@
-"""What is tuned: models under load, and the models that they are made of, as they are in the repository."""
+"""What is tuned: models under load, and the models they are made of, as they are in the repository."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Subject:
         written: the configuration as the repository has it.
         config: the same with what was fixed in advance: today's, for the tuning.
         files: path in a copy's folder -> file.
-        profile: batch sizes that the engine was built for: the one that its kernels were chosen for, and the largest.
-            `None` where it is no engine, or nothing is recorded.
+        profile: batch sizes the engine was built for: the one its kernels were chosen for, and the largest. `None`
+            where it is no engine, or nothing is recorded.
         tolerance: of its answers, as recorded with the version.
     """
 
@@ -113,7 +113,7 @@ def read_subjects(
 def _read(
     repository: Location, name: str, version: int | None, found: dict[str, Subject], stack: contextlib.ExitStack
 ) -> None:
-    """Add a model after those that it needs."""
+    """Add a model after those it needs."""
     entry = find_model(repository, name)
     config = entry.config()
     if config is None:
@@ -170,7 +170,7 @@ def _recorded(files: Mapping[str, Path]) -> tuple[tuple[int, int] | None, float]
 
 
 def _profile(engine: Any) -> tuple[int, int] | None:
-    """Return the batch size that an engine's kernels were chosen for, and the largest that it takes."""
+    """Return the batch size an engine's kernels were chosen for, and the largest it takes."""
     try:
         ranges: Sequence[Any] = list(engine["build"]["profile"].values())
         return min(each["opt"][0] for each in ranges), min(each["max"][0] for each in ranges)

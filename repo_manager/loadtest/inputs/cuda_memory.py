@@ -1,4 +1,4 @@
-"""Memory of this machine's GPU that a Triton server on the same machine maps, by CUDA's driver alone.
+"""Memory of this machine's GPU a Triton server on the same machine maps, by CUDA's driver alone.
 
 The driver's library comes with every NVIDIA driver, so no CUDA package is needed. It is separate from
 `shared_memory.py` because it knows nothing of regions and requests.

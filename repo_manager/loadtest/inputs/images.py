@@ -81,7 +81,7 @@ def image_samples(
 
     Args:
         files: paths of the images.
-        item: the input that they fill.
+        item: the input they fill.
         recipe: `None` for an input that takes a file's content as it is.
         limit_bytes: images beyond this many bytes of input are left out.
 
@@ -155,7 +155,7 @@ def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRe
 
 
 def _changes(recipe: ImageRecipe, given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the recipe's fields that the options change, read and checked one by one."""
+    """Return the recipe's fields the options change, read and checked one by one."""
     channels = 1 if given.get("color", recipe.color) == "gray" else 3
     changes: dict[str, Any] = {}
     for name, text in given.items():

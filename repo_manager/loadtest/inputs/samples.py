@@ -24,8 +24,8 @@ def resolve_shapes(facts: TargetFacts, options: LoadTestOptions) -> dict[str, tu
     """Return each input's full shape in a request, batch axis included where the model has one.
 
     Raises:
-        UsageError: a dynamic dimension without a size, a shape that does not fit, an unknown input, a batch size that
-            the model does not take.
+        UsageError: a dynamic dimension without a size, a shape that does not fit, an unknown input, a batch size the
+            model does not take.
     """
     known = {item.name: item for item in facts.inputs}
     for name in options.shapes:
@@ -145,7 +145,7 @@ def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Samp
 
 
 def _without_batch_axis(row: Sample, facts: TargetFacts) -> list[Sample]:
-    """Return the samples of a request that has a batch axis. Any other request is one sample."""
+    """Return the samples of a request with a batch axis. Any other request is one sample."""
     ranks = {item.name: len(item.shape) for item in facts.inputs}
     sizes = {len(array) if array.ndim == ranks[name] + 1 else 0 for name, array in row.items()}
     if len(sizes) != 1 or 0 in sizes or (facts.max_batch_size == 0 and sizes != {1}):

@@ -1,4 +1,4 @@
-"""Inputs and outputs in memory that the server maps, instead of in each request: POSIX shared memory, or a GPU's.
+"""Inputs and outputs in memory the server maps, instead of in each request: POSIX shared memory, or a GPU's.
 
 A POSIX region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it. What a killed
 process left is recognised by its lock, which died with it, and removed by the next run.
@@ -43,7 +43,7 @@ class Placement:
     """Where the tensors of each request are.
 
     Attributes:
-        region: the name that the server knows the memory by.
+        region: the name the server knows the memory by.
         inputs: for each sample, input name -> place.
         outputs: for each sample, output name -> place. Requests in flight with the same sample write to the same
             place: nobody reads it. Empty when the size of an output is not known in advance.
@@ -131,7 +131,7 @@ class _PosixMemory:
 
 @contextlib.contextmanager
 def _posix_memory(placement: Placement) -> Iterator[_PosixMemory]:
-    """Make the file: locked before it has a name, so that no other run takes it for a dead one's."""
+    """Make the file: locked before it has a name, so no other run takes it for a dead one's."""
     path = _FOLDER / placement.region
     try:
         descriptor = os.open(_FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)

@@ -44,7 +44,7 @@ class PerfAnalyzer:
         return values
 
     def lacks(self) -> str:
-        """Start it. Return what the loader says that it lacks, empty when it starts."""
+        """Start it. Return what the loader says it lacks, empty when it starts."""
         done = subprocess.run(
             [str(self.binary), "--version"],
             capture_output=True,

@@ -39,7 +39,7 @@ class WireConnection(abc.ABC):
         return self._sock.fileno()
 
     def on_writable(self) -> None:
-        """Continue a write that the socket had not taken."""
+        """Continue a write the socket had not taken."""
         try:
             self._stream.on_writable()
         except OSError as exc:

@@ -188,7 +188,7 @@ class Sink(Protocol):
         """Requests ended well. Latency counts from each one's start stamp.
 
         Args:
-            connection: the connection that the requests used.
+            connection: the connection the requests used.
             latencies_ns: latency of each request in nanoseconds.
             now_ns: present time in nanoseconds.
 
@@ -200,7 +200,7 @@ class Sink(Protocol):
         """Requests ended in an error. Returns the same as `completed`.
 
         Args:
-            connection: the connection that the requests used.
+            connection: the connection the requests used.
             count: number of requests that ended.
             message: text of the error.
             now_ns: present time in nanoseconds.
@@ -210,13 +210,13 @@ class Sink(Protocol):
         """More was measured than whole requests: of sequences, or of single responses. See `Slice.details`."""
 
     def returned(self, starts_ns: list[int]) -> None:
-        """Requests that the server certainly did not begin must be sent elsewhere. Their start stamps."""
+        """Requests the server certainly did not begin must be sent elsewhere. Their start stamps."""
 
     def lost(self, connection: Connection, message: str, now_ns: int) -> None:
         """The connection is gone. Its open requests have been reported as failed before.
 
         Args:
-            connection: the connection that the requests used.
+            connection: the connection the requests used.
             message: the error's text, or the reason of the end.
             now_ns: present time in nanoseconds.
         """

@@ -259,7 +259,7 @@ class GrpcConnection(WireConnection):
             self._again(self._sink.failed(self, 1, problem, time.monotonic_ns()))
 
     def _again(self, count: int) -> None:
-        """Queue what the sink asks for. More than the server allows would be refused, so that part is given back."""
+        """Queue what the sink asks for. More than the server allows would be refused, so part is given back."""
         if count > 0:
             allowed = min(count, self.free_slots())
             self.submit(allowed)
@@ -304,7 +304,7 @@ class GrpcConnection(WireConnection):
             self._send_waiting()
 
     def _go_away(self, payload: bytes) -> None:
-        """Take no new requests. Hand the streams back that the server says it did not begin (RFC 9113, 6.8)."""
+        """Take no new requests. Hand the streams back the server says it did not begin (RFC 9113, 6.8)."""
         self.usable = False
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         refused = [number for number in self._starts if number > last]

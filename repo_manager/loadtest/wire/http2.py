@@ -137,7 +137,7 @@ class BlockReader:
         self._decoder = Decoder()
 
     def read(self, block: bytes, flags: int) -> str | None:
-        """Decode a block and return the problem that it reports, `None` when it reports none.
+        """Decode a block and return the problem it reports, `None` when it reports none.
 
         Args:
             block: payload of a HEADERS frame.

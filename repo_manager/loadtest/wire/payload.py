@@ -1,4 +1,4 @@
-"""Serialises requests once, so that the load loop only ever copies bytes."""
+"""Serialises requests once, so the load loop only ever copies bytes."""
 
 from __future__ import annotations
 

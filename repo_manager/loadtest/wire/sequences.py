@@ -20,7 +20,7 @@ from repo_manager.errors import UsageError
 __all__ = ["DEFAULT_LENGTH", "FIRST_ID", "IDS", "Lane", "Lanes", "SequencePlan", "drawn_lengths", "encoded_id"]
 
 FIRST_ID, IDS = 300_000_000, 700_000_000
-"""Nine digits, five bytes as a varint, and a number that an INT32 control holds."""
+"""Nine digits, five bytes as a varint, and a number an INT32 control holds."""
 DEFAULT_LENGTH = "16:24"  # perf_analyzer's: 20, and 20 % more or less
 _MOST_STEPS = 1 << 20
 _DRAWN = 4096
@@ -95,7 +95,7 @@ class Lanes:
         plan: what sequences are made of.
         worker: number of this worker, from 0.
         workers: how many workers there are. No two give the same ID.
-        seed: of the first ID, so that a test that follows another soon does not meet the sequences it left.
+        seed: of the first ID, so a test that follows another soon does not meet the sequences it left.
     """
 
     def __init__(self, plan: SequencePlan, worker: int, workers: int, seed: int) -> None:

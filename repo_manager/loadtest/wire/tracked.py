@@ -30,9 +30,9 @@ class Call(int):
     """The start of a call, in nanoseconds, with what is known of the call.
 
     Attributes:
-        lane: the live sequence that it belongs to.
+        lane: the live sequence it belongs to.
         last_ns: when its last response came. 0 before the first.
-        problem: the error that a response carries.
+        problem: the error a response carries.
         is_final: on a stream that is kept open: the final response has come.
     """
 
@@ -73,7 +73,7 @@ class TrackedGrpcConnection(GrpcConnection):
         self._free.extend(lanes)
 
     def free_slots(self) -> int:
-        """Return how many more requests it can carry: streams that the server allows, sequences that wait for one."""
+        """Return how many more requests it can carry: streams the server allows, sequences that wait for one."""
         allowed = super().free_slots()
         return min(allowed, len(self._free)) if self._endpoint.sequences is not None else allowed
 

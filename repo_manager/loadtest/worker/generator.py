@@ -320,7 +320,7 @@ class Generator:
         """Record answers. A closed loop sends as many new requests on the same connection.
 
         Args:
-            connection: the connection that the requests used.
+            connection: the connection the requests used.
             latencies_ns: latency of each request in nanoseconds.
             now_ns: present time in nanoseconds.
         """
@@ -337,7 +337,7 @@ class Generator:
         """Record errors. A closed loop goes on.
 
         Args:
-            connection: the connection that the requests used.
+            connection: the connection the requests used.
             count: number of requests that ended.
             message: text of the error.
             now_ns: present time in nanoseconds.
@@ -364,7 +364,7 @@ class Generator:
         self._recorder.add_details(name, values_ns, now_ns)
 
     def returned(self, starts_ns: list[int]) -> None:
-        """Take requests back that a connection could not place. The loop sends them on another one."""
+        """Take requests back a connection could not place. The loop sends them on another one."""
         self._in_flight -= len(starts_ns)
         if not self._is_closed:
             self._backlog = sorted(starts_ns) + self._backlog
@@ -373,7 +373,7 @@ class Generator:
         """Forget a connection. The loops open another one.
 
         Args:
-            connection: the connection that the requests used.
+            connection: the connection the requests used.
             message: text of the error.
             now_ns: present time in nanoseconds.
         """

@@ -5,8 +5,8 @@ the CPU where it last ran. It takes that CPU from a server's thread even if anot
 and server on two CPUs, 200 requests a second to a CNN of 1 ms: p99 1.2 times perf_analyzer's with the real-time class,
 1.0 times without, and as few sends late.
 
-The system must allow it (root, or CAP_SYS_NICE), and the worker must need less than half a CPU. Above that it would
-slow a server on the same machine, so it returns to its own priority.
+The system must allow it (root, or CAP_SYS_NICE), and the worker must need less than half a CPU. Above it would slow a
+server on the same machine, so it returns to its own priority.
 """
 
 from __future__ import annotations

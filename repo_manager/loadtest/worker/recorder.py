@@ -32,7 +32,7 @@ class Slice:
         sent: requests that were due in the slice and sent (open loop only; 0 in a closed loop).
         late: how many of them were sent more than 0.5 ms after their scheduled moment.
         max_late_ns: the largest such delay.
-        cpu_ns: CPU time that the process used.
+        cpu_ns: CPU time the process used.
         run_queue_ns: time in which the process could run and had no CPU.
         details: more than whole requests: `sequence` (from a sequence's first request to its last answer), `first`
             (to a request's first response), `between` (from one response to the next).

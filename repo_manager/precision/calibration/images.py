@@ -28,7 +28,7 @@ _COLORS = ("rgb", "bgr", "gray")
 
 
 def from_yaml(path: Path, signature: Signature) -> CalibrationData:
-    """Read the images that a YAML file describes.
+    """Read the images a YAML file describes.
 
     Raises:
         CalibrationError: the YAML is wrong, an image cannot be read, or it does not fit the model.
@@ -114,7 +114,7 @@ def _numbers(raw: dict[str, Any], key: str, count: int, default: float | None, p
 
 
 def input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpec:
-    """Return the input that the images fill.
+    """Return the input the images fill.
 
     Args:
         recipe: how an image becomes the input.

@@ -37,7 +37,7 @@ def load_calibration(source: StrPath, signature: Signature, *, min_samples: int 
     Args:
         source: an `.npz` file; a folder of `.npy` files; a folder of images that holds `calibration.yaml`, or the
             path of such a file; or `module:function`, imported from the current folder or the environment.
-        signature: of the model that the data is for.
+        signature: of the model the data is for.
         min_samples: fewer samples than this is an error.
 
     Returns:
@@ -121,7 +121,7 @@ def load_function(text: str) -> Callable[..., Any]:
 
 
 def import_installed(module: str) -> None:
-    """Import a module from the environment, so that one of that name in the current folder is not taken for it later.
+    """Import a module from the environment, so one of that name in the current folder is not taken for it later.
 
     Raises:
         CalibrationError: there is none, or it fails.

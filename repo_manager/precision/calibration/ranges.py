@@ -41,7 +41,7 @@ def largest_values(
     optimize: bool = True,
     finite: bool = True,
 ) -> dict[str, float]:
-    """Return the largest absolute value that each tensor takes over all samples.
+    """Return the largest absolute value each tensor takes over all samples.
 
     The maxima are computed inside ONNX Runtime, so no activation leaves it.
 

@@ -1,4 +1,4 @@
-"""Compute what depends on constants alone, so that a weight is found where it is used.
+"""Compute what depends on constants alone, so a weight is found where it is used.
 
 It folds operators that move, relabel or join values, or compute each value separately. The result never grows. A
 weight behind Identity, Transpose, Reshape, Cast, Mul, Concat, ... or a ConstantOfShape becomes a weight.

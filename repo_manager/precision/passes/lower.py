@@ -228,7 +228,7 @@ class _Scope:
         self.nodes.append(node)
 
     def _constant(self, node: onnx.NodeProto, constant: Weight) -> None:
-        """Put a constant of a body beside its 16-bit twin. The one that nobody reads is dropped at the end."""
+        """Put a constant of a body beside its 16-bit twin. The one nobody reads is dropped at the end."""
         self.nodes.append(node)
         if constant.data_type != FLOAT or constant.tensor is not None:
             return
@@ -271,7 +271,7 @@ class _Scope:
         replace_nodes(body, [n for n in inner.nodes if n.op_type not in ("Cast", "Constant") or n.output[0] in used])
 
     def hide(self, name: str) -> None:
-        """Forget what an outer scope knew of a name that this one defines."""
+        """Forget what an outer scope knew of a name this one defines."""
         for data_type in (FLOAT, self.job.low):
             self.casts.pop((name, data_type), None)
         self.sources.pop(name, None)

@@ -107,7 +107,7 @@ class _Graph:
         return found
 
     def _from_reduction(self, node: onnx.NodeProto) -> bool:
-        """Return whether every activation that a node reads comes from a reduction, through nodes on the way."""
+        """Return whether every activation a node reads comes from a reduction, through nodes on the way."""
         stack, seen = [node], {node.name}
         while stack:
             for name in stack.pop().input:
@@ -258,8 +258,8 @@ def _too_large(draft: Draft, node: onnx.NodeProto) -> str | None:
 def to_low(array: NDArray[Any], low: np.dtype[Any]) -> NDArray[Any]:
     """Round FP32 values to 16 bits, to nearest even.
 
-    Finite values beyond the type's range become its largest number. A single tiny constant (an epsilon)
-    becomes the smallest subnormal instead of 0, so that what it protects from dividing by 0 stays protected.
+    Finite values beyond the type's range become its largest number. A single tiny constant (an epsilon) becomes the
+    smallest subnormal instead of 0, so what it protects from dividing by 0 stays protected.
     """
     with np.errstate(all="ignore"):
         values = array.astype(low)

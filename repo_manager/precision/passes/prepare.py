@@ -1,4 +1,4 @@
-"""The passes that come before any change of precision, and the proof that they changed nothing.
+"""The passes that come before any change of precision, and the proof they changed nothing.
 
 Before and after them the model must be the same in FP32. Otherwise the gate of a conversion, whose limit is made for
 rounding to 16 or 8 bits, hides a wrong pass.
@@ -40,7 +40,7 @@ class Prepared:
     Attributes:
         draft: the same model as the source up to rounding, sorted, with names on all nodes.
         error: largest relative error against the source. `None`: not measured, or no pass changed anything.
-        dropped: passes that were left out because they changed the numbers, each with its error.
+        dropped: passes left out because they changed the numbers, each with its error.
     """
 
     draft: Draft = field(repr=False)
@@ -164,7 +164,7 @@ class SourceCheck:
     def error(self, draft: Draft) -> float:
         """Return the largest relative error of any output. Infinite when the draft does not run (see `failure`).
 
-        An output that is a selection, and differs, is compared by the values that it is chosen from.
+        An output that is a selection, and differs, is compared by the values it is chosen from.
         """
         written = write_draft(draft, self._folder / "prepared.onnx")
         try:

@@ -1,7 +1,7 @@
 """Insert explicit QuantizeLinear/DequantizeLinear pairs, and store weights as INT8.
 
-Symmetric, zero point 0, so that a zero weight stays zero and TensorRT takes it. Weights get one scale per output
-channel and are in the file as INT8 with a DequantizeLinear; activations one scale; biases stay FP32. The INT8 range is
+Symmetric, zero point 0, so a zero weight stays zero and TensorRT takes it. Weights get one scale per output channel
+and are in the file as INT8 with a DequantizeLinear; activations one scale; biases stay FP32. The INT8 range is
 -127..127.
 """
 

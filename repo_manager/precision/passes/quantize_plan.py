@@ -78,7 +78,7 @@ def plan_quantization(
         draft: the model as a float32 draft.
         quantize_outputs: also quantise the results of quantised layers, as in `ConvertOptions`.
         keep: says why a node stays in FP32. `None`: it need not.
-        left_out: operators and names of nodes that the target's builder computes in floating point, Q/DQ or not.
+        left_out: operators and names of nodes the target's builder computes in floating point, Q/DQ or not.
     """
     nodes: dict[str, QuantizedNode] = {}
     kept: dict[str, tuple[str, str]] = {}
@@ -190,7 +190,7 @@ class _Planner:
         return name
 
     def _is_residual(self, addition: onnx.NodeProto, branch: str) -> bool:
-        """Return whether an Add joins two activations and `branch` is made last, so that it can fuse."""
+        """Return whether an Add joins two activations and `branch` is made last, so it can fuse."""
         others = [name for name in addition.input if name != branch]
         if len(others) != 1 or others[0] in self.draft.weights:
             return False

@@ -7,7 +7,7 @@
 - Hardmax before opset 13 flattens its input to two dimensions, and the converter changes its axis. Softmax and
   LogSoftmax flatten, too: the converter knows, but fails where a body reads their result.
 - An empty tensor that represents a missing input of Resize is not known to be empty in a body.
-- Constants that the converter makes in a body can have the name of a value outside.
+- Constants the converter makes in a body can have the name of a value outside.
 - A Dropout's mask changes its type, although nothing reads it. A Pad that does not pad with a constant keeps its
   attribute `value`, which no longer exists.
 """
@@ -141,7 +141,7 @@ def _drop(node: onnx.NodeProto, name: str) -> None:
 def _name_apart(
     graph: onnx.GraphProto, known: set[str], taken: set[str], outer: Mapping[str, str] | None = None
 ) -> None:
-    """Give values that the converter made names of their own: it counts from the start in each body.
+    """Give values the converter made names of their own: it counts from the start in each body.
 
     Args:
         graph: changed.

@@ -181,7 +181,7 @@ def check_drift(
 
 
 def _is_negligible(item: OutputDrift, options: ConvertOptions) -> bool:
-    """Return whether a probability may differ. A limit that was asked for is one of outputs."""
+    """Return whether a probability may differ. A limit asked for is one of outputs."""
     return item.max_abs_error <= NEGLIGIBLE_PROBABILITY and not (item.is_output and options.max_drift is not None)
 
 
@@ -209,7 +209,7 @@ def same_answers(answers: Sequence[Mapping[str, Array]]) -> str:
 
 
 def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) -> str:
-    """Say what INT8's other samples show: those that it was calibrated with."""
+    """Say what INT8's other samples show: those it was calibrated with."""
     errors = [
         item.calibration_relative_error
         for item in drift

@@ -41,7 +41,7 @@ class Selection:
     """What selected outputs are chosen from, and what the source says of it.
 
     Attributes:
-        judges: output -> the float32 values that it is chosen from.
+        judges: output -> the float32 values it is chosen from.
         source: the float32 draft, with names on all nodes, in topological order.
         folder: for a temporary model, removed again.
     """
@@ -111,7 +111,7 @@ def selection_of(source: Draft, folder: Path) -> Selection | None:
 
 
 def after_selection(draft: Draft) -> frozenset[str]:
-    """Return the outputs that a selection leads to, weights in between or not."""
+    """Return the outputs a selection leads to, weights in between or not."""
     reached: set[str] = set()
     for node in draft.graph.node:
         if _has(node, _SELECTORS) or any(name in reached for name in (*node.input, *captured_names(node))):

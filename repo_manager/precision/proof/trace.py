@@ -31,8 +31,8 @@ class BlockDrift:
         op_type: of the node.
         value: its name.
         relative_error: |candidate - source| / |source|, the largest over the samples.
-        largest: the largest absolute value that it has in the source.
-        added: the part that its own inputs did not bring: sqrt(error^2 - largest input error^2).
+        largest: the largest absolute value it has in the source.
+        added: the part its own inputs did not bring: sqrt(error^2 - largest input error^2).
     """
 
     node: str
@@ -46,7 +46,7 @@ class BlockDrift:
 def trace_drift(
     source: Draft, candidate: Draft, samples: Iterable[Mapping[str, Array]], folder: Path, *, every_node: bool = False
 ) -> tuple[BlockDrift, ...]:
-    """Run source and candidate beside each other and compare the values that both have.
+    """Run source and candidate beside each other and compare the values both have.
 
     Args:
         source: the float32 draft of the source.

@@ -28,8 +28,8 @@ class ConfigChange:
         after: the file's text as it will be.
         fields: the top-level fields that differ.
         effect: what a running server does at its next load, by Triton's reload rules.
-        served: the versions that the next load serves.
-        reloaded: those of them that it would load again.
+        served: the versions the next load serves.
+        reloaded: those of them it would load again.
         problems: what is wrong with the new configuration. An error keeps it from being written.
         applied: whether it was written.
     """
@@ -54,7 +54,7 @@ class ConfigChange:
 
 
 def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
-    """Say what a new config.pbtxt would do. The versions that it would serve are not looked into.
+    """Say what a new config.pbtxt would do. The versions it would serve are not looked into.
 
     Args:
         view: the model, with what is beside its versions.
@@ -120,12 +120,12 @@ def _check(view: ModelView, config: ModelConfig, served: tuple[int, ...]) -> lis
 
 
 def served_model_file(config: ModelConfig) -> str:
-    """Return the file that a version is served from. Empty where config.pbtxt does not say which one."""
+    """Return the file a version is served from. Empty where config.pbtxt does not say which one."""
     return "" if config.message().cc_model_filenames else config.model_filename
 
 
 def missing_for_gpus(version: VersionView, config: ModelConfig) -> dict[str, str]:
-    """Return the files of `cc_model_filenames` that a version lacks: file -> what is wrong with it.
+    """Return the files of `cc_model_filenames` a version lacks: file -> what is wrong with it.
 
     Triton opens one only on a GPU of its compute capability. On any other device it does without.
     """
@@ -141,7 +141,7 @@ def missing_for_gpus(version: VersionView, config: ModelConfig) -> dict[str, str
 
 
 def against_manifest(version: VersionView, config: ModelConfig) -> list[Problem]:
-    """Compare a configuration with the one that was derived from the version's model when it was published."""
+    """Compare a configuration with the one derived from the version's model when it was published."""
     try:
         text = version.manifest().config
     except RepositoryError:

@@ -1,4 +1,4 @@
-"""What must hold before a version is published: of its files, and of the model that it joins."""
+"""What must hold before a version is published: of its files, and of the model it joins."""
 
 from __future__ import annotations
 

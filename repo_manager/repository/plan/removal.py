@@ -44,7 +44,7 @@ class Removal:
 
 
 def select_version(view: ModelView, version: int | None) -> tuple[int, ...]:
-    """Return the versions that a removal means: one, or all of them for `None`.
+    """Return the versions a removal means: one, or all of them for `None`.
 
     Raises:
         RepositoryError: there is no such version.

@@ -57,7 +57,7 @@ class Incoming:
         manifest: number and records -> manifest.
         first_config: number -> the config.pbtxt that comes with a first version.
         progress: told the bytes that have arrived.
-        number: the number that it must have. `None` takes the next one.
+        number: the number it must have. `None` takes the next one.
         claiming: asked where the number is claimed, when no other writer can come between. Raises what ends the
             publication. `None`: the same content may come twice, also by two commands at a time.
     """
@@ -211,8 +211,8 @@ class Store(Protocol):
             version: version of the model.
             names: only these files, and the manifest. `None`: all.
             compare: refuse a fetched file that is not what the manifest says.
-            resume: digest of the content. What has arrived stays when the block fails, so that the next attempt with
-                the same digest goes on. Empty: nothing stays.
+            resume: digest of the content. What has arrived stays when the block fails, so the next attempt with the
+                same digest goes on. Empty: nothing stays.
             progress: told the bytes that have arrived.
         """
 
@@ -245,7 +245,7 @@ class Store(Protocol):
             view: the model as it was looked at.
             contents: name below the model's folder -> its new content. `None` removes the file. config.pbtxt comes
                 last.
-            serves: versions that the new config.pbtxt serves. One that is being removed is refused.
+            serves: versions the new config.pbtxt serves. One that is being removed is refused.
 
         Raises:
             ChangedMeanwhileError: it is not.
@@ -258,7 +258,7 @@ class Store(Protocol):
             key: path below the root.
             content: the bytes, or a file on this machine that holds them.
             new: refuse where the file exists.
-            record: size and digest that a file on this machine must have. `None`: they are unknown.
+            record: size and digest a file on this machine must have. `None`: they are unknown.
 
         Raises:
             ChangedMeanwhileError: `new`, and it exists.
@@ -270,7 +270,7 @@ class Store(Protocol):
 
         Args:
             folder: name of the folder in the root.
-            first: the file of it that goes before all others: it says that the folder is complete.
+            first: the file of it that goes before all others: it says the folder is complete.
         """
 
     def change_state(
@@ -303,7 +303,7 @@ class Store(Protocol):
 
 
 def model_names(store: Store) -> tuple[str, ...]:
-    """Return every model that has a folder or a record of its own, ascending. Hidden folders are left out."""
+    """Return every model with a folder or a record of its own, ascending. Hidden folders are left out."""
     level = store.list_level()
     recorded = {name for entry in level.files if (name := recorded_model(store.traits.record, entry.name)) is not None}
     return tuple(sorted({*(name for name in level.folders if not name.startswith(".")), *recorded}))

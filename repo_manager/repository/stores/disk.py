@@ -1,6 +1,6 @@
 """A repository in folders: a version appears and goes by one rename, and one lock keeps writers apart.
 
-Durability has an order: content, then the folders that hold it, then the rename, then the folder that it went into.
+Durability has an order: content, then the folders that hold it, then the rename, then the folder it went into.
 """
 
 from __future__ import annotations

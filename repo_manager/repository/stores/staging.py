@@ -3,10 +3,10 @@
 The staging area is on the repository's file system, because only there a rename is atomic, and outside its root,
 because Triton takes every folder in the root for a model: `../.ROOTNAME.staging`. Where that is impossible (the root
 is a mount point, or its parent is not writable) it is `ROOT/.repo-manager.staging`, which exists only while a command
-runs. Triton in explicit mode, the only mode that this project uses, does not look at it.
+runs. Triton in explicit mode, the only mode this project uses, does not look at it.
 
-Each command works in a folder of its own beside a lock file that it holds. The kernel drops the lock when the command
-dies, and the next command removes what is then left.
+Each command works in a folder of its own beside a lock file it holds. The kernel drops the lock when the command dies,
+and the next command removes what is then left.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def _new_entry(root: Path) -> tuple[Path, Path, int]:
 
 
 def _claim_entry(area: Path) -> tuple[Path, int]:
-    """Make a folder and hold its lock. The lock file comes first, so that a sweep never sees an unlocked folder."""
+    """Make a folder and hold its lock. The lock file comes first, so a sweep never sees an unlocked folder."""
     while True:
         area.mkdir(exist_ok=True)
         if area.is_symlink():
@@ -340,7 +340,7 @@ def _probe(entry: Path, root: Path) -> None:
 
 
 def _mount_of(folder: Path) -> str | None:
-    """Return the kernel's id of the mount that a folder is in, or `None` where /proc does not tell."""
+    """Return the kernel's id of the mount a folder is in, or `None` where /proc does not tell."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         text = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
@@ -368,7 +368,7 @@ def _probe_of(root: Path, name: str) -> Path:
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
-    """Return whether a path is the file that a descriptor has open."""
+    """Return whether a path is the file a descriptor has open."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

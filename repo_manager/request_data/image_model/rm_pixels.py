@@ -31,7 +31,7 @@ class ImageRecipe:
     """How an image becomes an input: resize, crop, colour order, x * scale, (x - mean) / std, layout.
 
     Attributes:
-        size: height and width that the model takes.
+        size: height and width the model takes.
         resize: shorter side before a centre crop to `size`. `None` stretches straight to `size`.
         layout: `nchw` or `nhwc`.
         color: `rgb`, `bgr` or `gray`.

@@ -46,7 +46,7 @@ class Fingerprint:
 
     @property
     def lookalikes(self) -> tuple[str, ...]:
-        """Entries that Triton takes for a second configuration, because `config.pbtxt` begins with their name."""
+        """Entries Triton takes for a second configuration, because `config.pbtxt` begins with their name."""
         found = [name for name in self.times_ns if name != _SELF and CONFIG_FILENAME.startswith(name)]
         return tuple(name for name in found if name != CONFIG_FILENAME) if len(found) > 1 else ()
 
@@ -62,13 +62,13 @@ class Fingerprint:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Versions that Triton finds in the folders' names, ascending: `3.tmp` is one too, `03` is none."""
+        """Versions Triton finds in the folders' names, ascending: `3.tmp` is one too, `03` is none."""
         found = {_number_of(name) for name in self.folders}
         return tuple(sorted(version for version in found if version is not None))
 
     @property
     def phantoms(self) -> dict[int, str]:
-        """Versions that Triton finds and cannot load, and why: `5.tmp` counts as version 5, which has no folder."""
+        """Versions Triton finds and cannot load, and why: `5.tmp` counts as version 5, which has no folder."""
         found = {}
         for version in self.versions:
             if str(version) not in self.folders:
@@ -156,7 +156,7 @@ def _newest(path: Path, found: os.stat_result, depth: int) -> int:
 
 
 def _number_of(name: str) -> int | None:
-    """Return the version that Triton reads from a folder's name, or `None` when it reads none."""
+    """Return the version Triton reads from a folder's name, or `None` when it reads none."""
     match = _NUMBER.match(name)
     ignored = match is None or name in _NOT_VERSIONS or (len(name) > 1 and name.startswith("0"))
     return None if match is None or ignored else int(match.group(1))

@@ -1,4 +1,4 @@
-"""What a load will do to every version of a model, from Triton's reload rules. Pure, so that it is tested at length.
+"""What a load will do to every version of a model, from Triton's reload rules. Pure, so it is tested at length.
 
 The rules are those of `ModelRepositoryManager` and `ModelLifeCycle` of triton-inference-server/core. Each is listed
 with its test in docs/triton-reload.md, and `tests/integration/test_prediction.py` holds this module against the real
@@ -106,7 +106,7 @@ def instances_differ(served: ModelConfig, wanted: ModelConfig) -> bool:
 
 
 def _completed(group: Any, like: Any, backend: str) -> Any:
-    """Fill in what a group leaves out, as Triton has done in the group that it serves."""
+    """Fill in what a group leaves out, as Triton has done in the group it serves."""
     message = type(group)()
     message.CopyFrom(group)
     message.name = ""
@@ -143,7 +143,7 @@ def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
 
 
 def _is_bare_batching(batching: Any) -> bool:
-    """Return whether nothing is set but the default: completion turns it on for a model that has a batch axis."""
+    """Return whether nothing is set but the default: completion turns it on for a model with a batch axis."""
     return [field.name for field, _ in batching.ListFields()] in ([], ["preferred_batch_size"])
 
 
@@ -260,7 +260,7 @@ def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> 
 
     Args:
         served: what the server serves now, and with which configuration.
-        loaded: the folder as it was at the last load that Triton acted on with success. `None` when it has none in
+        loaded: the folder as it was at the last load Triton acted on with success. `None` when it has none in
             mind: it never loaded the model, or unloaded it. After a first load that failed past its configuration it
             knows the model and no time of it: `Fingerprint({})`.
         wanted: what it will find.
@@ -324,7 +324,7 @@ def _why_dropped(version: int, wanted: Wanted) -> str:
 
 
 def _overlooked(served: ServedState, loaded: Fingerprint, wanted: Wanted, files: Fingerprint) -> Prediction:
-    """Predict a load that Triton answers with 200 without looking any further."""
+    """Predict a load Triton answers with 200 without looking any further."""
     why = f"nothing in the folder is newer than at the last load ({_blindness(loaded, files)})"
     versions = () if wanted.config is None else served_versions(wanted.config, files.versions)
     fields: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ def form_of(scheme: str, namespace: str, name: str) -> re.Pattern[str]:
 
 @dataclasses.dataclass(frozen=True)
 class ClusterAddress:
-    """Something in the cluster that the kubeconfig names.
+    """Something in the cluster the kubeconfig names.
 
     Attributes:
         SCHEME: without `://`.

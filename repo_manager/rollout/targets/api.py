@@ -1,4 +1,4 @@
-"""The few requests to a Kubernetes API server that a roll-out makes, on plain objects, by lightkube."""
+"""The few requests to a Kubernetes API server a roll-out makes, on plain objects, by lightkube."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 
 def pause() -> None:
-    """Sleep between two looks at an object that is waited for."""
+    """Sleep between two looks at an object waited for."""
     time.sleep(_POLL_S)
 
 
@@ -67,7 +67,7 @@ def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answ
 def change_unless_changed(
     seen: Object, read: Callable[[], Object | None], send: Callable[[Object], Object], patch: Object
 ) -> Object:
-    """Patch an object that nobody has changed since it was read.
+    """Patch an object nobody has changed since it was read.
 
     A new status, a dead pod and an autoscaler also make new resource versions. On a conflict the object is read again.
     The patch is sent again while `spec` is the same except for the number of replicas.
@@ -253,7 +253,7 @@ class Api:
         return tuple(sorted(found, key=lambda item: str(item["metadata"].get("creationTimestamp", ""))))
 
     def replica_sets(self, namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
-        """Return the ReplicaSets with these labels, with those that are kept for `kubectl rollout undo`."""
+        """Return the ReplicaSets with these labels, with those kept for `kubectl rollout undo`."""
         return tuple(self._listed(f"list the ReplicaSets in {namespace}", self._apps.ReplicaSet, namespace, labels))
 
     def create_event(self, namespace: str, event: Object) -> None:
@@ -262,7 +262,7 @@ class Api:
         self._ask(f"write an Event in {namespace}", lambda: self._client.create(made, namespace=namespace))
 
     def log_tail(self, namespace: str, pod: str, container: str) -> str:
-        """Return the last lines that a container wrote. Empty when they cannot be had.
+        """Return the last lines a container wrote. Empty when they cannot be had.
 
         Args:
             namespace: namespace of the object.
@@ -298,7 +298,7 @@ class Api:
         Args:
             kind: group, version, plural and kind of the resource.
             namespace: namespace of the object.
-            labels: labels that the resources must have.
+            labels: labels the resources must have.
         """
         try:
             return tuple(self._listed(f"list {kind[3]} in {namespace}", self._resource(kind), namespace, labels))
@@ -379,5 +379,5 @@ def _names(exc: Any) -> bool:
 
 
 def _own_deadline(timeout_s: float) -> float:
-    """Leave a call the time that it has on its own."""
+    """Leave a call the time it has on its own."""
     return timeout_s

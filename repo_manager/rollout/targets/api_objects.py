@@ -40,7 +40,7 @@ class _Seen(Object):
 
 
 def seen(told: Any) -> Object:
-    """Take over an object: null is the same as absent, and what every object has is of the type that it must be.
+    """Take over an object: null is the same as absent, and what every object has is of the type it must be.
 
     Raises:
         TypeError: it is not.
@@ -97,7 +97,7 @@ def may_pass(code: int | None, *, named: bool) -> bool:
 def refused(
     what: str, code: int | None, reason: str, *, named: bool = True
 ) -> ServerRefusedError | ServerUnreachableError:
-    """Return the error for a call that the API server answered with this HTTP status code, and with a next step.
+    """Return the error for a call the API server answered with this HTTP status code, and with a next step.
 
     Args:
         what: the call was to do.

@@ -29,7 +29,7 @@ class Part(Protocol):
 
     @property
     def touched(self) -> bool:
-        """Whether anything of it may have been changed, so that there is something to undo."""
+        """Whether anything of it may have been changed, so there is something to undo."""
 
     @property
     def checks(self) -> tuple[Check, ...]:

@@ -122,7 +122,7 @@ def parse_cluster(text: str) -> Release | InferenceService:
 
 
 def api_of(text: str, timeout_s: float | None = None) -> Api:
-    """Connect to the cluster that a target names.
+    """Connect to the cluster a target names.
 
     Args:
         text: address of the target.
@@ -156,7 +156,7 @@ def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[i
 
     Raises:
         ServerRefusedError: its Deployments do not serve the same.
-        RepositoryError: the snapshot that it names cannot be read.
+        RepositoryError: the snapshot it names cannot be read.
         RepoManagerError: as `pointers`.
     """
     first, *others = pointers(text, api)

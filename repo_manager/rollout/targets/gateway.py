@@ -46,7 +46,7 @@ class GatewayWeights:
         self.touched = False
 
     def _share(self) -> float:
-        """Return the canary's share in the first rule. A weight that is left out is 1."""
+        """Return the canary's share in the first rule. A weight left out is 1."""
         held = {name: 1 if weight is None else weight for name, weight in self._before[0].items()}
         both = held[self._stable] + held[self._canary]
         return held[self._canary] / both if both else 0.0
@@ -62,7 +62,7 @@ class GatewayWeights:
         self._fraction = fraction
 
     def put_back(self) -> None:
-        """Give both the weights that they had before, and wait as for `set_weight`.
+        """Give both the weights they had before, and wait as for `set_weight`.
 
         Raises:
             ServerError: as there.
@@ -98,7 +98,7 @@ class GatewayWeights:
         self._wait()
 
     def current(self) -> float:
-        """Return the share that was set last. Before, the one that the route has."""
+        """Return the share that was set last. Before, the one the route has."""
         return self._fraction
 
     def _rules(self, route: Object) -> Iterator[Object]:
@@ -120,7 +120,7 @@ class GatewayWeights:
 
 
 def backends_of(api: Api, namespace: str, route: str) -> tuple[str, str]:
-    """Return the first two backends of the first rule that has two.
+    """Return the first two backends of the first rule with two.
 
     Args:
         api: API of the cluster.

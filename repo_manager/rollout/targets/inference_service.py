@@ -41,7 +41,7 @@ class InferenceService(ClusterAddress):
 
 
 def previous_on_kserve(service: InferenceService, repository: Location, name: str, api: Api) -> int:
-    """Return the version of a model to go back to: the one deployed before the one that the InferenceService serves.
+    """Return the version of a model to go back to: the one deployed before the one the InferenceService serves.
 
     Args:
         service: address of the InferenceService.
@@ -90,7 +90,7 @@ def format_of(service: Object) -> str:
 
 
 def storage_of(service: Object) -> str:
-    """Return the `storageUri` that an InferenceService names.
+    """Return the `storageUri` an InferenceService names.
 
     Raises:
         ServerRefusedError: it names none.

@@ -1,10 +1,10 @@
 """`--to kserve://namespace/name`: an InferenceService pinned to a snapshot, by steps of canary traffic.
 
 With Knative, KServe makes a new revision when `storageUri` changes and sends `canaryTrafficPercent` of the traffic to
-it. The rest goes to the revision that was rolled out last. Removing the field promotes the new one, 0 takes all
-traffic from it (kserve, `pkg/controller/v1beta1/inferenceservice/reconcilers/knative/ksvc_reconciler.go`). In Standard
-mode, from KServe 0.20 on, `spec.canary` lists Deployments beside the predictor's, each with its share. Naming the
-predictor after one of them promotes it without a restart (kserve#5672).
+it. The rest goes to the revision rolled out last. Removing the field promotes the new one, 0 takes all traffic from it
+(kserve, `pkg/controller/v1beta1/inferenceservice/reconcilers/knative/ksvc_reconciler.go`). In Standard mode, from
+KServe 0.20 on, `spec.canary` lists Deployments beside the predictor's, each with its share. Naming the predictor after
+one of them promotes it without a restart (kserve#5672).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether an InferenceService has come to what its spec says: judged by what it owns, its conditions and its traffic.
 
-`status.observedGeneration` says nothing about the InferenceService: KServe copies it from the Deployment or the Knative
-Service that it owns (kserve, `pkg/apis/serving/v1beta1/inference_service_status.go`, `PropagateRawStatus` and
+`status.observedGeneration` says nothing about the InferenceService: KServe copies it from the Deployment or the
+Knative Service it owns (kserve, `pkg/apis/serving/v1beta1/inference_service_status.go`, `PropagateRawStatus` and
 `PropagateStatus`). So a status counts only when what is owned has changed with the spec: with Knative a new revision,
 else a Deployment whose pods are made from the wanted `storageUri`.
 """
@@ -47,7 +47,7 @@ class Sight:
 
     Attributes:
         service: the InferenceService.
-        deployments: those that it owns in Standard mode. Empty with Knative.
+        deployments: those it owns in Standard mode. Empty with Knative.
     """
 
     service: Object
@@ -64,7 +64,7 @@ class Wanted:
     """What an InferenceService must come to.
 
     Attributes:
-        uri: the `storageUri` that it must serve.
+        uri: the `storageUri` it must serve.
         percent: its share of the traffic. 100: it is rolled out.
         canary: the name of the canary that serves it in Standard mode. Empty: the predictor itself does.
         not_revision: a Knative revision that serves something else. Empty: any may be the one.
@@ -91,7 +91,7 @@ def owned_by(name: str) -> dict[str, str]:
 
 
 def see(api: Api, namespace: str, name: str) -> Sight:
-    """Read an InferenceService and, in Standard mode, the Deployments that it owns.
+    """Read an InferenceService and, in Standard mode, the Deployments it owns.
 
     Args:
         api: API of the cluster.
@@ -131,7 +131,7 @@ def wait_for_service(
         The newest revision's name. Empty without Knative.
 
     Raises:
-        ServerRefusedError: KServe or a Deployment says that it failed, or it was not ready within `timeout_s`.
+        ServerRefusedError: KServe or a Deployment says it failed, or it was not ready within `timeout_s`.
         ServerUnreachableError: the API server gave no answer for a minute.
     """
     deadline, told = time.monotonic() + timeout_s, ""
@@ -159,7 +159,7 @@ def wait_for_service(
 
 
 def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, seconds: float) -> None:
-    """See for a while that an InferenceService stays ready with its newest revision's share.
+    """See for a while an InferenceService stays ready with its newest revision's share.
 
     Args:
         api: API of the cluster.
@@ -270,7 +270,7 @@ def _revision_missing(now: Sight, wanted: Wanted) -> Iterator[str]:
 
 
 def _source_of(deployment: Object) -> str:
-    """Return the `storageUri` that a Deployment's pods are made from, as KServe's own annotation of them says."""
+    """Return the `storageUri` a Deployment's pods are made from, as KServe's own annotation of them says."""
     annotations = (deployment["spec"]["template"].get("metadata") or {}).get("annotations") or {}
     return str(annotations.get(_SOURCE, "nothing"))
 

@@ -38,8 +38,8 @@ __all__ = ["KubernetesTarget"]
 class KubernetesTarget:
     """A release, whose Deployments go to a snapshot one after the other.
 
-    The snapshot holds everything that the release serves, with the new version in the place of the old one. It is
-    written beside the repository. New pods are asked for an inference where they can be reached from here.
+    The snapshot holds everything the release serves, with the new version in the place of the old one. It is written
+    beside the repository. New pods are asked for an inference where they can be reached from here.
 
     Args:
         context: of the roll-out. `load_timeout_s` is the time without progress after which it fails.
@@ -145,7 +145,7 @@ class DeploymentPart:
         target: the release that owns it.
         deployment: as it was read.
         served: what its pods serve.
-        held: models and versions that the release serves.
+        held: models and versions the release serves.
         planned: the snapshot to serve.
     """
 

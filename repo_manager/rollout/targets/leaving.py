@@ -1,8 +1,8 @@
 """Triton servers that stop serving a model, or one version of it: unloaded, and proven by the server's index.
 
 Nothing comes up, so nothing is done in the first half of a roll-out. A failure loads the model again wherever it was
-unloaded. A model that is undeployed as a whole keeps its config.pbtxt, whose policy selects the start of its next
-deployment. `serve` does not load it, because the record says that nothing of it is deployed.
+unloaded. A model undeployed as a whole keeps its config.pbtxt, whose policy selects the start of its next deployment.
+`serve` does not load it, because the record says that nothing of it is deployed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The models around the one that is rolled out: those that it needs, and those that need it, on one server.
+"""The models around the one rolled out: those it needs, and those that need it, on one server.
 
 Triton loads the parts of an ensemble with it, by their own version policies, and reloads an ensemble when a part of it
 changes. Neither is proven by that: here the parts are served and proven first, and what needs the model is asked again
@@ -32,7 +32,7 @@ READY = "READY"
 
 @dataclasses.dataclass(frozen=True)
 class Needed:
-    """A model that must be served for the one that is rolled out.
+    """A model that must be served for the one rolled out.
 
     Attributes:
         entry: the model.
@@ -64,7 +64,7 @@ class Family:
         self.needs = context.needs
 
     def needed(self, ready: Sequence[Mapping[str, tuple[int, ...]]]) -> tuple[Needed, ...]:
-        """Return the models that some server does not serve and that must be, in the order of loading.
+        """Return the models some server does not serve and that must be, in the order of loading.
 
         What is served somewhere stays, else it is the newest version that config.pbtxt serves, else the newest. What
         an ensemble asks for by number is always among them.
@@ -133,7 +133,7 @@ class Relatives:
 
     @property
     def brought(self) -> tuple[Needed, ...]:
-        """The models that this server does not serve as they must be."""
+        """The models this server does not serve as they must be."""
         return tuple(each for each in self.needed if not set(each.versions) <= set(self.ready.get(each.name, ())))
 
     def plan(self) -> tuple[tuple[Relative, ...], tuple[Relative, ...]]:

@@ -32,7 +32,7 @@ class Release(ClusterAddress):
 
 
 def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
-    """Return the version of a model that the release served before the current one.
+    """Return the version of a model the release served before the current one.
 
     Args:
         release: address of the release.

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def snapshot_behind(repository: Location, url: str, served_by: str) -> Snapshot:
-    """Read the snapshot that a cluster serves, from beside the repository.
+    """Read the snapshot a cluster serves, from beside the repository.
 
     Args:
         repository: the repository, as this machine sees it.
@@ -54,14 +54,14 @@ def models_served(
     """Return what a cluster serves, model -> versions, and where the files of it are.
 
     What a snapshot holds is read from the snapshot: annotations are copied, restored and edited by others. A cluster
-    that serves the repository itself has the versions that its policies select.
+    that serves the repository itself has the versions its policies select.
 
     Args:
         repository: the repository, as this machine sees it.
         url: what is served, as the cluster sees it.
         snapshots: where snapshots are, as the cluster sees them.
         served_by: the target, for messages.
-        load: the models that are loaded of the repository itself, or `*`.
+        load: the models loaded of the repository itself, or `*`.
 
     Raises:
         RepositoryError: a snapshot is served that cannot be read.
@@ -87,7 +87,7 @@ def check_leaving(
         context: the roll-out's context: model, options, deadline, report.
         held: what the cluster serves, model -> versions.
         served_by: the target, for messages.
-        load: the models that its pods name to load, or `*`.
+        load: the models its pods name to load, or `*`.
     """
     name, before = context.name, held.get(context.name, ())
     after = context.remaining(before)
@@ -108,7 +108,7 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
     For an undeployment, the model or version that leaves is left out.
 
-    Models that the new version needs are added if they are not served, with the versions of their policies, else the
+    Models the new version needs are added if they are not served, with the versions of their policies, else the
     newest. Versions that ensembles ask for by number are added, too. A server does not become ready with an ensemble
     that lacks a part.
 
@@ -132,13 +132,13 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
 
 def versions_brought(context: Context, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return what `models_after` adds of the models that the new version needs. Arguments as there."""
+    """Return what `models_after` adds of the models the new version needs. Arguments as there."""
     wanted = {} if context.leaves else versions_needed(context, held)
     return {needed: versions for needed, versions in wanted.items() if versions != held.get(needed)}
 
 
 def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:
-    """Return the versions of each model that the new version needs. A model without versions is left out.
+    """Return the versions of each model the new version needs. A model without versions is left out.
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
@@ -164,8 +164,8 @@ def check_relatives(
         context: the roll-out's context: model, options, deadline, report.
         models: what the snapshot holds.
         served_by: the target, for messages.
-        load: the models that its pods name to load, or `*`. With an ensemble Triton loads its parts, never what a
-            model's code asks.
+        load: the models its pods name to load, or `*`. With an ensemble Triton loads its parts, never what a model's
+            code asks.
     """
     name = context.name
     needs = models_needed_by(context.ensembles, name)

@@ -49,7 +49,7 @@ class ServedTemplate:
         deployment: its name.
         container: the name of the container that gets the repository's URL: Triton's, or the one that keeps snapshots
             on the node for it.
-        containers: the list of the pod's spec that it is in: `containers` or `initContainers`.
+        containers: the list of the pod's spec it is in: `containers` or `initContainers`.
         variable: the environment variable that holds the repository's URL. `None`: it is in the arguments.
         url: the repository's URL, as the pods see it.
         load: what the pods load at the start: model names, or `*`.
@@ -120,7 +120,7 @@ def patch_for(
         deployment: as it was read.
         served: models and snapshot of the pods.
         after: the snapshot's URL and models.
-        before: the models that it serves, the first entry of its history.
+        before: the models it serves, the first entry of its history.
     """
     url, models = after
     history = history_of(deployment) or [{"url": served.url, "models": before}]

@@ -36,7 +36,7 @@ class TritonPart:
     Args:
         context: the roll-out's context: model, options, deadline, report.
         client: connected client of the server.
-        family: the models around the one that is rolled out.
+        family: the models around the one rolled out.
 
     Raises:
         ServerUnreachableError: no answer.
@@ -224,7 +224,7 @@ class TritonPart:
         context.change(lambda: set_served_versions(context.repository, context.name, versions))
 
     def _touch(self) -> None:
-        """Make config.pbtxt newer than anything that the server has seen."""
+        """Make config.pbtxt newer than anything the server has seen."""
         self.context.change(lambda: touch_config(self.context.repository, self.context.name))
 
     def _observe(self) -> ServedState:

@@ -91,7 +91,7 @@ def is_cluster(target: object) -> bool:
 def connect(
     servers: Sequence[str | TritonClient], connection: ClientOptions, stack: contextlib.ExitStack
 ) -> list[TritonClient]:
-    """Return a client of each server: those given, and one for each that a text names, closed with the stack.
+    """Return a client of each server: those given, and one for each a text names, closed with the stack.
 
     Args:
         servers: connected clients, or URLs.

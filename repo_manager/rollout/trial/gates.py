@@ -37,7 +37,7 @@ class Evidence:
 
     Attributes:
         source: `shadow` or `traffic`.
-        requests: requests that the new version was sent, those that no version could answer left out.
+        requests: requests the new version was sent, those no version could answer left out.
         errors: of these, how many it failed.
         latencies_ns: `[requests, 2]` of the new and the old version, in order of time. For traffic one row a period
             with its mean latency and its requests.
@@ -61,7 +61,7 @@ def worst_outcome(results: Sequence[GateResult]) -> Outcome:
 
 
 def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> tuple[GateResult, ...]:
-    """Judge every gate that this evidence can speak to. 5 % of error are shared by all gates and all looks.
+    """Judge every gate this evidence can speak to. 5 % of error are shared by all gates and all looks.
 
     Args:
         gates: limits and their metrics.

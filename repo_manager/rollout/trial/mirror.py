@@ -196,7 +196,7 @@ class Mirror:
 
     @property
     def sent(self) -> int:
-        """Requests that the new version was sent, warm-up included. Of a sequence that failed one is known."""
+        """Requests the new version was sent, warm-up included. Of a sequence that failed one is known."""
         return self._sent
 
     def evidence(self) -> Evidence:

@@ -104,7 +104,7 @@ class ShadowReport:
 
     Attributes:
         model: the model.
-        old: the version that was served before.
+        old: the version served before.
         new: the version on trial.
         pairs: requests, or whole sequences, that both versions were sent. Those that neither could answer are in
             `refused_by_both` alone.
@@ -115,7 +115,7 @@ class ShadowReport:
         skipped: requests that were due while all workers were waiting for answers.
         seconds: how long it took.
         outputs: drift of every output over all answers.
-        latency_old: of the pairs that both answered.
+        latency_old: of the pairs both answered.
         latency_new: the same of the new version.
         gates: every gate's result.
         outcome: of all of them.

@@ -35,7 +35,7 @@ class PublishedWeights:
     of config.pbtxt all the same: anyone who drives the roll-out puts the file back, and the weights are gone with it.
 
     Args:
-        repository: the repository that the server serves.
+        repository: the repository the server serves.
         name: name of the model.
         versions: the old and the new version.
         client: connected client of the server.
@@ -121,7 +121,7 @@ class CanaryStep:
     Attributes:
         fraction: the new version's share of the traffic, 0 to 1.
         seconds: how long it was watched.
-        requests: requests that the new version got during the step, if known.
+        requests: requests the new version got during the step, if known.
         gates: how every gate stood at its end, over all steps so far.
         outcome: of all of them.
     """
@@ -228,7 +228,7 @@ def check_kind(
         name: name of the model.
         options: steps, duration and gates of the trial.
         sequence: its requests, or those of a part, belong to sequences.
-        streams: the connection can carry all the responses that it gives. HTTP cannot where there are several.
+        streams: the connection can carry all the responses it gives. HTTP cannot where there are several.
         ensemble: it is one, so it has no instance group to publish weights in.
 
     Raises:

@@ -67,14 +67,14 @@ class ShadowWatch:
 class TrafficWatch:
     """Watches the requests of others by the server's counters of the new version.
 
-    The counters know errors and mean times on the server, no percentiles and no answers. Triton counts an error that a
+    The counters know errors and mean times on the server, no percentiles and no answers. Triton counts an error a
     Python model answers with as a success: where models are written in Python, look at clients or use a shadow, too.
 
     Args:
         client: connected client of the server.
         name: name of the model.
         version: version of the model.
-        gates: the conditions. Those that the counters cannot speak to are left to the shadow.
+        gates: the conditions. Those the counters cannot speak to are left to the shadow.
         shadow: mirrors during the watch. Its gates count, too. `None`: no shadow.
     """
 

@@ -1,10 +1,10 @@
 """Triton's own rules for a configuration, checked before a server does.
 
-Each rule is one row of a table: a name, the function of Triton that it restates, and a check. The rules follow
+Each rule is one row of a table: a name, the function of Triton it restates, and a check. The rules follow
 `ValidateModelConfig`, `ValidateModelIOConfig`, `ValidateBatchIO`, `ValidateInstanceGroup`,
 `ValidateEnsembleSchedulingConfig`, the sequence scheduler and the warm-up of triton-inference-server/core (2.51 to
-2.71), and the parameters that the onnxruntime and python backends check.
-Rules that need other models or files are not here.
+2.71), and the parameters the onnxruntime and python backends check. Rules that need other models or files are not
+here.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def _is_onnxruntime(message: Any) -> bool:
 
 
 def _onnxruntime_parameters(message: Any) -> Iterator[Fault]:
-    """The onnxruntime backend's parameters are numbers and flags that it can read."""
+    """The onnxruntime backend's parameters are numbers and flags it can read."""
     if not _is_onnxruntime(message):
         return
     given = {name: message.parameters[name].string_value for name in sorted(message.parameters)}

@@ -27,7 +27,7 @@ _BACKENDS = {*_PLATFORMS, "python", "openvino", "dali", "fil", "tensorrtllm", "v
 
 
 def _backend(message: Any) -> Iterator[Fault]:
-    """The backend or platform is one that Triton knows, and an ensemble has none."""
+    """The backend or platform is one Triton knows, and an ensemble has none."""
     backend, platform = message.backend, message.platform
     if not backend and not platform:
         if message.WhichOneof("scheduling_choice") != "ensemble_scheduling":  # a rule of ensembles asks for it
@@ -161,7 +161,7 @@ def _flow(message: Any) -> Iterator[Fault]:
     """Follow the tensors from the ensemble's inputs, as ValidateEnsembleSchedulingConfig does.
 
     A tensor is ready when every input of the step that makes it is ready. An output that never gets ready waits for a
-    tensor that nobody makes, or for itself (a cycle).
+    tensor nobody makes, or for itself (a cycle).
     """
     steps = message.ensemble_scheduling.step
     if not _is_ensemble(message) or not steps:

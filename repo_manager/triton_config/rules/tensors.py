@@ -92,7 +92,7 @@ def _tensorrt_only(message: Any) -> Iterator[Fault]:
 
 
 def _batch_inputs(message: Any) -> Iterator[Fault]:
-    """A batch input has the source inputs that its kind needs, all of them inputs of the model."""
+    """A batch input has the source inputs its kind needs, all of them inputs of the model."""
     inputs = {tensor.name for tensor in message.input}
     for batch_input in message.batch_input:
         label = f"batch_input {', '.join(batch_input.target_name)!r}"

@@ -1,9 +1,9 @@
 """Requests of the store's library under a deadline and a limit on memory, both of which it lacks.
 
 The library's own time limits do not cover its look-ups of credentials, and it reads a listing whole before it looks at
-it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is free.
-It also takes the memory that an answer announces at once, and aborts the process where there is not as much.
-It is separate from `client.py` because it knows nothing of stores.
+it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is
+free. It also takes the memory an answer announces at once, and aborts the process where there is not as much. It is
+separate from `client.py` because it knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ _ABORTS = _AbortGuard()
 
 
 def outlive_aborts() -> None:
-    """From now on an answer that the library aborts for is an error of its request, and of all later ones."""
+    """From now on an answer the library aborts for is an error of its request, and of all later ones."""
     _ABORTS.install()
 
 

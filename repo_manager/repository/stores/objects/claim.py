@@ -16,11 +16,11 @@ from repo_manager.repository.stores.objects.ledger import Ledger, Pending, chang
 __all__ = ["Claim", "Wanted", "claimed", "is_abandoned"]
 
 _ACTIVE: set[str] = set()
-"""Tokens of the claims that this process works on."""
+"""Tokens of the claims this process works on."""
 
 
 def is_abandoned(entry: Pending) -> bool:
-    """Return whether nobody works on a version any more, so that its rest may be continued or swept."""
+    """Return whether nobody works on a version any more, so its rest may be continued or swept."""
     mine = entry.holder.pid == Holder.me().pid and entry.holder.machine == Holder.me().machine
     if mine and entry.holder.alive:
         return entry.holder.token not in _ACTIVE
@@ -96,7 +96,7 @@ class Wanted:
         content: digest of what is published.
         files: names of the version's objects, sorted.
         beside: names of the label files that come with a first version, sorted.
-        number: the number that it must be. `None`: the next one.
+        number: the number it must be. `None`: the next one.
         claiming: as `Incoming.claiming`. With it, no other process may be publishing the same content.
     """
 
@@ -116,7 +116,7 @@ def claimed(
 ) -> Iterator[Claim]:
     """Claim a number. An abandoned publication of the same content is taken over, with what it has uploaded.
 
-    When the block fails the claim is released and stays in the ledger, so that the same command goes on from there.
+    When the block fails the claim is released and stays in the ledger, so the same command goes on from there.
 
     Args:
         store: store of the repository.

@@ -36,7 +36,7 @@ _INSTANCE_METADATA = "169.254.169.254"
 _STATUS = re.compile(r"status code: (\d{3})")
 _SLOW = ("503", "429")
 _MOST_BYTES = 64 << 20
-"""The largest object that is read at once: a record of ours, never a model's file."""
+"""The largest object read at once: a record of ours, never a model's file."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Measured:
 
     Attributes:
         record: digest and size, as the manifest says it.
-        part_bytes: the size of the parts that it is sent in. The last one may be smaller.
+        part_bytes: the size of the parts it is sent in. The last one may be smaller.
         part_md5s: of each part, hexadecimal. One when the file is sent whole.
     """
 

@@ -28,7 +28,7 @@ _TRITON_FILE = "TRITON_CLOUD_CREDENTIAL_PATH"
 _ACCOUNT = ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME")
 _KEY = ("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY")
 NOWHERE = "127.0.0.1:0"
-"""An address that nobody can listen on: no connection to port 0 is ever taken."""
+"""An address nobody can listen on: no connection to port 0 is ever taken."""
 _OTHER_ENDPOINT = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": (),
@@ -65,7 +65,7 @@ def store_config(location: ObjectRepository, environment: Mapping[str, str]) -> 
     What the environment does not say is left to the library, which asks the machine's or the pod's own role.
 
     Raises:
-        RepositoryError: a file that the environment names cannot be read.
+        RepositoryError: a file the environment names cannot be read.
     """
     if location.scheme == "s3":
         return _s3_config(location, environment)
@@ -119,7 +119,7 @@ def s3_keys(location: ObjectRepository, environment: Mapping[str, str]) -> S3Key
     """Return static keys for S3, or `None` when only the machine's role can give some.
 
     Raises:
-        RepositoryError: a file that the environment names cannot be read.
+        RepositoryError: a file the environment names cannot be read.
     """
     entry = _triton_entry(location, environment)
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}

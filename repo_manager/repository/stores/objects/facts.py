@@ -1,4 +1,4 @@
-"""What a store says of its objects: their size, their time, and the mark that a compare-and-swap compares."""
+"""What a store says of its objects: their size, their time, and the mark a compare-and-swap compares."""
 
 from __future__ import annotations
 

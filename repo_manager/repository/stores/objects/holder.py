@@ -30,7 +30,7 @@ class Holder:
         host: its machine's name, for people.
         machine: its boot and its process namespace. The process's id means something only there.
         pid: its process id.
-        started: its start time in clock ticks since boot, so that a reused id is recognised.
+        started: its start time in clock ticks since boot, so a reused id is recognised.
         token: drawn once a claim.
         expires_at: seconds since 1970, 0 when it was released. On another machine nobody holds it later than this, by
             the reader's clock; nor where it is further ahead than anybody's lease reaches.
@@ -67,7 +67,7 @@ class Holder:
 
     @property
     def is_known(self) -> bool:
-        """Whether it is of this machine, so that no clock is needed to tell whether it lives."""
+        """Whether it is of this machine, so no clock is needed to tell whether it lives."""
         return self.machine == _machine()
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ class Pending:
         action: `publish` or `remove`.
         holder: who does it.
         content: digest of what is published, by which the same command finds its own rest. Empty for a removal.
-        files: the objects of the version: all that a sweep may delete.
+        files: the objects of the version: all a sweep may delete.
         beside: label files that would come with a model's first version.
         whole: the model is removed with all its versions.
     """
@@ -63,7 +63,7 @@ class Ledger:
         state: as for a repository on disk.
         pending: version -> what is being done with it.
         lease: who may change what is served right now. `None` when nobody has asked for it.
-        mark: the object's content that this was read from. `None` when there is none.
+        mark: the object's content this was read from. `None` when there is none.
     """
 
     state: ModelState = dataclasses.field(default_factory=ModelState)

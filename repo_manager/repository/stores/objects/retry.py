@@ -56,8 +56,8 @@ class TransientError(Exception):
 def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
     """Call `attempt` until it does not fail transiently, or the deadline is over.
 
-    The wait is drawn evenly between 0 and a bound that doubles ("full jitter"), so that many clients refused together
-    do not come back together.
+    The wait is drawn evenly between 0 and a bound that doubles ("full jitter"), so many clients refused together do
+    not come back together.
 
     Args:
         what: for the error: what was tried.

@@ -267,7 +267,7 @@ def _fact(entry: Entry) -> ObjectFact:
 def _level(listing: Listing) -> Level:
     """Return a listing as a level. Where an object and a prefix have one name Triton sees the prefix.
 
-    Others' objects may be named in ways that no file can: they are left out.
+    Others' objects may be named in ways no file can: they are left out.
     """
     folders = tuple(name for name in listing.folders if is_component(name) and len(name) <= _MAX_NAME)
     files = tuple(

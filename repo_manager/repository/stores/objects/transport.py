@@ -98,7 +98,7 @@ def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measur
 
 
 def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) -> bool:
-    """Return whether an object is these bytes: by the checksum that the store made of it, else by reading it back."""
+    """Return whether an object is these bytes: by the checksum the store made of it, else by reading it back."""
     if fact.size_bytes != measured.record.size_bytes:
         return False
     if fact.mark.e_tag == measured.e_tag:

@@ -106,7 +106,7 @@ class TritonPythonModel:
         return responses
 
     def _execute_special(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests that Triton alone cannot batch, or whose states it does not keep."""
+        """Answer requests Triton alone cannot batch, or whose states it does not keep."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[tuple[int, dict[str, Array]]]] = {}
         for index, request in enumerate(requests):
@@ -181,7 +181,7 @@ class TritonPythonModel:
         return self._run_alone(outputs, feed)
 
     def _read(self, request: Any) -> dict[str, Array]:
-        """Return the request's inputs: views of the shared memory that they are in."""
+        """Return the request's inputs: views of the shared memory they are in."""
         if self._single is not None:
             return {self._single: array_of(request.inputs()[0])}
         feed = {tensor.name(): array_of(tensor) for tensor in request.inputs()}
@@ -193,7 +193,7 @@ class TritonPythonModel:
         return feed
 
     def _wanted(self, request: Any) -> tuple[str, ...]:
-        """Return the outputs that a request asks for, those of the model in the model's order."""
+        """Return the outputs a request asks for, those of the model in the model's order."""
         if self._one_output:
             return self._outputs
         wanted = set(request.requested_output_names())
@@ -236,7 +236,7 @@ class TritonPythonModel:
             return None
 
     def _joined(self, name: str, arrays: list[Array], total: int) -> Array:
-        """Join along the batch axis, in a buffer that is kept for the next batch."""
+        """Join along the batch axis, in a buffer kept for the next batch."""
         first = arrays[0]
         if first.dtype == np.object_:
             return np.concatenate(arrays)

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _array_by_dlpack(tensor: Any) -> Array:
-    """Return a tensor's array, a view of the memory that it is in."""
+    """Return a tensor's array, a view of the memory it is in."""
     array: Array = np.from_dlpack(tensor)
     return array
 

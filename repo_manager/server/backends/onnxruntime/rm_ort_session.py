@@ -22,7 +22,7 @@ _EXACT_INT8 = "session.x64quantprecision"
 
 
 class BadParameterError(ValueError):
-    """A parameter in the configuration has a value that it cannot have."""
+    """A parameter in the configuration has a value it cannot have."""
 
 
 def parameters_of(config: dict[str, Any]) -> dict[str, str]:
@@ -70,10 +70,10 @@ def _flag(parameters: dict[str, str], key: str) -> bool | None:
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
-    """Return the options that a configuration asks for.
+    """Return the options a configuration asks for.
 
     Raises:
-        BadParameterError: a value is not one that the parameter can have.
+        BadParameterError: a value is not one the parameter can have.
     """
     parameters = parameters_of(config)
     options = ort.SessionOptions()
@@ -123,7 +123,7 @@ def providers(config: dict[str, Any], kind: str, device: int) -> list[Any]:
         device: number of the GPU.
 
     Raises:
-        BadParameterError: the configuration asks for an accelerator that the native backend refuses, too.
+        BadParameterError: the configuration asks for an accelerator the native backend refuses, too.
     """
     asked = (config.get("optimization") or {}).get("execution_accelerators") or {}
     known = {"cpu": ("openvino",), "gpu": ("tensorrt", "cuda")}

@@ -1,4 +1,4 @@
-"""The few CUDA runtime calls that a backend needs, by ctypes (no repo_manager here: it runs in Triton's stub)."""
+"""The few CUDA runtime calls a backend needs, by ctypes (no repo_manager here: it runs in Triton's stub)."""
 
 from __future__ import annotations
 

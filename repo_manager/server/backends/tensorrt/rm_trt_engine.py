@@ -108,7 +108,7 @@ class Engine:
             Output -> array in kept memory, valid until the next call.
 
         Raises:
-            Mismatch: shapes that the engine is not built for.
+            Mismatch: shapes the engine is not built for.
         """
         self._cuda.enter()
         shapes = {name: _joined_shape(arrays) for name, arrays in feed.items()}

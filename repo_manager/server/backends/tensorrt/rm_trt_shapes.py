@@ -1,4 +1,4 @@
-"""Shapes of an engine and of a configuration: pure, so that it is tested without a GPU (no repo_manager here)."""
+"""Shapes of an engine and of a configuration: pure, so it is tested without a GPU (no repo_manager here)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Profile:
         return all(_within(shapes[name], low, high) for name, (low, _, high) in self.ranges.items() if name in shapes)
 
     def distance(self, shapes: Mapping[str, Shape]) -> int:
-        """How far shapes are from the ones that the profile is tuned for."""
+        """How far shapes are from the ones the profile is tuned for."""
         return sum(
             abs(size - tuned)
             for name, (_, opt, _) in self.ranges.items()
