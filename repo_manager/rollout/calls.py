@@ -29,12 +29,12 @@ class OutOfTimeError(ServerUnreachableError):
     """No time is left for another call."""
 
     def waiting_for(self, what: str, hint: str = "") -> OutOfTimeError:
-        """Return the same error with what was waited for last, and one more thing to do."""
+        """Return the same error with the last thing waited for, and one more thing to do."""
         return OutOfTimeError(f"{self.message}: {what}", hint=f"{self.hint} {hint}".rstrip())
 
 
 class Deadline:
-    """The moment until which everything together must be done."""
+    """The moment by which everything together must be done."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -46,7 +46,7 @@ class Deadline:
         return self._end - time.monotonic()
 
     def allow(self, seconds: float) -> None:
-        """Give it at least so long from now: a roll-out that makes progress is not cut off."""
+        """Give it at least so long from now: a roll-out with progress is not cut off."""
         self._end = max(self._end, time.monotonic() + seconds)
 
     def remaining_s(self, most_s: float) -> float:
@@ -67,10 +67,10 @@ def retried(
 ) -> Result:
     """Call. When the server cannot be reached or is busy, pause and call again, each pause twice the last.
 
-    Only for calls that may be made twice: reading, loading and the smoke inference.
+    Only for calls safe to make twice: reading, loading and the smoke inference.
 
     Args:
-        call: the request. It raises ServerError.
+        call: makes the request. A ServerError it raises may lead to another try.
         retries: how many more calls after the first.
         report: called with one line per pause.
         deadline: end of the last pause. `None`: no deadline.
@@ -111,7 +111,7 @@ def in_waves(items: Sequence[Item], size: int, act: Callable[[Item], Result]) ->
     no other wave begins, and the first error is raised. An interruption does not wait.
 
     Args:
-        items: what to act on.
+        items: the servers, pods or other parts to act on, in this order.
         size: of a wave. One at a time runs in the calling thread.
         act: runs in several threads at once when `size` is more than 1.
     """

@@ -1,4 +1,4 @@
-"""What is checked before anything is touched: the version itself, and whether the server can take it."""
+"""Checks made before anything is touched: the version itself, and whether the server can take it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Check:
     Attributes:
         name: `files`, `config`, `ensembles`, `signature`, `engine` or `memory`.
         outcome: `refused` stops the roll-out before anything is changed. `unknown`: it could not be checked.
-        detail: what was found, with the numbers.
+        detail: the finding, with its numbers.
         hint: the next step. Empty when there is none.
         estimate: it rests on an estimate, so `--force` overrides it.
     """
@@ -82,14 +82,14 @@ def check_version(
     vouched: list[SignatureCheck] | None = None,
     serving: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Check, ...]:
-    """Check what is the same for every server: files, configuration, signature.
+    """Make the checks common to all servers: files, configuration, signature.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         entry: the model and its versions, as `scan` lists them.
         version: the version to be served.
-        signed_by: public keys one of which must vouch for the version. Empty asks for no signature.
-        vouched: list to which valid signatures are added. `None`: they are not kept.
+        signed_by: public keys. One of them must vouch for the version. Empty asks for no signature.
+        vouched: list, extended by the valid signatures. `None`: they are not kept.
         serving: model -> versions the roll-out serves first, because this one needs them. `None`: no others.
     """
     try:
@@ -113,10 +113,10 @@ def check_pinned(
 
     Args:
         name: name of the model.
-        pinned: version -> the ensembles that ask for it.
-        before: versions that are served now.
-        after: the versions that will be.
-        options: how to roll out.
+        pinned: version -> the ensembles pinned to it.
+        before: versions served now.
+        after: the versions served after the roll-out.
+        options: `drop_pinned` allows the loss of a version an ensemble asks for.
     """
     lost = {version: pinned[version] for version in before if version in pinned and version not in after}
     if not lost:
@@ -136,11 +136,11 @@ def check_pinned(
 
 
 def check_needed(what: str, dependents: Sequence[str]) -> tuple[Check, ...]:
-    """Refuse to take a model out of service that others need.
+    """Refuse to take a model out of service needed by others.
 
     Args:
         what: the model, or its only version served.
-        dependents: the models that are served and need it, the inner ones first.
+        dependents: the served models in need of it, the inner ones first.
     """
     if not dependents:
         return ()
@@ -163,10 +163,10 @@ def refuse(
     """Stop a roll-out a check speaks against.
 
     Args:
-        what: the version, `NAME:VERSION`, or the model.
-        checks: what was looked at.
+        what: subject of the message: the version, `NAME:VERSION`, or the model.
+        checks: results of all checks. One that failed stops the roll-out, unless `force` covers it.
         options: how to roll out. `force` goes on against an estimate.
-        served_by: URLs of servers that serve it already. They go on doing so, and the message says it.
+        served_by: URLs of the servers with this version loaded already. They go on doing so, and the message says it.
         action: `deploy`, `rollback` or `undeploy`.
 
     Raises:
@@ -265,14 +265,14 @@ def check_signatures(
     keys: Sequence[Path],
     vouched: list[SignatureCheck] | None = None,
 ) -> Check:
-    """Check that keys vouch for versions, and for the models of an ensemble.
+    """Check the signatures of versions, and for the models of an ensemble.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
         versions: those a load runs.
-        keys: public keys, one of which must fit each.
-        vouched: list to which valid signatures are added. `None`: they are not kept.
+        keys: public keys, of which one must fit each version.
+        vouched: list, extended by the valid signatures. `None`: they are not kept.
     """
     try:
         found = check_served(repository, name, versions, keys)
@@ -293,18 +293,18 @@ def check_loaded(
     vouched: Sequence[SignatureCheck],
     config: ModelConfig | None,
 ) -> None:
-    """Check that what a server has just loaded is what was vouched for before the load.
+    """Check a server's fresh load against the signatures checked before it.
 
-    A file that was exchanged in between, even for a moment, is noticed on a local disk, by what the file system
-    remembers. In object storage only what is different now is noticed.
+    A file exchanged in between, even for a moment, is noticed on a local disk, from the times the file system keeps.
+    In object storage only a lasting difference is noticed.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         entry: the model and its versions, as `scan` lists them.
         version: version of the model.
-        keys: public keys, one of which must fit.
-        vouched: the signatures that held before the load.
-        config: what the server runs the model with. `None`: it does not tell.
+        keys: public keys, of which one must fit.
+        vouched: the signatures found valid before the load.
+        config: the configuration the server runs the model with. `None`: it does not tell.
 
     Raises:
         RepositoryError: something was exchanged, or the server runs it with another configuration.

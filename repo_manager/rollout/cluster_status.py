@@ -1,4 +1,4 @@
-"""What a release or an InferenceService serves, pod by pod, and who pointed it there. Nothing is changed."""
+"""The models a release or an InferenceService serves, pod by pod, and who pointed it there. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PodStatus:
     Attributes:
         name: its name.
         ready: whether it is in service: Triton is ready when every model of the snapshot has loaded.
-        url: what it serves. Empty when its containers do not say so.
-        models: model -> the versions that are ready. Empty when it is not ready, or what it serves cannot be read.
+        url: the snapshot or repository it serves. Empty when its containers do not say so.
+        models: model -> the READY versions. Empty when it is not ready, or its repository cannot be read.
         node: where it runs. Empty before it is scheduled.
         restarts: how often its containers were started again.
         note: why it is not ready, as Kubernetes says. Empty otherwise.
@@ -51,14 +51,14 @@ class PartStatus:
     Attributes:
         name: its name.
         kind: `Deployment` or `InferenceService`.
-        url: the snapshot, or the repository, that it points at.
+        url: the snapshot, or the repository, it points at.
         models: model -> versions of it. Empty when it cannot be read.
         wanted: how many pods there will be. `None` when it does not say so.
-        generation: of its spec.
+        generation: `metadata.generation`, which rises with each change of the spec.
         observed: the generation its controller has seen. `None` when it does not say so.
-        owners: what a roll-out or an upgrade changes (`snapshot`, `replicas`, `image`) -> the field manager that set
-            it last, as in `metadata.managedFields`. What nobody claims is left out.
-        keeper: the GitOps controller that applies it. `None`: none known.
+        owners: field of a roll-out or an upgrade (`snapshot`, `replicas`, `image`) -> its latest field manager, as in
+            `metadata.managedFields`. Fields without a manager are left out.
+        keeper: the GitOps controller it is applied by. `None`: none known.
         pods: its pods, oldest first.
     """
 
@@ -82,7 +82,7 @@ class ClusterStatus:
         target: `k8s://namespace/release` or `kserve://namespace/name`.
         cluster: the API server's address and the context of the kubeconfig.
         parts: its Deployments, or the InferenceService.
-        differences: what is not as it should be, in words. Empty when all is.
+        differences: deviations from the declared state, in words. Empty when all is.
     """
 
     target: str
@@ -156,7 +156,7 @@ class _Reader:
         )
 
     def _held(self, url: str, pointer: Pointer) -> Mapping[str, tuple[int, ...]]:
-        """Return what is at a URL. Nothing, and a difference, when it cannot be read."""
+        """Return the contents of a URL. Nothing, and a difference, when it cannot be read."""
         try:
             return self._read(url, pointer.snapshots, pointer.load)
         except RepoManagerError as exc:
@@ -168,7 +168,7 @@ class _Reader:
         return models_served(self._repository, url, snapshots, self._target, load)[0]
 
     def differences(self, found: Sequence[Pointer], parts: Sequence[PartStatus]) -> Iterator[str]:
-        """Say what is not as it should be."""
+        """Describe the deviations from the declared state."""
         yield from self._unreadable.values()
         if len({part.url for part in parts}) > 1:
             yield "its Deployments do not serve the same: " + ", ".join(f"{part.name} {part.url}" for part in parts)
@@ -197,7 +197,7 @@ def _of_deployment(pointer: Pointer) -> Iterator[str]:
 
 
 def _why(pod: Object, containers: Sequence[Object]) -> Iterator[str]:
-    """Yield why a pod is not ready: what its containers wait for, else its conditions."""
+    """Yield why a pod is not ready: the state of its waiting containers, else its conditions."""
     status = pod.get("status") or {}
     for container in containers:
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -209,7 +209,7 @@ def _why(pod: Object, containers: Sequence[Object]) -> Iterator[str]:
 
 
 def _owners(item: Object) -> dict[str, str]:
-    """Return who set what last, of what is set by more than one of helm, GitOps, autoscalers and roll-outs."""
+    """Return the latest manager of each field shared by helm, GitOps, autoscalers and roll-outs."""
     found: dict[str, str] = {}
     for name, path in _paths(item).items():
         for entry in item["metadata"].get("managedFields") or ():
@@ -222,7 +222,7 @@ def _owners(item: Object) -> dict[str, str]:
 
 
 def _paths(item: Object) -> dict[str, tuple[str, ...]]:
-    """Return where `managedFields` keeps what may change."""
+    """Return where `managedFields` keeps the fields subject to change."""
     if "template" not in item["spec"]:
         predictor = item["spec"]["predictor"]
         key = next((each for each in ("model", "triton") if each in predictor), "model")

@@ -1,4 +1,4 @@
-"""Answers of a served model against recorded ones, and against what its configuration promises."""
+"""Answers of a served model against recorded ones, and against its configuration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compare_recorded(
     Args:
         golden: the sample recorded with the version.
         answers: of each request the responses, as many as were recorded.
-        config: says which shapes the outputs have where they are reshaped.
+        config: gives the shapes of reshaped outputs.
         tolerance: largest accepted error of each output.
     """
     outputs = {entry.name: entry for entry in config.message().output}
@@ -75,7 +75,7 @@ def compare_recorded(
 
 
 def unlike_counts(golden: Golden, answers: Sequence[Sequence[Mapping[str, Array]]]) -> list[str]:
-    """Say which requests were answered with more or fewer responses than recorded.
+    """List the requests answered with more or fewer responses than recorded.
 
     Args:
         golden: the sample recorded with the version.
@@ -123,7 +123,7 @@ def is_of_shape(array: Array, dims: list[int]) -> bool:
 
 
 def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]]) -> list[str]:
-    """Say which outputs come in another type or shape than config.pbtxt promises, which Triton does not check.
+    """List the outputs whose type or shape differs from config.pbtxt. Triton does not check them.
 
     Args:
         config: configuration of the model (config.pbtxt).
@@ -150,7 +150,7 @@ def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]
 def compare_outputs(
     served: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, where: str = ""
 ) -> tuple[OutputComparison, ...]:
-    """Compare a response's outputs with the reference. An output that is missing is infinitely far off.
+    """Compare a response's outputs with the reference. A missing output is infinitely far off.
 
     Args:
         served: output name -> array.

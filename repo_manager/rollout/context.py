@@ -1,4 +1,4 @@
-"""What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far."""
+"""State shared by all steps of one roll-out: the change, its options, the time left, and the events so far."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What one roll-out changes.
+    """The change one roll-out makes.
 
     Attributes:
         name: the model.
         version: the version to serve, or to take out of service. `None` with `undeploy`: every version.
-        action: what is done: it decides the words, and what is recorded.
+        action: `deploy`, `rollback` or `undeploy`: decides the words, and the record.
     """
 
     name: str
@@ -50,16 +50,15 @@ class Change:
 
 
 class Context:
-    """What all steps of one roll-out share: what is rolled out, how, the time left, and what was done so far.
+    """State shared by all steps of one roll-out: the change, its options, the time left, and the events so far.
 
     Args:
         repository: the repository the servers serve.
-        change: the model, the version, and what is done with it.
-        options: how to roll out.
-        report: told what is being done. From several threads when a batch has more than one server.
+        change: the model, the version, and the action.
+        options: deadline, batch size, trial, signatures and other settings of the roll-out.
+        report: called with a line of text for each step. From several threads when a batch has more than one server.
         trial_s: how long a trial takes, on top of the deadline.
-        confirm: asked when no other process can roll the model out any more: raises if what was decided on before
-            holds no longer.
+        confirm: asked when no other process can roll the model out any more: raises if the decision no longer holds.
 
     Raises:
         RepositoryError: no such model or version.
@@ -104,11 +103,11 @@ class Context:
         return self.action == "undeploy"
 
     def remaining(self, served: Sequence[int]) -> tuple[int, ...]:
-        """Return what an undeployment leaves of the versions served."""
+        """Return the served versions an undeployment leaves."""
         return () if self.whole else tuple(version for version in served if version != self.version)
 
     def settle(self) -> None:
-        """Put config.pbtxt back to what was proven, where a roll-out was killed before its proof. Holds the lease."""
+        """Put config.pbtxt back to the proven state, where a roll-out was killed before its proof. Holds the lease."""
         if settle_trial(self.repository, self.name, self.note):
             self.entry = find_model(self.repository, self.name)
 
@@ -118,7 +117,7 @@ class Context:
         return self.options.max_unavailable.of(self.total)
 
     def note(self, event: str) -> None:
-        """Record what is being done, and tell it. An undo goes on although it is unknown."""
+        """Record the step at hand, and report it. An undo goes on although it is unknown."""
         self.events.append(event)
         with contextlib.suppress(Exception) if self._halted.is_set() else contextlib.nullcontext():
             self._tell(event)
@@ -133,11 +132,11 @@ class Context:
 
     @property
     def reconnect_s(self) -> float:
-        """How long an undo waits for a server that has stopped answering: not long after a short deadline."""
+        """How long an undo waits for a silent server: not long after a short deadline."""
         return min(self.options.reconnect_timeout_s, max(_RECONNECT_S, self.options.deadline_s / 2))
 
     def halt(self) -> None:
-        """Let what runs in other threads go no further. A change they have begun ends first."""
+        """Stop further work in other threads. A change they have begun ends first."""
         with self._changing:
             self._halted.set()
 
@@ -165,10 +164,10 @@ class Context:
             raise ServerRefusedError(f"the roll-out of {self.what} was called off")
 
     def check_version(self, serving: Mapping[str, tuple[int, ...]]) -> tuple[Check, ...]:
-        """Check what is the same on every server, before one is asked to read it.
+        """Make the checks common to all servers, before one is asked to read the files.
 
         Args:
-            serving: model -> versions that are served first, because this one needs them.
+            serving: model -> versions served first, because this one needs them.
         """
         self.vouched.clear()
         with runtime_within(self.call_s(self.options.deadline_s)):
@@ -189,7 +188,7 @@ class Context:
         return (check_signatures(self.repository, self.name, others, self.options.signed_by, self.vouched),)
 
     def check_loaded(self, config: ModelConfig | None) -> None:
-        """See under a policy that what a server has just loaded is what was vouched for before.
+        """Under a policy, check a server's fresh load against the signatures checked before it.
 
         Args:
             config: the model's configuration. `None`: it has none, or it cannot be parsed.
@@ -213,15 +212,15 @@ class Context:
 
     @functools.cached_property
     def pinned(self) -> Mapping[int, tuple[str, ...]]:
-        """The versions of the model that ensembles of the repository ask for by number, each with the ensembles."""
+        """The versions of the model pinned by ensembles of the repository, each with the ensembles."""
         return pinned_versions(self.ensembles, self.name)
 
     def check_pinned(self, before: Sequence[int], after: Sequence[int]) -> tuple[Check, ...]:
         """Check whether an ensemble would lose a version it asks for by number.
 
         Args:
-            before: versions that are served now.
-            after: the versions that will be.
+            before: versions served now.
+            after: the versions served after the roll-out.
         """
         return check_pinned(self.name, self.pinned, before, after, self.options)
 
@@ -229,14 +228,14 @@ class Context:
         """Check the version before anything else is asked, and refuse it; `serving` as in `check_version`.
 
         Raises:
-            RepositoryError: something speaks against it.
+            RepositoryError: an ensemble asks for a version that leaves, and `drop_pinned` is off.
         """
         checks = self.check_version(serving)
         refuse(self.what, checks, self.options)
         return checks
 
     def leave_out(self, label: str, exc: ServerUnreachableError) -> None:
-        """Go on without a server that does not answer. `check_missing` says whether allowed."""
+        """Go on without a silent server. `check_missing` says whether allowed."""
         with self._lock:
             self.missing[label] = exc
             count = len(self.missing)
@@ -244,7 +243,7 @@ class Context:
             self.note(f"{label} does not answer ({count} of at most {self.may_miss} that may be missing)")
 
     def check_missing(self) -> None:
-        """See whether the servers that are missing may be.
+        """Check whether the missing servers are within the limit.
 
         Raises:
             ServerUnreachableError: it is one too many. With each one's reason.

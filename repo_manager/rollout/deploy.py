@@ -48,11 +48,11 @@ def deploy(
     """Put a version into service. Put the previous state back when anything of it fails.
 
     On Triton servers the old and the new version are served together until the new one has answered a real inference
-    as ONNX Runtime does. Only then the old one is dropped. So there is no moment without a version that answers.
-    Several servers go forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo what was begun.
+    as ONNX Runtime does. Only then the old one is dropped. So some version answers at every moment. Several servers go
+    forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo an unfinished roll-out.
 
-    With a trial, old and new are served together until the gates have passed. A request that names no version goes to
-    the higher number while both are served (Triton's rule). Such requests are on trial from the first moment, and the
+    With a trial, old and new are served together until the gates have passed. A request without a version goes to the
+    higher number while both are served (Triton's rule). Such requests are on trial from the first moment, and the
     trial's notes count them.
 
     Args:
@@ -61,13 +61,13 @@ def deploy(
         version: the version to serve.
         to: connected clients, one a server; or URLs (`grpc://host:port`, `http://host:port`, `dns://name:port`,
             `@FILE`); or one `k8s://namespace/release` or `kserve://namespace/name`.
-        options: `None` takes the defaults.
+        options: deadline, trial, batch size and the like. `None` takes the defaults.
         trial: how the version is tried first. On one Triton server, or by steps in KServe. `None`: not at all.
         connection: how to connect to URLs, and to pods. `None` connects without TLS and headers.
-        report: told what is being done. From several threads when a batch has more than one server.
+        report: called with a line of text for each step. From several threads when a batch has more than one server.
 
     Returns:
-        What was done. When the version was served already, nothing is changed, and an inference proves that it answers.
+        The roll-out's result. A version served already is left as it is, and proven by an inference.
 
     Raises:
         UsageError: the target is not understood, or cannot have such a trial.
@@ -77,7 +77,7 @@ def deploy(
         GateError: a gate failed. The previous state was put back.
         InconclusiveError: a gate is undecided. The previous state was put back.
         ServerRefusedError: the server refused. Nothing was changed.
-        ServerUnreachableError: no answer. What was changed in the repository is put back.
+        ServerUnreachableError: no answer. Changes in the repository are put back.
         RolloutUndoneError: it failed, and the previous state was put back and verified.
         RollbackFailedError: it failed, and so did putting the previous state back.
     """
@@ -94,7 +94,7 @@ def deploy(
 
 @contextlib.contextmanager
 def _leases(context: Context) -> Iterator[None]:
-    """Hold what the model needs, too: it may be served with it.
+    """Hold the models it needs, too: it may be served with it.
 
     Raises:
         RepositoryError: another roll-out of one of these is under way.
@@ -158,22 +158,22 @@ def undeploy(
     connection: ClientOptions | None = None,
     report: Report = lambda _: None,
 ) -> Rollout:
-    """Take a model, or one version of it, out of service, and see in every server's index that it is gone.
+    """Take a model, or one version of it, out of service, and confirm it by every server's index.
 
-    The version stays published. `rollback` serves again what was served before, and `serve` no longer loads the model
-    when it starts. On failure, what was unloaded is loaded again.
+    The version stays published. `rollback` serves the previous versions again, and `serve` no longer loads the model
+    when it starts. On failure, unloaded versions are loaded again.
 
     Args:
         repository: the repository the target serves.
         name: name of the model.
         version: one version. `None`: all of them.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
-        options: `None` takes the defaults.
+        options: deadline and the like. `None` takes the defaults.
         connection: how to connect to URLs, and to pods. `None` connects without TLS and headers.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Raises:
-        RepositoryError: a model that is served needs it, or another roll-out of the model is under way.
+        RepositoryError: a served model needs it, or another roll-out of the model is under way.
         RepoManagerError: as `deploy`.
     """
     options = options or RolloutOptions()
@@ -199,7 +199,7 @@ def version_to_go_back_to(repository: Location, name: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Reach:
-    """What `to` names: servers, or something in clusters, each with its cluster."""
+    """The targets named by `to`: servers, or something in clusters, each with its cluster."""
 
     servers: tuple[str | TritonClient, ...] = ()
     clusters: tuple[tuple[release.Release | inference_service.InferenceService, Api], ...] = ()

@@ -43,11 +43,11 @@ def run(target: Target, context: Context) -> Rollout:
     """Roll a version out to a target, or undo it.
 
     Args:
-        target: target of the roll-out.
+        target: servers or objects in a cluster, the parts to change.
         context: the roll-out's context: model, options, deadline, report.
 
     Returns:
-        What was done. When the version is served already, nothing is changed, and it is proven that it answers.
+        The roll-out's result. A version served already is left as it is, and proven by an inference.
 
     Raises:
         RepositoryError: a check speaks against it, or another roll-out of the model is under way.
@@ -81,8 +81,8 @@ class _Run:
     """One roll-out, from a look at the target to the proof on all its parts.
 
     Args:
-        target: where to.
-        context: what, and how.
+        target: servers or objects in a cluster, the parts to change.
+        context: the change, its options and the time left.
         other_holder: returns who else holds the model's lease by now. Empty while it is ours.
     """
 
@@ -94,14 +94,14 @@ class _Run:
         self._lock = threading.Lock()
 
     def plan(self) -> Rollout:
-        """Return the plan as a result, with what speaks against it."""
+        """Return the plan as a result, with the objections to it."""
         self._target.look()
         self._parts = list(self._target.parts)
         self._target.check()
         return self._result()
 
     def go(self) -> Rollout:
-        """Do what must be done, and prove it."""
+        """Make the changes, and prove them."""
         context, target = self._context, self._target
         context.settle()
         target.look()
@@ -148,7 +148,7 @@ class _Run:
         self._progress(part, "no longer serves it" if self._context.leaves else "serves it")
 
     def _record(self, outcome: str, reason: str = "") -> RolloutRecord:
-        """Return what the history keeps of this roll-out."""
+        """Return this roll-out's entry in the history."""
         context = self._context
         before = sorted({version for part in self._target.parts for version in part.result().previous})
         version = None if context.whole else context.version
@@ -158,7 +158,7 @@ class _Run:
         )
 
     def _in_batches(self, act: Callable[[Part], None]) -> None:
-        """Act on every part that still answers, a batch at a time."""
+        """Act on every part still answering, a batch at a time."""
         context = self._context
 
         def act_on(part: Part) -> None:
@@ -180,8 +180,7 @@ class _Run:
         self._parts = [part for part in self._parts if part.label not in context.missing]
 
     def _require_lease(self) -> None:
-        """Check that no other process rolls the model out by now: a lease that is not renewed in time goes to the
-        next.
+        """Check that no other process rolls the model out by now: a lease not renewed in time goes to the next.
 
         Raises:
             RepositoryError: another process does.
@@ -197,7 +196,7 @@ class _Run:
                 self._context.note(f"{part.label}: {what} ({self._done} of {len(self._parts)})")
 
     def _undo(self, cause: BaseException) -> RepoManagerError:
-        """Put back whatever was touched. Return what to tell the user."""
+        """Put back whatever was touched. Return the message for the user."""
         context = self._context
         context.halt()
         failure = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause) or type(cause).__name__
@@ -222,13 +221,13 @@ class _Run:
         return _verdict(what, cause, undone, len(touched))
 
     def _record_failure(self, outcome: str, failure: str) -> None:
-        """Keep it in the history, where that can be written: what happened matters more than that it is recorded."""
+        """Keep it in the history, where that can be written: the roll-out matters more than its record."""
         context = self._context
         with contextlib.suppress(Exception):
             record_rollout(context.repository, context.name, self._record(outcome, failure.splitlines()[0]))
 
     def _end_trial(self) -> None:
-        """Forget the trial. A record that stays does no harm, since the next command looks at what is there."""
+        """Forget the trial. A leftover record does no harm, since the next command looks at the servers."""
         if self._begun:
             with contextlib.suppress(RepoManagerError, OSError):
                 end_trial(self._context.repository, self._context.name)
@@ -254,7 +253,7 @@ class _Run:
 
 
 def _undo_part(part: Part, undone: _Undone) -> None:
-    """Undo one part. What goes wrong does not keep the others from being undone."""
+    """Undo one part. A failure does not keep the others from being undone."""
     try:
         undone.states.append(part.undo())
     except LeftAloneError as exc:
@@ -267,7 +266,7 @@ def _undo_part(part: Part, undone: _Undone) -> None:
 
 
 def _verdict(what: str, cause: BaseException, undone: _Undone, touched: int) -> RepoManagerError:
-    """Return the error that says how a roll-out and its undo ended."""
+    """Return an error with the outcome of a roll-out and its undo."""
     if undone.failed:
         return RollbackFailedError(
             f"{what}\nPutting the previous state back failed: " + "; ".join(undone.failed),

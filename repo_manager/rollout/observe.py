@@ -1,4 +1,4 @@
-"""What a server says of a model right now. Nothing here changes anything."""
+"""A server's present word on a model. Nothing here changes anything."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ServedState:
     """A model on a server.
 
     Attributes:
-        url: the server.
-        ready: versions that are READY, ascending. Says nothing of whether they answer: a killed stub stays READY.
-        busy: versions that are loading or unloading.
-        reasons: Triton's reason for versions that are neither, where it gives one.
-        config: what the server runs the model with. `None` when it is not loaded, or not told.
-        hidden: why the server does not show the configuration of a model that is READY. Empty when it does. What is
+        url: address of the server, as given.
+        ready: READY versions, ascending. Says nothing of whether they answer: a killed stub stays READY.
+        busy: versions being loaded or unloaded.
+        reasons: Triton's reason for the other versions, where it gives one.
+        config: the configuration the server runs the model with. `None` when it is not loaded, or not told.
+        hidden: why the server does not show the configuration of a READY model. Empty when it does. What is
             served is then unknown: neither served nor not served may be concluded from it.
         is_listed_twice: several repositories of the server have a model of this name (`--model-namespacing`). Loading
             and unloading reach all of them: Triton's API takes no namespace.
@@ -49,7 +49,7 @@ class ServedState:
 
     @property
     def sentence(self) -> str:
-        """Say what is served, for a person."""
+        """Describe the served versions, for a person."""
         if not self.ready:
             return f"{self.url} serves no version of it"
         plural = "s" if len(self.ready) > 1 else ""
@@ -68,7 +68,7 @@ def load_model(client: TritonClient, repository: Location, name: str, timeout_s:
     Raises:
         ServerRefusedError: it does not load. Where the server only says it could not read the folder, the message
             names what `verify` finds in it.
-        ServerUnreachableError: no answer.
+        ServerUnreachableError: the server gives no answer in time.
     """
     try:
         client.load(name, timeout_s=timeout_s)
@@ -87,11 +87,11 @@ def load_model(client: TritonClient, repository: Location, name: str, timeout_s:
 
 
 def observe(client: TritonClient, name: str) -> ServedState:
-    """Ask a server what it serves of a model.
+    """Ask a server for its versions of a model.
 
     Raises:
-        ServerUnreachableError: no answer.
-        ServerRefusedError: the server refuses to tell.
+        ServerUnreachableError: the server gives no answer in time.
+        ServerRefusedError: the server answers the question with an error.
     """
     config, hidden = None, ""
     for _ in range(_LOOKS):
@@ -119,7 +119,8 @@ def observe(client: TritonClient, name: str) -> ServedState:
 
 
 def require_known(state: ServedState, client: TritonClient, name: str) -> None:
-    """Check that a server tells what it serves of a model, also after a roll-out: an undo must see that it worked.
+    """Check that a server lists its versions of a model, also after a roll-out: an undo must be able to confirm
+    itself.
 
     Args:
         state: the model's versions on the server.
@@ -154,7 +155,7 @@ def require_control(client: TritonClient) -> None:
     """Check that models may be loaded and unloaded on a server, as a roll-out and its undo do.
 
     Raises:
-        ServerRefusedError: they may not.
+        ServerRefusedError: the server refuses, without `--model-control-mode=explicit` for instance.
     """
     try:
         client.unload(_NO_MODEL)  # in explicit mode, unloading what is not there does nothing and is no error

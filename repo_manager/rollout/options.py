@@ -43,7 +43,7 @@ class Weights(Protocol):
         """
 
     def current(self) -> float:
-        """Return the share that was set last. 0 before."""
+        """Return the latest share. 0 before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Amount:
 
     Attributes:
         value: the number, or the per cent.
-        percent: which of the two.
+        percent: whether `value` is a percentage, else a count.
     """
 
     value: float
@@ -72,7 +72,7 @@ class Amount:
         return amount
 
     def of(self, total: int) -> int:
-        """Return how many of `total` that is. Shares are rounded down, as Kubernetes does for what may be missing."""
+        """Return the count for `total` parts. Shares are rounded down, as Kubernetes does for `maxUnavailable`."""
         return int(total * self.value / 100 + 1e-9) if self.percent else int(self.value)
 
     def __str__(self) -> str:
@@ -84,21 +84,20 @@ class RolloutOptions:
     """How to roll out.
 
     Attributes:
-        keep_previous: leave the previous version loaded, and what ensembles pin, so going back is only a policy
-            change.
-        dry_run: plan only.
+        keep_previous: leave the previous version loaded, and versions pinned by ensembles, so going back is only a
+            policy change.
+        dry_run: check and plan, and change nothing.
         deadline_s: for everything up to the proof on the last server. The undo has time of its own. A trial adds the
             time it was asked to take.
         load_timeout_s: deadline of one load on a server, and of each step of an InferenceService. A Deployment has it
-            for each pod, and `deadline_s` does not end one that makes progress.
+            for each pod, and `deadline_s` does not end a Deployment with progress.
         settle_timeout_s: how long the server may take until exactly the wanted versions are READY.
-        smoke_timeout_s: deadline of the smoke inference.
-        reconnect_timeout_s: how long the undo waits for a server that has stopped answering. At most half of a short
-            `deadline_s`.
+        smoke_timeout_s: deadline of the smoke inference, in seconds.
+        reconnect_timeout_s: how long the undo waits for a silent server. At most half of a short `deadline_s`.
         lease_timeout_s: how long to wait for another roll-out of the same model.
         retries: how often a call is made again when the server was out of reach, or busy, for a moment.
-        signed_by: public keys one of which must vouch for the version. Empty asks for no signature.
-        force: go on against a check that rests on an estimate (memory).
+        signed_by: public keys of which one must vouch for the version. Empty asks for no signature.
+        force: go on against a check based on an estimate (memory).
         drop_pinned: take a version out of service although an ensemble pins it: the ensemble is lost.
         batch: how many of several servers at a time. At least one.
         max_unavailable: how many of several servers may not answer without failing the whole.
@@ -140,7 +139,7 @@ class ShadowOptions:
         requests: the file of recorded requests.
         rate_per_s: pairs a second. Each is one request to either version.
         duration_s: for how long at most. It ends before when every gate is decided.
-        timeout_s: deadline of one request. An answer that is later is an error.
+        timeout_s: deadline of one request. A later answer is an error.
         workers: pairs on their way at the same time, at most.
         seed: of the order of the requests and of the versions in each pair.
     """
@@ -166,13 +165,13 @@ class TrialOptions:
 
     Attributes:
         steps: rising shares of the traffic, the last one 1. Empty for a shadow alone.
-        step_s: how long each is watched.
-        gates: what must hold. Empty takes `errors<1%`.
+        step_s: seconds each share is watched.
+        gates: the limits to hold during each step. Empty takes `errors<1%`.
         shadow: mirror recorded requests. `None`: only the server's counters are watched.
         weights_file: write the weights there instead of publishing them on the server.
         weights: gives the new version its share. `None`: published on the server, or in `weights_file`.
         on_shadow: given the shadow's report, regardless of its outcome.
-        on_step: given each share below 1 after it was watched. What it raises undoes the roll-out.
+        on_step: given each share below 1 after it was watched. An exception from it undoes the roll-out.
     """
 
     steps: tuple[float, ...] = ()
@@ -230,7 +229,7 @@ def parse_steps(text: str) -> tuple[float, ...]:
     """Parse `5%,25%,100%`.
 
     Raises:
-        UsageError: not percentages that rise to 100.
+        UsageError: not percentages rising to 100.
     """
     hint = "For instance 5%,25%,100%: rising shares of the traffic, the last one 100%."
     try:

@@ -22,18 +22,18 @@ _PLACE = "what is pinned"
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """A snapshot, and what names it.
+    """A snapshot, and the names that lead to it.
 
     Attributes:
-        id: of its content.
+        id: digest of its content.
         url: of the snapshot, as the pods see it: the chart's `repository.snapshot`, or KServe's `storageUri`.
         repository: of the repository, as the pods see it: the chart's `repository.url`.
         models: model -> the versions it holds.
         previous: URL of the snapshot pinned before. `None` for the first one.
-        before: model -> the versions pinned before. What the policies serve where nothing was pinned.
+        before: model -> the versions pinned before. The versions the policies serve where nothing was pinned.
         created: whether it was written now, or was there already.
-        checks: what was found about the versions.
-        dry_run: nothing was written.
+        checks: findings about the versions.
+        dry_run: true when the snapshot was only named, not written.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Pin:
 
     @property
     def values(self) -> dict[str, dict[str, str]]:
-        """The chart's values that pin it."""
+        """The chart's values for it."""
         return {"repository": {"url": self.repository, "snapshot": self.url}}
 
 
@@ -61,20 +61,20 @@ def pin_snapshot(
     options: RolloutOptions | None = None,
     report: Report = lambda _: None,
 ) -> Pin:
-    """Write the snapshot with some versions, beside everything that is pinned already.
+    """Write the snapshot with some versions, beside everything pinned already.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         versions: model -> the version it is to have. Empty takes every model, as its policy serves it.
         mounted: the repository's URL or path, as the pods see it. `None`: as this machine does.
-        pinned: URL of the snapshot that is pinned now, whose other models stay as they are. `None`: the other models
-            are taken as the repository's policies serve them.
+        pinned: URL of the snapshot pinned now. Its other models stay as they are. `None`: the other models are taken
+            as the repository's policies serve them.
         options: `signed_by`, `keep_previous`, `drop_pinned`, `force` and `dry_run` count. `None` takes the defaults.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Raises:
-        RepositoryError: no such model or version, a check speaks against one, the snapshot that is pinned cannot be
-            read, the repository serves nothing, or the snapshot cannot be written.
+        RepositoryError: no such model or version, a check speaks against one, the pinned snapshot cannot be read, the
+            repository serves nothing, or the snapshot cannot be written.
     """
     options = RolloutOptions() if options is None else options
     repository = repository.resolve()

@@ -1,4 +1,5 @@
-"""What a roll-out will do, predicted from Triton's reload rules (docs/triton-reload.md) before anything is changed."""
+"""The effect of a roll-out, predicted from Triton's reload rules (docs/triton-reload.md) before anything is
+changed."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ class Relative:
 
     Attributes:
         model: its name.
-        versions: those served, or will be.
-        reason: what it must do with the other one.
+        versions: versions served now, or after the roll-out.
+        reason: its relation to the other one: a part of it, or an ensemble of it.
     """
 
     model: str
@@ -62,17 +63,17 @@ class RolloutPlan:
 
     Attributes:
         model: the model.
-        version: the version that will be served. `None`: none of the model will be.
+        version: the version to serve. `None`: none of the model will be.
         url: the server.
-        ready_before: versions that are READY now.
-        ready_after: versions that will be.
+        ready_before: versions READY now.
+        ready_after: versions READY after the roll-out.
         policy_before: the repository's policy as it is in config.pbtxt: versions, `latest:n` or `all`.
         steps: every version's fate.
         peak_bytes: size of the version folders loaded at the same time, at the worst moment.
-        new_bytes: size of those that are yet to be loaded: what the server needs room for now.
-        notes: what is worth knowing, a difference between the server's configuration and the repository's for instance.
-        brings: models it needs and that are not served yet. They are served and proven first, and undone with it.
-        dependents: models that are served and need it. They are asked after each change.
+        new_bytes: size of the folders still to be loaded, the room the server needs now.
+        notes: remarks, on a difference between the server's configuration and the repository's for instance.
+        brings: needed models not served yet. They are served and proven first, and undone with it.
+        dependents: served models in need of it. They are asked after each change.
     """
 
     model: str
@@ -103,7 +104,7 @@ class RolloutPlan:
 def plan_deploy(
     repository: Location, name: str, version: int, client: TritonClient, *, keep_previous: bool = False
 ) -> RolloutPlan:
-    """Predict what deploying a version will do. Nothing is changed.
+    """Predict the effect of deploying a version. Nothing is changed.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -128,9 +129,9 @@ class Obstacle:
     """Why the server would answer a load with 200 and do nothing.
 
     Attributes:
-        reason: in words.
-        always: whatever is changed, else only where the server differs from a repository that has not changed since.
-        way_out: what the roll-out does about it.
+        reason: why the load would do nothing, for a person.
+        always: on any change, else only where the server differs from a repository unchanged since.
+        way_out: the roll-out's remedy.
     """
 
     reason: str
@@ -151,10 +152,10 @@ _OVERRIDE = Obstacle(
 
 
 def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
-    """Return what would keep a load alone from doing anything, or `None` when nothing is known of.
+    """Return the known obstacle to a load alone, or `None`.
 
     Where the server's configuration is not the file's although the file is older than the last deployment, the server
-    runs another one sent by the load API. Files in object storage have no times to tell that by.
+    runs another one sent by the load API. Files in object storage have no times to judge by.
     """
     if not open_store(repository).traits.changes_visible:
         return _AZURE
@@ -177,7 +178,7 @@ def _seconds(at: str) -> float:
 def _files(entry: ModelEntry) -> tuple[Fingerprint, Fingerprint] | None:
     """Return the model's folder as it is, and as a load at the last deployment can have seen it at most.
 
-    `None` where that is not known: nothing was deployed yet, or the files are in object storage.
+    `None` where it is not known: nothing was deployed yet, or the files are in object storage.
     """
     folder = local_folder(entry.path)
     if folder is None:
@@ -197,14 +198,14 @@ def plan_from(
     pinned: Collection[int] = (),
     obstacle: Obstacle | None = None,
 ) -> RolloutPlan:
-    """Predict from what the repository and the server say.
+    """Predict from the state of the repository and the server.
 
     Args:
         entry: the model and its versions, as `scan` lists them.
         version: the version to serve.
-        served: what the server serves now.
+        served: the server's versions and configuration now.
         keep_previous: leave the newest other version served, and those pinned.
-        pinned: versions that ensembles ask for by number.
+        pinned: versions pinned by ensembles.
         obstacle: reason why a load would do nothing. `None`: there is none.
     """
     existing = {each.version for each in entry.versions}
@@ -249,7 +250,7 @@ def plan_from(
 def _ending_sequences(
     name: str, ready: tuple[int, ...], after: tuple[int, ...], steps: Sequence[VersionPlan]
 ) -> Iterator[str]:
-    """Say which live sequences lose their state: Triton keeps it in the version that answers."""
+    """Name the live sequences that lose their state: Triton keeps it in the answering version."""
     asked = max(ready)  # by requests that name no version
     if asked != max(after):
         kept = " Those that name it go on." if asked in after else ""
@@ -264,13 +265,13 @@ def _ending_sequences(
 def plan_undeploy(
     entry: ModelEntry, served: ServedState, after: tuple[int, ...], *, keeps: Sequence[str] = ()
 ) -> RolloutPlan:
-    """Say what taking a model or a version out of service does.
+    """Describe the effect of taking a model or a version out of service.
 
     Args:
         entry: the model and its versions, as `scan` lists them.
-        served: what the server serves now.
-        after: the versions that stay.
-        keeps: models it needs, which stay served.
+        served: the server's versions and configuration now.
+        after: the versions kept.
+        keeps: models it needs. They stay served.
     """
     steps = [
         VersionPlan(version, Action.KEEP, "it stays")
@@ -308,7 +309,7 @@ def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> V
 
 
 def hidden_changes(entry: ModelEntry) -> tuple[str, ...]:
-    """Say what keeps Triton from seeing changes of a model's folder at all. Empty when nothing does."""
+    """Name the obstacles that hide all changes of a model's folder from Triton. Empty when nothing does."""
     folder = local_folder(entry.path)
     now = None if folder is None else read_fingerprint(folder)
     if now is None:
@@ -360,9 +361,9 @@ def _step(
 
 
 def differing_fields(repository: ModelConfig | None, served: ModelConfig | None) -> tuple[str, ...]:
-    """Return the fields in which what a server runs differs from config.pbtxt, except for the version policy.
+    """Return the fields where the server's configuration differs from config.pbtxt, except for the version policy.
 
-    What the server fills in where the file is silent is no difference.
+    Fields absent from the file and filled in by the server are no difference.
 
     Args:
         repository: configuration of the repository. `None`: there is none.

@@ -1,4 +1,4 @@
-"""What proves a version: the requests sent to it, and what must come back."""
+"""The proof of a version: requests to it, and the answers they must get."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ _BFLOAT16 = "TYPE_BF16"
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is sent, and what must come back.
+    """Requests to send, and the answers they must get.
 
     Attributes:
-        tries: samples. The next is sent where the server refuses one that was made up.
+        tries: samples. The next is sent where the server refuses a made-up one.
         source: see `SmokeResult.reference`.
-        tolerance: of each output.
+        tolerance: largest difference allowed for each output.
         promised: the configuration the version was published with. `None`: it has none.
-        parts: model the version needs -> the version of it that the answers come from.
+        parts: model the version needs -> the version of it behind the answers.
         pinned: model the version, an ensemble, asks for by number -> that number.
     """
 
@@ -79,7 +79,7 @@ class Reference:
     pinned: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def changed_parts(self, client: TritonClient) -> str:
-        """Return the models that answer with another version than when the sample was recorded. Empty for none."""
+        """Return the models whose answering version differs from the recorded one. Empty for none."""
         if not self.parts:
             return ""
         ready: dict[str, int] = {}
@@ -219,7 +219,7 @@ def dims_of(entry: Any, batched: bool) -> list[int]:
 
 
 def as_served(array: Array, dims: list[int] | None, batched: bool) -> Array:
-    """Give an array the shape that clients send where the configuration reshapes (scalars have one axis there).
+    """Give an array the clients' shape where the configuration reshapes (scalars have one axis there).
 
     Args:
         array: one input of a request.

@@ -1,4 +1,4 @@
-"""What a roll-out did, on whatever target: one type and one JSON shape."""
+"""The result of a roll-out, on whatever target: one type and one JSON shape."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PodProof:
 
     Attributes:
         pod: its name.
-        url: where it was asked.
+        url: address the pod was asked at.
         latency_ns: of the inference, or of the index after an undeployment. `None` when the pod was out of reach.
     """
 
@@ -37,7 +37,7 @@ class PodProof:
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotChange:
-    """What a Deployment or an InferenceService was pointed at.
+    """The old and new snapshot of a Deployment or an InferenceService.
 
     Attributes:
         before: the repository or snapshot it served.
@@ -45,7 +45,7 @@ class SnapshotChange:
         models: everything the snapshot serves: model -> versions.
         replicas: how many pods the Deployment wants. `None` for an InferenceService.
         revision: the InferenceService's new revision. Empty without Knative, and for a Deployment.
-        pods: one per pod asked.
+        pods: the answers, one per pod asked.
     """
 
     before: str
@@ -64,16 +64,16 @@ class ServerResult:
         name: the server's URL, or the name of the Deployment or InferenceService.
         changed: whether anything had to be done on it. `False` for a dry run of a Triton server.
         ready: versions of the model it serves now, by the server's index or in the snapshot.
-        previous: versions it served before. Empty where that is not known.
-        proof: `inference`: the version answered one. `readiness`: no pod could be reached from here, so their
-            readiness is all that is known. `conditions`: KServe says so. `index`: the server's index no longer lists
-            what was undeployed as READY. `none`: a dry run, or no pod is wanted.
-        smoke: the inference that proved it on a Triton server, else `None`.
-        plan: what was predicted for a Triton server, else `None`.
-        checks: what was looked at before anything was touched. Empty when nothing had to be done.
+        previous: versions it served before. Empty where this is not known.
+        proof: `inference`: the version answered one. `readiness`: no pod could be reached from here, so only their
+            readiness is known. `conditions`: KServe says so. `index`: the server's index no longer lists the
+            undeployed versions as READY. `none`: a dry run, or no pod is wanted.
+        smoke: the proof by inference on a Triton server, else `None`.
+        plan: the prediction for a Triton server, else `None`.
+        checks: the checks made before anything was touched. Empty when nothing had to be done.
         reloaded: the version was READY and did not answer, and was unloaded and loaded again.
-        draining: versions that were dropped and still end their last requests, or their process.
-        snapshot: what a Deployment or InferenceService was pointed at. `None` for a Triton server.
+        draining: dropped versions still busy with their last requests, or with the end of their process.
+        snapshot: the old and new snapshot of a Deployment or InferenceService. `None` for a Triton server.
         started: whether the server was started for this roll-out, and goes on running.
     """
 
@@ -93,13 +93,13 @@ class ServerResult:
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-    """A trial that ended well, or its plan.
+    """A successful trial, or its plan.
 
     Attributes:
         shares: the shares of the traffic asked for, 0 to 1.
-        shadow: what mirroring showed. `None` without.
-        steps: the steps taken.
-        notes: what is worth knowing.
+        shadow: result of mirroring recorded requests. `None`: there was no shadow. `None` without.
+        steps: shares of the traffic that the canary went through, in order.
+        notes: remarks for the user.
     """
 
     shares: tuple[float, ...] = ()
@@ -110,21 +110,21 @@ class TrialResult:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Rollout(Summarized):
-    """A roll-out that succeeded, or its plan.
+    """A successful roll-out, or its plan.
 
     Attributes:
         model: the model.
-        version: the version that is served now. `None`: none is, because the model was undeployed.
-        target: what was rolled out to: the servers' URLs, `k8s://...` or `kserve://...`.
+        version: the version served now. `None`: none is, because the model was undeployed.
+        target: address of the roll-out: the servers' URLs, `k8s://...` or `kserve://...`.
         servers: one result for each server, Deployment or InferenceService, in the order given.
-        unavailable: servers that did not answer and were left out, within `max_unavailable`. They serve the right
-            version when they start, because the repository says so.
+        unavailable: silent servers, left out, within `max_unavailable`. They serve the right version when they start,
+            because the repository says so.
         batch: how many servers at a time.
         changed: whether anything had to be done on any of them. `False` for a dry run.
         dry_run: whether this is the plan alone.
         trial: the shadow and the canary. `None` without.
-        seconds: duration.
-        events: what was done, in order.
+        seconds: wall time of the roll-out.
+        events: the steps made, as lines of text, in order.
         action: `deploy`, `rollback` or `undeploy`.
     """
 

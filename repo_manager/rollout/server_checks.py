@@ -37,7 +37,7 @@ def check_server(
     Args:
         entry: the model and its versions, as `scan` lists them.
         version: the version to be served.
-        new_bytes: size of what must be loaded. 0 skips the memory.
+        new_bytes: size of the files to load. 0 skips the memory.
         client: connected client of the server.
         timeout_s: deadline of each question.
     """
@@ -110,9 +110,9 @@ class Room:
     """Free memory.
 
     Attributes:
-        kind: `the GPU` or `the machine`.
-        free_bytes: how much is free.
-        footprint_bytes: what the served version's processes take in it. `None` when that cannot be seen.
+        kind: the memory the check is about: `the GPU` or `the machine`.
+        free_bytes: free memory of it.
+        footprint_bytes: memory of the served version's processes. `None` when it cannot be seen.
     """
 
     kind: str
@@ -127,7 +127,7 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
         model: name of the model.
         url: address of the server.
         metrics: text of its metrics page. `None`: it was not read.
-        wants_gpu: whether the model is in GPU memory, else in the host's, which is known of this machine only.
+        wants_gpu: whether the model is in GPU memory, else in the host's. Only this machine's is known.
     """
     if wants_gpu:
         free = None if metrics is None else metrics_page.free_gpu_bytes(metrics)
@@ -161,7 +161,7 @@ def _footprint(model: str, url: str) -> int | None:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Return what a process has in memory for itself alone. 0 when it has ended."""
+    """Return a process's private memory. 0 when it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -42,17 +42,17 @@ class SmokeFailedError(ServerError):
 
 @dataclasses.dataclass(frozen=True)
 class SmokeResult:
-    """What a smoke inference showed.
+    """The result of a smoke inference.
 
     Attributes:
         version: the version asked.
         reference: `golden` (recorded with the version), `onnxruntime` (run now on the version's ONNX file), `none` (an
             answer came and has the shapes and types the configuration promises), or `readiness` (no request
-            could be made: the server says the version is ready, and that is all that is known).
+            could be made: the server says the version is ready, and nothing else is known).
         outputs: one comparison per output with a reference.
         latency_ns: of all requests together, the client's work included.
         requests: how many were sent. More than one for a sequence.
-        responses: how many came.
+        responses: number of responses received.
         note: why nothing was asked, for `readiness`, or why answers were not compared, else empty.
     """
 
@@ -86,15 +86,15 @@ def smoke_test(
         folder: the version's folder in the repository.
         name: name of the model.
         version: version of the model.
-        config: what the server runs it with.
-        timeout_s: deadline of each request, and of the run that answers it here where no answer was recorded.
+        config: the configuration the server runs it with.
+        timeout_s: deadline of each request, and of the local run that answers it where no answer was recorded.
         readiness_only: made-up requests the server refuses say nothing of the version: its readiness is enough.
-        compare: hold the answers against the recorded ones, else only what is promised of them must be there.
+        compare: hold the answers against the recorded ones, else only against the promised names, types and shapes.
 
     Raises:
         SmokeFailedError: an output is wrong. With the numbers.
         ServerRefusedError: the inference failed on the server. With its reason.
-        ServerUnreachableError: no answer.
+        ServerUnreachableError: the server gives no answer in time.
     """
     kind = kind_of(client, name, version)
     with runtime_within(timeout_s):
@@ -134,10 +134,10 @@ def _with_hint(refusal: ServerRefusedError) -> ServerRefusedError:
 
 
 def _ready(client: TritonClient, name: str, version: int, why: str) -> SmokeResult:
-    """Take the server's word for it that a version is ready.
+    """Take the server's word for the readiness of a version.
 
     Raises:
-        SmokeFailedError: it is not.
+        SmokeFailedError: the server does not call the version ready.
     """
     if not client.model_ready(name, version):
         raise SmokeFailedError(f"{name}:{version} is not ready, and no inference can be sent: {why}")
@@ -226,7 +226,7 @@ def _compared(
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """Outputs of a response that are as the recorded ones, whatever was promised: in type, and in shape."""
+    """Outputs of a response equal to the recorded ones in type and shape, whatever was promised."""
 
     types: Collection[str]
     shapes: Collection[str]
@@ -254,15 +254,15 @@ def _check_promised(
     """Check that a response has the outputs the version was published with, of their types and shapes.
 
     Args:
-        what: the version.
-        response: its outputs.
-        outputs: those promised.
-        known: outputs that are as recorded.
+        what: subject of the message: the version.
+        response: outputs of one response.
+        outputs: outputs promised by the configuration or the manifest.
+        known: outputs equal to the recorded ones, exempt from the check.
         batched: whether the model takes batches.
         complete: whether all outputs must be there.
 
     Raises:
-        SmokeFailedError: it has not.
+        SmokeFailedError: an output is missing, or has another type or shape.
     """
     missing = sorted(name for name in outputs if response.get(name) is None)
     if missing and (complete or not response):

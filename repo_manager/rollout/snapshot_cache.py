@@ -1,4 +1,4 @@
-"""Snapshots kept on a node, so a pod that restarts reads from its disk what it would stream from object storage.
+"""Snapshots kept on a node, so a restarted pod reads from its disk instead of object storage.
 
     <cache>/
       <id>/             a snapshot, whole: it appears by one rename, and every file has the digest of its manifest
@@ -6,7 +6,8 @@
       <id>.fetch        locked by the one that fetches or checks it. The others wait
       <id>.work/        what is being fetched
 
-Several pods, and several processes, share a cache. The kernel drops the locks of those that die, however they die.
+Several pods, and several processes, share a cache. The kernel drops the locks of a process at its death, of whatever
+kind.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ _ENDS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclasses.dataclass(frozen=True)
 class CachedSnapshot:
-    """A snapshot on this machine, which nobody removes until it is closed.
+    """A snapshot on this machine. Nobody removes it until it is closed.
 
     Attributes:
-        id: of its content.
+        id: digest of its content.
         folder: where it is, whole and checked.
         models: model -> the versions served.
         fetched: whether it was brought now, or was there already.
-        size_bytes: of its versions' files.
-        removed: ids of the snapshots that made room for it, or were more than are kept.
+        size_bytes: total size of its versions' files.
+        removed: ids of the snapshots removed to make room for it, or beyond the number kept.
         seconds: duration.
         lock: the open file whose lock says the snapshot is in use.
     """
@@ -87,21 +88,21 @@ def fetch_snapshot(
 ) -> CachedSnapshot:
     """Bring a snapshot into a cache on this machine, unless it is there, and check it: every file, and its signatures.
 
-    One that is there and is not whole any more is fetched again. Object storage is not asked for one that is whole.
+    A damaged one is fetched again. For an intact one, object storage is not asked.
 
     Args:
         url: place of the snapshot, `<repository>.snapshots/<id>`.
-        cache: the folder. Made when missing.
-        signed_by: public keys one of which must vouch for each version. Empty asks for no signature.
+        cache: folder of this node for snapshots. Created when missing.
+        signed_by: public keys of which one must vouch for each version. Empty asks for no signature.
         keep: how many snapshots stay no process serves, beside this one. The longest unused go first, and more of them
             where there is no room.
         link: is made a symbolic link to the snapshot's folder, in one step. `None`: none is made.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Raises:
-        UsageError: the URL names no snapshot, which alone never changes.
-        RepositoryError: there is no such snapshot, it is not what its id says, a signature does not hold, or there is
-            no room for it.
+        UsageError: the URL names no snapshot, the only kind of place whose content never changes.
+        RepositoryError: there is no such snapshot, its content does not fit its id, a signature does not hold, or
+            there is no room for it.
     """
     began, chosen = time.monotonic(), str(url).rstrip("/").rpartition("/")[2]
     if _ID.fullmatch(chosen) is None:
@@ -130,9 +131,9 @@ def fetch_snapshot(
 
 
 def hold_snapshot(snapshot: CachedSnapshot) -> None:
-    """Become a process that does nothing but keep a snapshot from being removed, until SIGTERM or Ctrl-C. No return.
+    """Become a process whose only work is to keep a snapshot from being removed, until SIGTERM or Ctrl-C. No return.
 
-    This process is replaced by a bare Python that waits: the lock goes with it, the memory of repo-manager does not.
+    This process is replaced by a bare, waiting Python: it keeps the lock and frees the memory of repo-manager.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -152,7 +153,7 @@ def _point(link: Path, folder: Path) -> None:
 
 
 def _in_use(cache: Path, chosen: str) -> int:
-    """Say that a snapshot is in use, and when it was last. Return the lock."""
+    """Mark a snapshot as in use, with the present time. Return the lock."""
     path = cache / f"{chosen}{_USE}"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.flock(lock, fcntl.LOCK_SH)
@@ -161,7 +162,7 @@ def _in_use(cache: Path, chosen: str) -> int:
 
 
 def _check_signatures(url: Location, found: Snapshot, keys: Sequence[Path], *, fetched: bool) -> None:
-    """Check that a key vouches for each version, by the signatures here, else by those the source has by now."""
+    """Check each version's signature, by the signatures here, else by those the source has by now."""
     try:
         for name, versions in found.models.items():
             check_served(found.location, name, versions, keys)
@@ -174,7 +175,7 @@ def _check_signatures(url: Location, found: Snapshot, keys: Sequence[Path], *, f
 
 
 def _fetch(url: Location, cache: Path, chosen: str, reason: str, report: Report) -> tuple[str, ...]:
-    """Fetch a snapshot into its place. Return what made room for it."""
+    """Fetch a snapshot into its place. Return the snapshots removed for it."""
     place, work = cache / chosen, cache / f"{chosen}{_WORK}"
     source = read_snapshot(url.parent, chosen)
     if source is None:
@@ -288,7 +289,7 @@ def _removed(cache: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def _claimed(cache: Path, name: str) -> Iterator[bool]:
-    """Hold a snapshot nobody uses. Give whether that is so."""
+    """Hold a snapshot nobody uses. Yield whether nobody uses it."""
     lock = os.open(cache / f"{name}{_USE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         yield take_lock(lock)

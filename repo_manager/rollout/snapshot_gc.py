@@ -1,4 +1,4 @@
-"""Removing snapshots that nothing names any more."""
+"""Removing snapshots without a reference."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _DAY_S = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotRemovals:
-    """What was removed, and what stays.
+    """The snapshots removed, and those kept.
 
     Attributes:
         removed: ids of the snapshots removed, or would be.
         kept: id of each other one -> why it stays.
-        dry_run: nothing was removed.
+        dry_run: true when the snapshots were only listed.
     """
 
     removed: tuple[str, ...]
@@ -49,20 +49,19 @@ def gc_snapshots(
     older_than_s: float = _DAY_S,
     dry_run: bool = False,
 ) -> SnapshotRemovals:
-    """Remove the snapshots of a repository that nothing names.
+    """Remove a repository's snapshots without a reference.
 
     A snapshot is named by a Deployment (its template and its history of roll-outs), a ReplicaSet (`kubectl rollout
     undo` goes back to it) or a pod in the namespaces of the targets. With KServe also by an InferenceService or a
-    Knative revision. A pin names its snapshot, too. Clusters that are not among the targets are not asked, so every
-    one that serves snapshots of the repository must be named. No roll-out of the repository runs at the same time: all
-    its models are held.
+    Knative revision. A pin names its snapshot, too. Clusters outside the targets are not asked, so name every one with
+    snapshots of the repository. No roll-out of the repository runs at the same time: all its models are held.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        targets: addresses, `k8s://namespace/release` or `kserve://namespace/name`.
+        targets: objects to ask for references, `k8s://namespace/release` or `kserve://namespace/name`.
         pinned: values file -> URL of its snapshot. `None`: no file pins one.
         older_than_s: younger snapshots stay: anyone who wrote one may be about to name it.
-        dry_run: only say which would be removed.
+        dry_run: only list the snapshots.
 
     Raises:
         UsageError: neither a target nor a pin is named, or a target cannot be read.
@@ -103,7 +102,7 @@ def gc_snapshots(
 
 
 def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the ids of snapshots that objects in clusters name, each with the object."""
+    """Yield the ids of snapshots named by objects in clusters, each with the object."""
     for text in targets:
         with contextlib.closing(api_of(text)) as api:
             pointers(text, api)  # a mistyped target must not count as one that names nothing
@@ -114,7 +113,7 @@ def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _objects(text: str, api: Api) -> Iterator[Object]:
-    """Yield everything in a target's namespace that may name a snapshot."""
+    """Yield every possible reference to a snapshot in a target's namespace."""
     target = parse_cluster(text)
     space = target.namespace
     yield from api.deployments(space, {})

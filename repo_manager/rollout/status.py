@@ -1,4 +1,4 @@
-"""What a server serves against what the repository says it should."""
+"""The served state against the repository's record of it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class ModelStatus:
     Attributes:
         model: the model.
         url: the server.
-        ready: versions that are READY.
+        ready: READY versions, ascending.
         selected: versions the version policy of config.pbtxt selects.
         deployed: the version of the last recorded deployment. `None` when there is none, or it was undeployed since.
-        deployed_at: its time, UTC, ISO 8601.
+        deployed_at: time of the latest deployment, UTC, ISO 8601.
         overridden: fields a configuration sent with a load sets otherwise than config.pbtxt. A deploy drops it.
         started_at: when the server started, UTC, ISO 8601. `None` when it is not one of ours on this machine.
         restarts: how often `serve` has started it again after it had ended on its own. `None` as for `started_at`.
@@ -64,13 +64,13 @@ class ModelStatus:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RepositoryStatus(Summarized):
-    """What servers serve of a repository.
+    """The served state of a repository.
 
     Attributes:
         models: one entry a model and server, server by server.
-        unreachable: URL of each server that did not answer -> why.
-        strangers: URL of each server -> models it has loaded and that are not of the repository, as `NAME:VERSION`.
-            Empty when the status is of one model.
+        unreachable: URL of each server without an answer -> why.
+        strangers: URL of each server -> models it has loaded from elsewhere, as `NAME:VERSION`. Empty when the status
+            is of one model.
         clusters: one entry a target in a cluster.
     """
 
@@ -97,13 +97,13 @@ def status(
     Args:
         repository: the repository the servers serve.
         to: connected clients or URLs, as for `deploy`. `k8s://` and `kserve://` may be among them.
-        names: the models. Empty for all that were deployed or are loaded.
+        names: the models. Empty for all deployed or loaded ones.
         connection: how to connect to URLs. `None` connects without TLS and headers.
 
     Raises:
         UsageError: a URL is not understood.
         RepositoryError: the repository cannot be read.
-        ServerUnreachableError: no server answers.
+        ServerUnreachableError: none of the servers answers.
     """
     given = (to,) if isinstance(to, str | TritonClient) else tuple(to)
     found: list[ModelStatus] = []
@@ -137,10 +137,10 @@ def _in_clusters(
 
 
 def _strangers(repository: Location, client: TritonClient) -> tuple[str, ...]:
-    """Return what the server has loaded that is not of the repository: somebody loaded it with files of his own.
+    """Return the loaded models from outside the repository: somebody loaded them with files of their own.
 
-    The index has only models whose folder the server finds. The statistics have all that are loaded. A server with
-    model namespacing refuses to tell those.
+    The index has only models whose folder the server finds. The statistics list all loaded models. A server with model
+    namespacing refuses to tell those.
     """
     known = {entry.name for entry in scan(repository, deep=False)}
     try:
@@ -213,7 +213,7 @@ def _text(moment_s: float) -> str:
 
 
 def _differing(entry: ModelEntry, config: ModelConfig | None, served: ServedState) -> tuple[str, ...]:
-    """Return the fields, the version policy among them, in which the server does not do what the file says."""
+    """Return the fields, including the version policy, where the server deviates from the file."""
     if config is None or served.config is None:
         return ()
     # A version that stays through a change of the policy keeps the one that it was loaded with in its own

@@ -39,7 +39,7 @@ class Traffic:
         cluster: the API server's address and the context of the kubeconfig.
         services: the Service of the old version, and the one of the new.
         before: the new one's share before, 0 to 1.
-        share: its share now. Of a dry run, what it would be.
+        share: its share now. Of a dry run, the planned one.
         steps: the shares it got on the way, the last one included. Empty where nothing was asked for.
         dry_run: nothing was changed.
     """
@@ -87,14 +87,14 @@ def shift_traffic(
         services: the Service of the old version, and of the new. `None` takes the first and the second of the first
             rule with two.
         step_s: how long each share but the last stays.
-        dry_run: only say what would be done.
-        report: told what is being done.
+        dry_run: only report the planned change.
+        report: called with a line of text for each step.
 
     Raises:
         UsageError: the route or a share cannot be read.
         ServerError: there is no such route, or the first share was refused. Nothing was changed.
         RolloutUndoneError: a share was not accepted, and the weights of before came back.
-        RollbackFailedError: they did not come back.
+        RollbackFailedError: the old weights did not come back.
     """
     target = Route.parse(route)
     wrong = [step for step in steps if not 0 <= step <= 1]

@@ -31,13 +31,13 @@ _DEEPEST = 64
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """What a load compares, taken at one moment.
+    """The state of a model's folder a load compares, taken at one moment.
 
     Attributes:
         times_ns: entry of the model's folder -> the newest modification or change time of it and of everything in it.
             The empty name is the folder itself.
-        folders: entries that are folders.
-        dangling: entries that are links to nothing. Triton then cannot list the versions.
+        folders: names of the entries of type folder.
+        dangling: names of links to nothing. Triton then cannot list the versions.
     """
 
     times_ns: Mapping[str, int]
@@ -68,7 +68,7 @@ class Fingerprint:
 
     @property
     def phantoms(self) -> dict[int, str]:
-        """Versions Triton finds and cannot load, and why: `5.tmp` counts as version 5, which has no folder."""
+        """Versions Triton finds and cannot load, and why: `5.tmp` counts as version 5, without a folder."""
         found = {}
         for version in self.versions:
             if str(version) not in self.folders:
@@ -77,19 +77,19 @@ class Fingerprint:
         return found
 
     def version_ns(self, version: int) -> int:
-        """Return the time that decides whether a version has changed: its own, or of what is beside the versions."""
+        """Return the time by which a version counts as changed: its own, or that of the files beside the versions."""
         if self.lookalikes:
             return 0
         return max(self.times_ns.get(str(version), 0), self.beside_ns)
 
     @property
     def beside_ns(self) -> int:
-        """The newest time of what belongs to every version: all but config.pbtxt and names of digits only."""
+        """The newest time of the files of every version: all but config.pbtxt and names of digits only."""
         return max((self.times_ns[name] for name in self._beside), default=0)
 
     @property
     def newest_beside(self) -> str:
-        """The entry of that time. Empty when there is none."""
+        """The entry with the newest time. Empty when there is none."""
         return max(self._beside, key=lambda name: self.times_ns[name], default="")
 
     @property
@@ -105,7 +105,7 @@ class Fingerprint:
         return self.with_config_at(time.time_ns())
 
     def as_of(self, at_ns: int) -> Fingerprint:
-        """Return what a load at this time can have seen at most: later times are of changes since."""
+        """Return the most a load at this time can have seen: later times are of changes since."""
         return dataclasses.replace(self, times_ns={name: min(found, at_ns) for name, found in self.times_ns.items()})
 
 

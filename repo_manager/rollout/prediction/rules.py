@@ -1,4 +1,4 @@
-"""What a load will do to every version of a model, from Triton's reload rules. Pure, so it is tested at length.
+"""The effect of a load on every version of a model, from Triton's reload rules. Pure, so it is tested at length.
 
 The rules are those of `ModelRepositoryManager` and `ModelLifeCycle` of triton-inference-server/core. Each is listed
 with its test in docs/triton-reload.md, and `tests/integration/test_prediction.py` holds this module against the real
@@ -57,10 +57,10 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
     """Return the top-level fields for whose sake a load reloads every version.
 
     Args:
-        served: what the server says it runs the model with.
-        wanted: what config.pbtxt, or the load's own configuration, says.
-        auto_complete: whether the server completes configurations from the model. Then what the file leaves out and
-            the server may have found on its own is no change.
+        served: the configuration the server shows.
+        wanted: the content of config.pbtxt, or of the load's own configuration.
+        auto_complete: whether the server completes configurations from the model. Then a field absent from the file,
+            possibly found by the server, is no change.
     """
     theirs, ours = _normalised(served, served), _normalised(wanted, served)
     silent = _FILLED_IN | (_COMPLETED if auto_complete else set())
@@ -86,12 +86,12 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
 def instances_differ(served: ModelConfig, wanted: ModelConfig) -> bool:
     """Return whether a load changes a model's instances in place.
 
-    Triton fills in a group's kind, count and GPUs where config.pbtxt leaves them out. What it filled in is no
+    Triton fills in a group's kind, count and GPUs where config.pbtxt leaves them out. Fields it filled in are no
     difference. The name of a group is free text.
 
     Args:
-        served: what the server says it runs the model with.
-        wanted: what config.pbtxt, or the load's own configuration, says.
+        served: the configuration the server shows.
+        wanted: the content of config.pbtxt, or of the load's own configuration.
     """
     theirs, ours = served.message(), wanted.message()
     if theirs.HasField("ensemble_scheduling") or ours.HasField("ensemble_scheduling"):
@@ -106,7 +106,7 @@ def instances_differ(served: ModelConfig, wanted: ModelConfig) -> bool:
 
 
 def _completed(group: Any, like: Any, backend: str) -> Any:
-    """Fill in what a group leaves out, as Triton has done in the group it serves."""
+    """Fill in the fields a group leaves out, as Triton has done in the group it serves."""
     message = type(group)()
     message.CopyFrom(group)
     message.name = ""
@@ -128,7 +128,7 @@ def _is_set(message: Any, field: Any) -> bool:
 
 
 def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
-    """Fill in what Triton fills in. Its own answer is not changed by it."""
+    """Fill in the fields as Triton does. Its own answer is not changed by it."""
     message = config.message()
     for name in ("input_pinned_memory", "output_pinned_memory"):
         if not message.optimization.HasField(name):
@@ -148,7 +148,7 @@ def _is_bare_batching(batching: Any) -> bool:
 
 
 def _within(ours: Any, theirs: Any) -> bool:
-    """Return whether everything that one list of tensors, or number, says is so in the other."""
+    """Return whether everything one list of tensors, or number, says is so in the other."""
     if not hasattr(ours, "__len__"):
         return bool(ours == theirs)
     by_name = {tensor.name: tensor for tensor in theirs}
@@ -163,7 +163,7 @@ IN_PLACE = f"{CONFIG_FILENAME} has another {INSTANCES}: its instances change in 
 
 
 class Action(str, enum.Enum):
-    """What the server will do with one version.
+    """The fate of one version.
 
     `UPDATE`: the version stays loaded, and its instances become those of the configuration.
     `NOTHING`: the load answers 200 and the version stays as it is, although something else was asked for.
@@ -193,10 +193,10 @@ class VersionPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a load will do.
+    """The effect of a load.
 
     Attributes:
-        versions: the fate of every version that is READY or wanted, ascending.
+        versions: the fate of every version READY or wanted, ascending.
         refusal: why the load will be answered with an error. `None` when it will be answered with 200.
     """
 
@@ -205,7 +205,7 @@ class Prediction:
 
     @property
     def ready_after(self) -> tuple[int, ...]:
-        """Versions that are READY afterwards, those that were and could not be replaced included."""
+        """Versions READY afterwards, including READY ones that could not be replaced."""
         served = (Action.LOAD, Action.KEEP, Action.UPDATE, Action.RELOAD)
         return tuple(each.version for each in self.versions if each.action in served)
 
@@ -216,7 +216,7 @@ class Wanted:
 
     Attributes:
         files: the model's folder as it is. `None` when it is gone.
-        config: what config.pbtxt says, or what is sent with the load. `None` when it cannot be read.
+        config: the content of config.pbtxt, or of the configuration sent with the load. `None` when it cannot be read.
         problem: why the configuration cannot be used. `None` when it can.
         unloadable: versions known not to load, and why (damaged, or their last load failed and nothing has changed).
         sent: whether the configuration is sent with the load: then Triton looks at the model in any case.
@@ -256,14 +256,14 @@ def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, au
 
 
 def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> Prediction:
-    """Predict what the next load does.
+    """Predict the effect of the next load.
 
     Args:
-        served: what the server serves now, and with which configuration.
+        served: the versions the server serves now, and its configuration.
         loaded: the folder as it was at the last load Triton acted on with success. `None` when it has none in
             mind: it never loaded the model, or unloaded it. After a first load that failed past its configuration it
             knows the model and no time of it: `Fingerprint({})`.
-        wanted: what it will find.
+        wanted: the folder and configuration the load will find.
     """
     if wanted.files is None:
         return _refused(served, (), "the model's folder is gone")
@@ -292,7 +292,7 @@ def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> 
 def _fate(
     version: int, versions: Iterable[int], served: ServedState, loaded: Fingerprint | None, wanted: Wanted
 ) -> VersionPlan:
-    """Return what becomes of one version when the load is acted on and succeeds."""
+    """Return the fate of one version when the load is acted on and succeeds."""
     if version not in versions:
         return VersionPlan(version, Action.DROP, _why_dropped(version, wanted))
     if version not in served.ready:
@@ -314,7 +314,7 @@ def _fate(
 
 
 def _updates(served: ServedState, wanted: Wanted) -> bool:
-    """Return whether a load that is acted on changes the instances of the versions that stay."""
+    """Return whether a load that is acted on changes the instances of the versions kept."""
     return served.config is not None and wanted.config is not None and instances_differ(served.config, wanted.config)
 
 
@@ -360,7 +360,7 @@ def _refused(
     culprits: Mapping[int, str] | None = None,
     fates: Iterable[VersionPlan] = (),
 ) -> Prediction:
-    """Predict a load refused: every version stays as it is, except for instances that had changed by then."""
+    """Predict a load refused: every version stays as it is, except for instances changed by then."""
     culprits = culprits or {}
     plans = []
     updated = {fate.version: fate for fate in fates if fate.action is Action.UPDATE}

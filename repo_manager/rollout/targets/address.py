@@ -1,4 +1,4 @@
-"""What a URL names in a cluster: `SCHEME://namespace/name`, and `?context=NAME` of the kubeconfig."""
+"""An address in a cluster: `SCHEME://namespace/name`, and `?context=NAME` of the kubeconfig."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def form_of(scheme: str, namespace: str, name: str) -> re.Pattern[str]:
     Args:
         scheme: scheme of the address, without `://`.
         namespace: the form of a namespace, a regular expression.
-        name: that of a name.
+        name: the form of a name, a regular expression.
     """
     context = r"(?:\?context=(?P<context>[^?#&\s]+))?"
     return re.compile(rf"{scheme}://(?P<namespace>{namespace})/(?P<name>{name})/?{context}")
@@ -32,9 +32,9 @@ class ClusterAddress:
     Attributes:
         SCHEME: without `://`.
         FORM: of the whole text, by `form_of`.
-        IS_NOT: what another text is not, and how to write it instead.
-        namespace: where it is.
-        name: its name.
+        IS_NOT: end of the message for another text: the kind it is not, and the right form.
+        namespace: Kubernetes namespace of the object.
+        name: name of the object in that namespace.
         context: of the kubeconfig. `None`: its current one.
     """
 
@@ -50,7 +50,7 @@ class ClusterAddress:
         """Read an address.
 
         Raises:
-            UsageError: it is none.
+            UsageError: the text is no such address.
         """
         match = cls.FORM.fullmatch(text)
         if match is None:

@@ -40,12 +40,12 @@ def patiently(call: Callable[[], Answer], *, until: float | None = None) -> Answ
 
     Args:
         call: the request to the API server.
-        until: moment of `time.monotonic` after which it is not asked again. `None`: a minute from now.
+        until: moment of `time.monotonic` that ends the asking. `None`: a minute from now.
 
     Raises:
         ServerUnreachableError: there was no answer for a minute, or until then.
         OutOfTimeError: no time is left of --timeout; with the reason why there was no answer.
-        ServerRefusedError: it refused.
+        ServerRefusedError: the API server refused, or the object is missing.
     """
     silent: ServerUnreachableError | None = None
     silence = time.monotonic() + _SILENCE_S
@@ -121,7 +121,7 @@ def using(api: Api | None) -> Iterator[Api]:
 
 
 class Kind:
-    """The custom resources that are spoken to: group, version, kind, plural."""
+    """The custom resources in use: group, version, kind, plural."""
 
     INFERENCE_SERVICE = ("serving.kserve.io", "v1beta1", "InferenceService", "inferenceservices")
     REVISION = ("serving.knative.dev", "v1", "Revision", "revisions")
@@ -168,7 +168,7 @@ class Api:
         return made
 
     def _config(self) -> Any:
-        """Read which cluster is meant.
+        """Read the cluster's name and credentials.
 
         Raises:
             Exception: the kubeconfig cannot be read, or has no such context.
@@ -218,7 +218,7 @@ class Api:
         return tuple(sorted(found, key=lambda item: str(item["metadata"]["name"])))
 
     def deployment(self, namespace: str, name: str) -> Object | None:
-        """Return one Deployment, or `None` when there is none of that name."""
+        """Return one Deployment, or `None` without one of that name."""
 
         def read() -> Object | None:
             try:
@@ -231,7 +231,7 @@ class Api:
         return self._ask(f"read Deployment {namespace}/{name}", read)
 
     def patch_deployment(self, namespace: str, name: str, patch: Object) -> Object:
-        """Change a Deployment by a strategic merge patch. If it has a `resourceVersion`, only while that is current.
+        """Change a Deployment by a strategic merge patch. If it has a `resourceVersion`, only while it is current.
 
         Args:
             namespace: namespace of the object.
@@ -308,7 +308,7 @@ class Api:
             raise
 
     def patch_custom(self, kind: tuple[str, str, str, str], namespace: str, name: str, patch: Object) -> Object:
-        """Change a custom resource by a JSON merge patch. With a `resourceVersion` only if it is still that one.
+        """Change a custom resource by a JSON merge patch. With a `resourceVersion` only if it is still current.
 
         Args:
             kind: group, version, plural and kind of the resource.

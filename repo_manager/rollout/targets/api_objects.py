@@ -1,4 +1,4 @@
-"""What an API server answers: objects, refusals in words, and how much of either is read."""
+"""Answers of an API server: objects, refusals in words, and how much of either is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ConflictError(ServerRefusedError):
 
 
 class _Seen(Object):
-    """An object as the API server told it. A field that is missing is the server's fault, and no KeyError."""
+    """An object as the API server told it. A missing field is the server's fault, and no KeyError."""
 
     def __missing__(self, name: str) -> Any:
         raise ServerRefusedError(
@@ -40,10 +40,10 @@ class _Seen(Object):
 
 
 def seen(told: Any) -> Object:
-    """Take over an object: null is the same as absent, and what every object has is of the type it must be.
+    """Take over an object: null is the same as absent, and the fields common to all objects are of the right type.
 
     Raises:
-        TypeError: it is not.
+        TypeError: a common field has the wrong type.
     """
     found: Object = _without_nulls(told)
     found.setdefault("metadata", _Seen())
@@ -65,7 +65,7 @@ def _without_nulls(told: Any) -> Any:
 
 
 def limited(httpx: Any, stream: Any) -> Any:
-    """Return a response's stream that ends in an error when it brings too much."""
+    """Return a response's stream. It ends in an error when it brings too much."""
 
     class Limited(httpx.SyncByteStream):  # type: ignore[misc]  # the library is imported when it is used
         def __iter__(self) -> Iterator[bytes]:
@@ -83,9 +83,9 @@ def limited(httpx: Any, stream: Any) -> Any:
 
 
 def may_pass(code: int | None, *, named: bool) -> bool:
-    """Return whether an API server that has just started may answer so until its rights and kinds are read.
+    """Return whether this may be the answer of a freshly started API server, before it has read its rights and kinds.
 
-    A 404 that names the object is an answer: the object is gone.
+    A 404 with the object's name is an answer: the object is gone.
 
     Args:
         code: HTTP status code. `None`: there was no answer.
@@ -103,7 +103,7 @@ def refused(
         what: the call was to do.
         code: the status code; `None`: the answer had none.
         reason: in the API server's words.
-        named: whether the answer names the object. A 404 that does not is about the kind.
+        named: whether the answer names the object. Any other 404 is about the kind.
     """
     reason = " ".join(reason.split())
     if code is not None and (code >= 500 or code == 429):  # It may be another answer in a moment.

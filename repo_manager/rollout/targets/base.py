@@ -1,4 +1,4 @@
-"""What the engine rolls out to: a target, whose parts change, are proven and are put back one by one."""
+"""Targets of the engine. The parts of a target change, are proven and are put back one by one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["JointTarget", "LeftAloneError", "Part", "Target"]
 
 
 class LeftAloneError(RepoManagerError):
-    """Nothing is undone: another process has changed the part since, and that change stays."""
+    """Nothing is undone: another process has changed the part since, and its change stays."""
 
 
 class Part(Protocol):
-    """One part of a target that changes on its own: a Triton server, a Deployment, an InferenceService.
+    """One part of a target, changed on its own: a Triton server, a Deployment, an InferenceService.
 
-    Any method may raise whatever it wants: the engine undoes every part that is `touched`.
+    Any method may raise any error: the engine undoes every `touched` part.
     """
 
     @property
@@ -33,7 +33,7 @@ class Part(Protocol):
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """What `Target.check` found."""
+        """The findings of `Target.check`."""
 
     def apply(self) -> None:
         """Serve the new version, beside the old one where both can be served. Does nothing where nothing changes."""
@@ -42,26 +42,26 @@ class Part(Protocol):
         """Check that the new version serves.
 
         Raises:
-            RepoManagerError: it does not.
+            RepoManagerError: the new version does not serve.
         """
 
     def finish(self) -> None:
-        """Serve exactly what was planned."""
+        """Serve exactly the planned versions."""
 
     def undo(self) -> str:
-        """Serve what was served before, see that it does, and return what is served, in words.
+        """Serve the previous versions again, confirm it, and return the served state in words.
 
         Raises:
-            ServerUnreachableError: no answer, and none is needed: what starts again serves what it served before.
+            ServerUnreachableError: no answer, and none is needed: after a restart it serves the previous versions.
             LeftAloneError: another process has changed it since, so it was left as it is.
             RepoManagerError: it does not serve it.
         """
 
     def by_hand(self) -> str:
-        """Say what a person must do when the undo failed."""
+        """Tell a person how to repair a failed undo."""
 
     def result(self) -> ServerResult:
-        """Describe what was done, or what would be."""
+        """Describe the change made, or planned."""
 
 
 class Target(Protocol):
@@ -69,7 +69,7 @@ class Target(Protocol):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """The parts that `look` found, in the order in which they change."""
+        """The parts found by `look`, in the order of their change."""
 
     @property
     def changes(self) -> bool:
@@ -81,21 +81,21 @@ class Target(Protocol):
 
     @property
     def trial(self) -> TrialResult | None:
-        """What the trial showed. `None` without."""
+        """The result of the trial. `None` without."""
 
     @property
     def before(self) -> tuple[int, ...] | None:
-        """The versions that config.pbtxt, which a roll-out changes, goes back to. `None`: it changes none of it."""
+        """The versions in config.pbtxt before the roll-out, for the way back. `None`: it changes none of it."""
 
     @property
     def brought(self) -> Mapping[str, tuple[int, ...]]:
-        """Model -> versions of what the new version needs and is served with it, because it was not served so."""
+        """Model -> versions of the needed models served along with the new version, because they were not."""
 
     def describe(self) -> str:
-        """Return what it is called."""
+        """Return its name."""
 
     def look(self) -> None:
-        """See what is served, and plan. Nothing is changed.
+        """Read the served state, and plan. Nothing is changed.
 
         Raises:
             RepoManagerError: it cannot be seen, or cannot be rolled out to.
@@ -105,7 +105,7 @@ class Target(Protocol):
         """Check the version and every part, for `Part.checks`. The engine refuses."""
 
     def put_back(self) -> None:
-        """Put back what the parts share, before any of them is undone."""
+        """Put back the shared files, before any of them is undone."""
 
 
 class JointTarget:
@@ -147,7 +147,7 @@ class JointTarget:
 
     @property
     def brought(self) -> Mapping[str, tuple[int, ...]]:
-        """What any of them brings along: a model that one of them serves already may be new to the next."""
+        """The models any of them brings along: one part may serve a model already, and lack it on the next."""
         found: dict[str, tuple[int, ...]] = {}
         for target in self._targets:
             for name, versions in target.brought.items():

@@ -1,4 +1,4 @@
-"""The kinds of targets in clusters, one row each, and what such a target serves now."""
+"""The kinds of targets in clusters, one row each, and the state such a target serves now."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["KINDS", "ClusterKind", "Pointer", "api_of", "kind_of", "models_of", 
 
 @dataclasses.dataclass(frozen=True)
 class Pointer:
-    """What a Deployment or an InferenceService points at.
+    """The snapshot or repository of a Deployment or an InferenceService.
 
     Attributes:
         item: the object.
         url: the snapshot, or the repository, as the pods see it.
         snapshots: where snapshots are, as the pods see them.
-        load: what the pods load of it: model names, or `*`.
+        load: names of the models its pods load, or `*`.
     """
 
     item: Object
@@ -52,11 +52,12 @@ class ClusterKind:
     """One kind of target in a cluster.
 
     Attributes:
-        parse: reads what `--to` names. Raises UsageError.
+        parse: reads the address in `--to`. Raises UsageError.
         previous: the version of a model to go back to: target, repository, model, cluster.
-        pointers: what its objects point at: target, cluster.
-        target: what the engine rolls out to: context, target, cluster, trial, how to connect to pods.
-        resources: custom resources (of `Kind`) that may name a snapshot, besides Deployments, ReplicaSets and pods.
+        pointers: the snapshots of its objects, from the target and the cluster.
+        target: the engine's target, from the context, target, cluster, trial, how to connect to pods.
+        resources: custom resources (of `Kind`) with possible names of snapshots, besides Deployments, ReplicaSets and
+            pods.
     """
 
     parse: Callable[[str], Release | InferenceService]
@@ -104,7 +105,7 @@ KINDS: Mapping[str, ClusterKind] = {
         (Kind.INFERENCE_SERVICE, Kind.REVISION),
     ),
 }
-"""Scheme of `--to` -> what is behind it. The schemes are those of `urls.CLUSTERS`."""
+"""Scheme of `--to` -> the kind behind it. The schemes are those of `urls.CLUSTERS`."""
 
 
 def kind_of(target: object) -> ClusterKind:
@@ -136,7 +137,7 @@ def api_of(text: str, timeout_s: float | None = None) -> Api:
 
 
 def pointers(text: str, api: Api) -> tuple[Pointer, ...]:
-    """Return what a target's objects point at.
+    """Return the snapshots or repositories of a target's objects.
 
     Raises:
         UsageError: the target cannot be read.
@@ -147,7 +148,7 @@ def pointers(text: str, api: Api) -> tuple[Pointer, ...]:
 
 
 def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[int, ...]]:
-    """Return what a target serves, model -> versions.
+    """Return a target's served models, model -> versions.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.

@@ -18,7 +18,7 @@ _LONGEST = 1024
 
 
 class Events:
-    """The Events of one object. A roll-out never fails for one that cannot be written.
+    """The Events of one object. A roll-out never fails for want of an event.
 
     Args:
         api: API of the cluster.
@@ -35,7 +35,7 @@ class Events:
 
         Args:
             reason: one word, as `RolloutStarted`.
-            text: what happened, for a person.
+            text: the event, for a person.
             warning: whether it is one, else it is normal.
         """
         if self._refused:

@@ -17,7 +17,7 @@ _WHOLE = 100
 
 
 class GatewayWeights:
-    """The canary's share in every rule of a route that names both Services, for `repo_manager.rollout.trial.canary`.
+    """The canary's share in every rule with both Services of a route, for `repo_manager.rollout.trial.canary`.
 
     Args:
         namespace: namespace of the route.
@@ -98,7 +98,7 @@ class GatewayWeights:
         self._wait()
 
     def current(self) -> float:
-        """Return the share that was set last. Before, the one the route has."""
+        """Return the latest share. Before, the one the route has."""
         return self._fraction
 
     def _rules(self, route: Object) -> Iterator[Object]:

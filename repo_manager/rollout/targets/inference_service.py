@@ -1,4 +1,4 @@
-"""What `kserve://namespace/name` names: its storage, its shares of the traffic, and what it served before."""
+"""The object behind `kserve://namespace/name`: its storage, its shares of the traffic, and its past snapshots."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def previous_on_kserve(service: InferenceService, repository: Location, name: st
         api: API of the cluster.
 
     Raises:
-        RepositoryError: the repository remembers none.
+        RepositoryError: no earlier snapshot is recorded.
         ServerError: the API server refused or did not answer.
     """
     found = api.custom(Kind.INFERENCE_SERVICE, service.namespace, service.name)
@@ -78,7 +78,7 @@ def canaries_of(service: Object) -> tuple[str, ...]:
 
 
 def format_of(service: Object) -> str:
-    """Return under which key the predictor names its storage: `model`, or the older `triton`."""
+    """Return the key of the predictor's storage: `model`, or the older `triton`."""
     predictor = service["spec"]["predictor"]
     for key in ("model", "triton"):
         if (predictor.get(key) or {}).get("storageUri"):
@@ -93,7 +93,7 @@ def storage_of(service: Object) -> str:
     """Return the `storageUri` an InferenceService names.
 
     Raises:
-        ServerRefusedError: it names none.
+        ServerRefusedError: it names no `storageUri`.
     """
     return str(service["spec"]["predictor"][format_of(service)]["storageUri"])
 
@@ -125,5 +125,5 @@ class KServeWeights:
         self._fraction = fraction
 
     def current(self) -> float:
-        """Return the share that was set last. 0 before."""
+        """Return the latest share. 0 before."""
         return self._fraction

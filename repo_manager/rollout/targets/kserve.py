@@ -58,10 +58,10 @@ _CANARY = "snapshot-"
 
 
 class KServeTarget:
-    """An InferenceService: a target of one part, which is itself.
+    """An InferenceService: target and only part in one.
 
-    That the new revision serves is known from KServe's conditions and model status, not from an inference of ours:
-    a revision's address is a matter of the cluster's ingress.
+    The new revision's proof comes from KServe's conditions and model status, not from an inference of ours: a
+    revision's address is a matter of the cluster's ingress.
 
     Args:
         context: of the roll-out. `load_timeout_s` bounds the wait for each step.
@@ -70,7 +70,7 @@ class KServeTarget:
         trial: steps on the way. `None`: all of the traffic at once, when the revision is ready.
 
     Raises:
-        UsageError: the steps are no whole percentages that ascend, or the trial needs servers that can be asked.
+        UsageError: the steps are no ascending whole percentages, or the trial needs reachable servers.
     """
 
     batch = 1
@@ -105,7 +105,7 @@ class KServeTarget:
         return str(self._service)
 
     def look(self) -> None:
-        """Check the version, read the InferenceService, and see which snapshot it would serve.
+        """Check the version, read the InferenceService, and find the snapshot to serve.
 
         Raises:
             InconclusiveError: a canary was asked for, and the version has all of the traffic already.
@@ -153,7 +153,7 @@ class KServeTarget:
             raise untried(self._context.name, self._context.version, self.describe())
 
     def _check_kind(self) -> None:
-        """Refuse shares of the traffic where the model or what it needs keeps sequences."""
+        """Refuse shares of the traffic where the model or a needed one keeps sequences."""
         name, repository = self._context.name, self._context.repository
         configs = [find_model(repository, each).config() for each in (name, *self._context.needs)]
         messages = [config.message() for config in configs if config is not None]
@@ -200,7 +200,7 @@ class KServeTarget:
         self._events.tell("RolloutStarted", f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
 
     def prove(self) -> None:
-        """Wait until it serves what is wanted, and go through the shares of the traffic below all of it."""
+        """Wait until it serves the wanted snapshot, and go through the shares of the traffic below all of it."""
         if not self.touched and self._context.leaves:
             return
         if not self.touched:
@@ -241,7 +241,7 @@ class KServeTarget:
         return f"it serves {self._uri}"
 
     def by_hand(self) -> str:
-        """Say what a person must do when the undo failed."""
+        """Tell a person how to repair a failed undo."""
         self._events.tell("RolloutFailed", f"not put back; before, it served {self._uri}", warning=True)
         where = self._service.namespace
         if self._service.context is not None:
@@ -249,7 +249,7 @@ class KServeTarget:
         return f"By hand: kubectl edit inferenceservice {self._service.name} -n {where}; storageUri was {self._uri}"
 
     def result(self) -> ServerResult:
-        """Describe what was done, or what would be."""
+        """Describe the change made, or planned."""
         name = self._context.name
         return ServerResult(
             name=self.label,
@@ -267,7 +267,7 @@ class KServeTarget:
         return self._annotations.get(SNAPSHOTS) or snapshots_beside(self._uri)
 
     def _spec(self, percent: int) -> Object:
-        """Return the part of the spec that gives the new version a share of the traffic."""
+        """Return the part of the spec for a share of the traffic on the new version."""
         if not self._standard:
             share = None if percent == ALL_TRAFFIC else percent
             return {"predictor": {self._format: {"storageUri": self._after}, "canaryTrafficPercent": share}}
@@ -290,7 +290,7 @@ class KServeTarget:
         """Check that the service stays as it is for a while.
 
         Raises:
-            ServerError: it does not.
+            ServerError: the service changes or fails meantime.
         """
         if seconds > 0:
             self._context.note(f"watched at {percent} % for {seconds:g} s")
@@ -329,7 +329,7 @@ def _percents_of(options: TrialOptions) -> tuple[int, ...]:
     """Return the shares below all of the traffic, as KServe takes them.
 
     Raises:
-        UsageError: they do not ascend between 1 and 99 %, or the trial needs servers that can be asked.
+        UsageError: they do not ascend between 1 and 99 %, or the trial needs reachable servers.
     """
     if options.shadow is not None or options.gates or options.weights_file is not None or options.weights is not None:
         raise UsageError(

@@ -1,9 +1,9 @@
-"""Whether an InferenceService has come to what its spec says: judged by what it owns, its conditions and its traffic.
+"""Whether an InferenceService has reached its spec: judged by the objects it owns, its conditions and its traffic.
 
 `status.observedGeneration` says nothing about the InferenceService: KServe copies it from the Deployment or the
 Knative Service it owns (kserve, `pkg/apis/serving/v1beta1/inference_service_status.go`, `PropagateRawStatus` and
-`PropagateStatus`). So a status counts only when what is owned has changed with the spec: with Knative a new revision,
-else a Deployment whose pods are made from the wanted `storageUri`.
+`PropagateStatus`). So a status counts only when the owned objects have changed with the spec: with Knative a new
+revision, else a Deployment whose pods are made from the wanted `storageUri`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FAILED_TRANSITIONS = frozenset({"BlockedByFailedLoad", "InvalidSpec"})
 
 @dataclasses.dataclass(frozen=True)
 class Sight:
-    """An InferenceService and what it owns, at one moment.
+    """An InferenceService and its owned objects, at one moment.
 
     Attributes:
         service: the InferenceService.
@@ -61,14 +61,14 @@ class Sight:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What an InferenceService must come to.
+    """The state an InferenceService must reach.
 
     Attributes:
         uri: the `storageUri` it must serve.
         percent: its share of the traffic. 100: it is rolled out.
-        canary: the name of the canary that serves it in Standard mode. Empty: the predictor itself does.
-        not_revision: a Knative revision that serves something else. Empty: any may be the one.
-        known: a failure from before the change, which KServe may go on reporting for a while.
+        canary: the name of the serving canary in Standard mode. Empty: the predictor itself does.
+        not_revision: a Knative revision with another snapshot. Empty: any may be the one.
+        known: a failure from before the change. KServe may go on reporting it for a while.
     """
 
     uri: str
@@ -79,14 +79,14 @@ class Wanted:
 
 
 def mode_of(service: Object) -> str:
-    """Return `Knative` or `Standard`. Empty while no controller has said which."""
+    """Return `Knative` or `Standard`. Empty until a controller has reported."""
     annotation = (service["metadata"].get("annotations") or {}).get(_MODE)
     told = str(annotation or (service.get("status") or {}).get("deploymentMode") or "")
     return _MODES.get(told, KNATIVE if _component(service).get("latestCreatedRevision") else told)
 
 
 def owned_by(name: str) -> dict[str, str]:
-    """Return the labels of what an InferenceService owns: pods, and Deployments or revisions."""
+    """Return the labels of an InferenceService's objects: pods, and Deployments or revisions."""
     return {_OWNER: name}
 
 
@@ -117,15 +117,15 @@ def wait_for_service(
     timeout_s: float,
     report: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Wait until an InferenceService serves what is wanted, with the wanted share of the traffic.
+    """Wait until an InferenceService serves the wanted snapshot, with the wanted share of the traffic.
 
     Args:
         api: API of the cluster.
         namespace: namespace of the InferenceService.
         name: name of the InferenceService.
-        wanted: what it must come to.
-        timeout_s: how long it may take.
-        report: told whenever something changes.
+        wanted: the snapshot and share to reach.
+        timeout_s: longest time to reach it, in seconds.
+        report: called with a line of text at each change.
 
     Returns:
         The newest revision's name. Empty without Knative.
@@ -166,10 +166,10 @@ def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, second
         namespace: namespace of the object.
         name: name of the InferenceService.
         wanted: snapshot and share to hold.
-        seconds: how long to watch.
+        seconds: seconds to watch.
 
     Raises:
-        ServerRefusedError: it did not.
+        ServerRefusedError: it did not stay ready with that snapshot and share.
         ServerUnreachableError: the API server gave no answer for a minute.
     """
     end = time.monotonic() + seconds
@@ -194,7 +194,7 @@ def failure_of(service: Object) -> str | None:
 
 
 def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
-    """Yield what is still to come. Nothing: the InferenceService serves what is wanted."""
+    """Yield the conditions still open. None: the InferenceService serves the wanted snapshot."""
     begun = _not_begun(now, wanted)
     if begun:
         yield begun
@@ -216,7 +216,7 @@ def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
 
 
 def _not_begun(now: Sight, wanted: Wanted) -> str:
-    """Say why the status is still that of what was served before. Empty: it is of what is wanted."""
+    """Say why the status is still of the old snapshot. Empty: it is of the wanted one."""
     if mode_of(now.service) == STANDARD:
         if any(_source_of(each) == wanted.uri for each in now.deployments):
             return ""
@@ -230,7 +230,7 @@ def _not_begun(now: Sight, wanted: Wanted) -> str:
 
 
 def _serving(now: Sight, wanted: Wanted) -> Iterator[tuple[Object, Progress]]:
-    """Yield the Deployments that serve what is wanted, and where each is."""
+    """Yield the Deployments of the wanted snapshot, and the progress of each."""
     for deployment in now.deployments:
         if _source_of(deployment) == wanted.uri:
             yield deployment, judge(deployment, ())

@@ -1,7 +1,7 @@
 """`--to k8s://namespace/release`: a snapshot rolled out through the release's Deployments, one after the other.
 
-The served state is in the pod template, so a pod that restarts or is scaled up serves it too. A load request through
-a Service would reach one pod, and that pod would forget it (triton-inference-server/server#3001, #3471).
+The served state is in the pod template, so every restarted or added pod serves it too. A load request through a
+Service would reach one pod, and that pod would forget it (triton-inference-server/server#3001, #3471).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KubernetesTarget:
     beside the repository. New pods are asked for an inference where they can be reached from here.
 
     Args:
-        context: of the roll-out. `load_timeout_s` is the time without progress after which it fails.
+        context: of the roll-out. `load_timeout_s` is the longest time without progress.
         release: address of the release.
         api: API of the cluster.
         connection: how to talk to the pods' gRPC endpoint.
@@ -70,7 +70,7 @@ class KubernetesTarget:
         return str(self.release)
 
     def look(self) -> None:
-        """Check the version, read the Deployments, and see which snapshot they would serve."""
+        """Check the version, read the Deployments, and find the snapshot to serve."""
         if not self.context.leaves:
             self.checks = self.context.refused_version(versions_needed(self.context))
         deployments = find_deployments(self.release, self.api)
@@ -106,7 +106,7 @@ class KubernetesTarget:
         return
 
     def put_back(self) -> None:
-        """Do nothing: the Deployments share a snapshot only, which stays for the next time."""
+        """Do nothing: the Deployments share a snapshot only, kept for the next time."""
 
     def write(self) -> None:
         """Write the snapshot, unless it is there."""
@@ -127,7 +127,8 @@ class KubernetesTarget:
             )
 
     def _held(self, first: ServedTemplate) -> tuple[Mapping[str, tuple[int, ...]], Location]:
-        """Return what the release serves, and where the files of it are. Say what a snapshot of the repository pins."""
+        """Return the release's models, and the place of their files. Report the versions a snapshot of the repository
+        pins."""
         repository = self.context.repository
         models, source = models_served(repository, first.url, first.snapshots, str(self.release), first.load)
         if source != repository:
@@ -144,7 +145,7 @@ class DeploymentPart:
     Args:
         target: the release that owns it.
         deployment: as it was read.
-        served: what its pods serve.
+        served: the snapshot or repository its pods serve.
         held: models and versions the release serves.
         planned: the snapshot to serve.
     """
@@ -205,7 +206,7 @@ class DeploymentPart:
         self._events.tell("RolloutStarted", f"{self._served.url} -> {self._url}")
 
     def prove(self) -> None:
-        """Wait until every pod serves the snapshot, and ask those that can be reached."""
+        """Wait until every pod serves the snapshot, and ask the reachable ones."""
         if self._context.leaves and not self.changes:
             return
         self._target.write()
@@ -215,7 +216,7 @@ class DeploymentPart:
         self._pods = prover.take()
 
     def finish(self) -> None:
-        """Say that it is done: the old pods are gone."""
+        """Report the end: the old pods are gone."""
         if self.touched:
             self._events.tell("RolloutDone", f"{self._replicas} pods serve {self._url}")
 
@@ -243,7 +244,7 @@ class DeploymentPart:
         return f"the pods of {self.label} were put back: they serve {self._served.url}"
 
     def by_hand(self) -> str:
-        """Say what a person must do when the undo failed."""
+        """Tell a person how to repair a failed undo."""
         self._events.tell("RolloutFailed", f"not put back; before, it served {self._served.url}", warning=True)
         space, name = self._target.release.namespace, self._name
         if self._target.release.context is not None:
@@ -262,7 +263,7 @@ class DeploymentPart:
         )
 
     def result(self) -> ServerResult:
-        """Describe what was done, or what would be."""
+        """Describe the change made, or planned."""
         name = self._context.name
         answered = any(proof.latency_ns is not None for proof in self._pods)
         return ServerResult(

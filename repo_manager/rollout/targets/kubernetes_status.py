@@ -1,4 +1,4 @@
-"""Waiting for a Deployment to become what its template says. Judged from its status and its pods."""
+"""Waiting for a Deployment to follow its template. Judged from its status and its pods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Trouble:
     """Why a roll-out will not end well.
 
     Attributes:
-        what: the sentence.
+        what: the problem, as a sentence.
         pod: whose log says more. `None` when none does.
         container: of that pod.
     """
@@ -57,7 +57,7 @@ class Progress:
 
 
 def new_pods(pods: Sequence[Object], url: str) -> tuple[Object, ...]:
-    """Return the pods that were made to serve a snapshot and are not going already."""
+    """Return a snapshot's pods, except for those on their way out."""
     return tuple(pod for pod in pods if url_of_pod(pod) == url and not pod["metadata"].get("deletionTimestamp"))
 
 
@@ -77,7 +77,7 @@ def judge(deployment: Object, pods: Sequence[Object]) -> Progress:
         pods: pods of the new template.
 
     The rules are those of `kubectl rollout status` (kubernetes/kubectl, `polymorphichelpers/rollout_status.go`), plus
-    what pods say long before the progress deadline passes.
+    the pods' own errors, long before the progress deadline passes.
     """
     status, spec = deployment.get("status") or {}, deployment["spec"]
     wanted = spec.get("replicas", 1)
@@ -127,7 +127,7 @@ def _of_pods(pods: Sequence[Object]) -> Iterator[Trouble]:
 
 
 def _waiting(pods: Sequence[Object]) -> Iterator[str]:
-    """Say what pods wait for that may still come: a node, an image."""
+    """Describe what pods still wait for: a node, an image."""
     for pod in pods:
         status = pod.get("status") or {}
         for condition in status.get("conditions") or ():
@@ -156,11 +156,11 @@ def wait_for_rollout(
         api: API of the cluster.
         namespace: namespace of the object.
         deployment: as it was read before.
-        url: what its pods must serve.
+        url: the snapshot its pods must serve.
         timeout_s: how long it may take until one pod more is new, available or gone: a large Deployment is no slower
             for each of its pods than a small one.
-        report: told whenever something changes.
-        look: shown the new pods at every turn. What it raises ends the wait.
+        report: called with a line of text at each change.
+        look: shown the new pods at every turn. An exception from it ends the wait.
         progressed: called when a pod more is new, available or gone.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Triton servers that stop serving a model, or one version of it: unloaded, and proven by the server's index.
+"""Taking Triton servers' copies of a model, or of one version of it, out of service: unloaded, and proven by the
+server's index.
 
 Nothing comes up, so nothing is done in the first half of a roll-out. A failure loads the model again wherever it was
 unloaded. A model undeployed as a whole keeps its config.pbtxt, whose policy selects the start of its next deployment.
-`serve` does not load it, because the record says that nothing of it is deployed.
+`serve` does not load it, because the record lists no deployed version.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["LeavingTarget"]
 
 
 class LeavingTarget(TritonTarget):
-    """One or more servers of one repository that stop serving a model or a version."""
+    """One or more servers of one repository, from which a model or a version leaves."""
 
     @property
     def changes(self) -> bool:
@@ -34,11 +35,11 @@ class LeavingTarget(TritonTarget):
 
     @property
     def before(self) -> None:
-        """Nothing: no version is on trial, so a roll-out that is killed leaves nothing to settle."""
+        """Nothing: no version is on trial, so a killed roll-out leaves nothing to settle."""
         return
 
     def look(self) -> None:
-        """Ask every server what it serves, and plan."""
+        """Ask every server for its served state, and plan."""
         family = Family(self._context)
         self.parts = self._look_at(lambda client: LeavingPart(self._context, client, family))
         self._original = read_config_bytes(self._context.repository, self._context.name)
@@ -49,7 +50,7 @@ class LeavingTarget(TritonTarget):
                 part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(left)))
 
     def check(self) -> None:
-        """Check on every server what needs the model, and that it can be unloaded."""
+        """Check on every server who needs the model, and whether it can be unloaded."""
 
         def check(part: TritonPart) -> None:
             part.checks = part.check_server()
@@ -59,7 +60,7 @@ class LeavingTarget(TritonTarget):
 
 
 class LeavingPart(TritonPart):
-    """One server that stops serving a model or a version."""
+    """One server, from which a model or a version leaves."""
 
     def _planned(self) -> RolloutPlan:
         context = self.context
@@ -72,7 +73,7 @@ class LeavingPart(TritonPart):
         )
 
     def check_server(self) -> tuple[Check, ...]:
-        """Check whether something that is served needs the model.
+        """Check whether a served model needs it.
 
         Raises:
             ServerRefusedError: the server would refuse to unload it.
@@ -90,10 +91,10 @@ class LeavingPart(TritonPart):
         """Do nothing: nothing came up."""
 
     def finish(self) -> None:
-        """Unload it, and see in the server's index that it is gone.
+        """Unload it, and confirm it by the server's index.
 
         Raises:
-            ServerRefusedError: it is not.
+            ServerRefusedError: the index still lists it.
         """
         context, after = self.context, self.plan.ready_after
         if self.before.ready == after:
@@ -114,6 +115,6 @@ class LeavingPart(TritonPart):
         self.relatives.prove(state.ready)
 
     def result(self) -> ServerResult:
-        """Describe what was done, or what would be."""
+        """Describe the change made, or planned."""
         gone = self._state.ready != self.before.ready
         return dataclasses.replace(super().result(), changed=gone, proof="index" if gone else "none")

@@ -25,8 +25,8 @@ _TRIES = 3
 class PodProver:
     """Asks each new pod once, as soon as it is ready. Mostly, pods can be reached from inside the cluster only.
 
-    A pod is asked for an inference. After an undeployment, for its index. One pod that answers shows that pods can be
-    reached. From then on, a pod that cannot be is a failure.
+    A pod is asked for an inference. After an undeployment, for its index. One answering pod proves pods reachable.
+    From then on, an unreachable pod is a failure.
     """
 
     def __init__(self, context: Context, connection: ClientOptions) -> None:
@@ -40,7 +40,7 @@ class PodProver:
 
     @property
     def proof(self) -> str:
-        """What the answer of a pod proves."""
+        """The proof in a pod's answer."""
         return "index" if self._leaves else "inference"
 
     def take(self) -> tuple[PodProof, ...]:
@@ -49,7 +49,7 @@ class PodProver:
         return proofs
 
     def prove(self, pods: Sequence[Object], port: int) -> None:
-        """Ask the pods that are ready and were not asked yet.
+        """Ask the ready pods not asked yet.
 
         Raises:
             ServerError: a pod answers wrongly or not at all, though pods can be reached.
@@ -67,7 +67,7 @@ class PodProver:
             self._proofs[name] = PodProof(name, url, latency_ns)
 
     def _again(self, pod: str) -> bool:
-        """Return whether to ask once more: a pod that cannot be reached is no news where none can be."""
+        """Return whether to ask once more: one unreachable pod is no news where none is reachable."""
         self._tries[pod] = self._tries.get(pod, 0) + 1
         if not self._reachable:
             return False
@@ -93,7 +93,7 @@ class PodProver:
         return result.latency_ns
 
     def _index_of(self, pod: str, client: TritonClient) -> int:
-        """See in a pod's index that what leaves is gone. Return how long the answer took."""
+        """Confirm by a pod's index that the leaving versions are gone. Return how long the answer took."""
         began = time.monotonic_ns()
         ready = observe(client, self._name).ready
         if self._context.remaining(ready) != ready:

@@ -1,7 +1,7 @@
-"""The models around the one rolled out: those it needs, and those that need it, on one server.
+"""The models around the one rolled out: its parts, and the models in need of it, on one server.
 
 Triton loads the parts of an ensemble with it, by their own version policies, and reloads an ensemble when a part of it
-changes. Neither is proven by that: here the parts are served and proven first, and what needs the model is asked again
+changes. A load proves neither: here the parts are served and proven first, and the dependent models are asked again
 after each change.
 """
 
@@ -32,12 +32,12 @@ READY = "READY"
 
 @dataclasses.dataclass(frozen=True)
 class Needed:
-    """A model that must be served for the one rolled out.
+    """A model needed by the one rolled out.
 
     Attributes:
         entry: the model.
-        versions: that must be served.
-        original: its config.pbtxt as it is.
+        versions: versions to serve.
+        original: text of its config.pbtxt before the roll-out.
     """
 
     entry: ModelEntry
@@ -51,7 +51,7 @@ class Needed:
 
 
 class Family:
-    """What the repository says of the models around one.
+    """The repository's record of the models around one.
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
@@ -64,13 +64,13 @@ class Family:
         self.needs = context.needs
 
     def needed(self, ready: Sequence[Mapping[str, tuple[int, ...]]]) -> tuple[Needed, ...]:
-        """Return the models some server does not serve and that must be, in the order of loading.
+        """Return the needed models some server does not serve, in the order of loading.
 
-        What is served somewhere stays, else it is the newest version that config.pbtxt serves, else the newest. What
-        an ensemble asks for by number is always among them.
+        A version served somewhere stays, else it is the newest one config.pbtxt serves, else the newest. Versions
+        pinned by an ensemble are always among them.
 
         Args:
-            ready: of each server, model -> the versions that are READY.
+            ready: of each server, model -> the READY versions.
         """
         within = {name: self._configs[name] for name in (*self.needs, self._context.name) if name in self._configs}
         found = []
@@ -87,13 +87,13 @@ class Family:
         return tuple(found)
 
     def lost(self, served: Sequence[int]) -> set[str]:
-        """Return what cannot be served with these versions of the model: what asks for another one by number."""
+        """Return the models that cannot be served with these versions of it, because they pin another one."""
         pinned = self._context.pinned.items()
         direct = {name for version, names in pinned if version not in served for name in names}
         return direct.union(*(dependents_of(self._configs, name) for name in direct))
 
     def why(self, dependent: str) -> str:
-        """Say what a change of the model does to one that needs it."""
+        """Describe the effect of a change of the model on a dependent one."""
         config = self._configs[dependent]
         if not is_ensemble(config):
             return f"its code asks {self._context.name}; Triton leaves it as it is"
@@ -108,7 +108,7 @@ class Relatives:
     Args:
         context: the roll-out's context: model, options, deadline, report.
         client: connected client of the server.
-        family: what the repository says.
+        family: the repository's record of the models around it.
     """
 
     def __init__(self, context: Context, client: TritonClient, family: Family) -> None:
@@ -128,7 +128,7 @@ class Relatives:
 
     @property
     def dependents(self) -> tuple[str, ...]:
-        """The models that need this one and are served, the inner ones first."""
+        """The served models that depend on this one, the inner ones first."""
         return tuple(name for name in self._family.dependents if name in self.ready)
 
     @property
@@ -137,13 +137,13 @@ class Relatives:
         return tuple(each for each in self.needed if not set(each.versions) <= set(self.ready.get(each.name, ())))
 
     def plan(self) -> tuple[tuple[Relative, ...], tuple[Relative, ...]]:
-        """Return what the roll-out brings along, and what needs the model and is proven with it."""
+        """Return the models the roll-out brings along, and the dependent ones proven with it."""
         brings = tuple(Relative(each.name, each.versions, f"{self._context.name} needs it") for each in self.brought)
         dependents = tuple(Relative(each, self.ready[each], self._family.why(each)) for each in self.dependents)
         return brings, dependents
 
     def check(self) -> tuple[Check, ...]:
-        """Check what is brought along as the model itself is checked."""
+        """Check the models brought along like the model itself."""
         context = self._context
         self._vouched.clear()
         serving = {each.name: each.versions for each in self.needed}
@@ -162,7 +162,8 @@ class Relatives:
         )
 
     def bring(self) -> None:
-        """Serve and prove what the model needs, the inner ones first. See first how what needs the model answers.
+        """Serve and prove the model's parts, the inner ones first. Before that, record how the dependent models
+        answer.
 
         Raises:
             ServerRefusedError: a model does not load.
@@ -192,10 +193,10 @@ class Relatives:
             check_loaded(context.repository, needed.entry, version, keys, vouched, config)
 
     def prove(self, served: Sequence[int]) -> None:
-        """Ask what needs the model. The values of its answers may be others now.
+        """Ask the dependent models. The values of its answers may be others now.
 
         Args:
-            served: the model's versions now. What asks for another one by number is lost, as `drop_pinned` allows.
+            served: the model's versions now. A model that pins another version is lost, as `drop_pinned` allows.
 
         Raises:
             ServerRefusedError: it is not READY again, or does not answer.
@@ -217,10 +218,10 @@ class Relatives:
             self._context.note(f"{name}, which needs {self._context.name}, answers")
 
     def take_back(self) -> None:
-        """Stop serving what was brought along, and see that what needs the model is served as before.
+        """Stop serving the models brought along, and confirm the dependent ones are served as before.
 
         Raises:
-            ServerRefusedError: it is not.
+            ServerRefusedError: a dependent model is not served as before.
         """
         for each in self.brought[::-1]:
             timeout_s = self._context.options.settle_timeout_s
@@ -265,6 +266,6 @@ class Relatives:
 
 
 def put_back(context: Context, needed: Sequence[Needed]) -> None:
-    """Make every config.pbtxt what it was."""
+    """Restore every config.pbtxt."""
     for each in needed:
         write_config_bytes(context.repository, each.name, each.original)

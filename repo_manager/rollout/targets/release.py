@@ -1,4 +1,4 @@
-"""What `k8s://namespace/release` names: its Deployments of Triton, and what they served before."""
+"""The release behind `k8s://namespace/release`: its Deployments of Triton, and their past snapshots."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def find_deployments(release: Release, api: Api) -> tuple[Object, ...]:
     """Return a release's Deployments of Triton, or the one of that name.
 
     Raises:
-        ServerRefusedError: there is none.
+        ServerRefusedError: the release has no such Deployment.
     """
     labels = {"app.kubernetes.io/instance": release.name, "app.kubernetes.io/component": "server"}
     found = api.deployments(release.namespace, labels)

@@ -1,4 +1,4 @@
-"""What a cluster serves, and what the snapshot of a roll-out holds: model by model, with what they need."""
+"""The models a cluster serves, and those of a roll-out's snapshot, with their parts."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def snapshot_behind(repository: Location, url: str, served_by: str) -> Snapshot:
     Args:
         repository: the repository, as this machine sees it.
         url: the snapshot's, as the cluster sees it.
-        served_by: the target, for the message.
+        served_by: address of the target, for the message.
 
     Raises:
-        RepositoryError: it is not there or damaged: what the other models serve is not known, and must not change.
+        RepositoryError: it is missing or damaged: the other models' versions are unknown, and must not change.
     """
     root = snapshots_of(repository)
     found = read_snapshot(root, url.rstrip("/").rpartition("/")[2])
@@ -51,20 +51,20 @@ def snapshot_behind(repository: Location, url: str, served_by: str) -> Snapshot:
 def models_served(
     repository: Location, url: str, snapshots: str, served_by: str, load: Sequence[str] = ("*",)
 ) -> tuple[Mapping[str, tuple[int, ...]], Location]:
-    """Return what a cluster serves, model -> versions, and where the files of it are.
+    """Return a cluster's models, model -> versions, and the place of their files.
 
-    What a snapshot holds is read from the snapshot: annotations are copied, restored and edited by others. A cluster
-    that serves the repository itself has the versions its policies select.
+    A snapshot's models are read from the snapshot: annotations are copied, restored and edited by others. A cluster on
+    the repository itself has the versions its policies select.
 
     Args:
         repository: the repository, as this machine sees it.
-        url: what is served, as the cluster sees it.
+        url: the snapshot or repository as the cluster addresses it.
         snapshots: where snapshots are, as the cluster sees them.
         served_by: the target, for messages.
         load: the models loaded of the repository itself, or `*`.
 
     Raises:
-        RepositoryError: a snapshot is served that cannot be read.
+        RepositoryError: the served snapshot cannot be read.
     """
     if is_snapshot(url, snapshots):
         held = snapshot_behind(repository, url, served_by)
@@ -85,7 +85,7 @@ def check_leaving(
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
-        held: what the cluster serves, model -> versions.
+        held: the cluster's models, model -> versions.
         served_by: the target, for messages.
         load: the models its pods name to load, or `*`.
     """
@@ -104,18 +104,17 @@ def check_leaving(
 
 
 def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: Location) -> tuple[SnapshotModel, ...]:
-    """Return what the snapshot of a roll-out holds: what is served, with the new version in the place of the old.
+    """Return the models of a roll-out's snapshot: those served, with the new version in the place of the old.
 
-    For an undeployment, the model or version that leaves is left out.
+    For an undeployment, the leaving model or version is left out.
 
     Models the new version needs are added if they are not served, with the versions of their policies, else the
-    newest. Versions that ensembles ask for by number are added, too. A server does not become ready with an ensemble
-    that lacks a part.
+    newest. Versions pinned by ensembles are added, too. A server does not become ready with an incomplete ensemble.
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
         held: models and versions served.
-        source: where their files are.
+        source: repository or snapshot with their files.
     """
     repository, name, version = context.repository, context.name, context.version
     found = {other: SnapshotModel(other, versions, source) for other, versions in held.items() if other != name}
@@ -132,7 +131,7 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
 
 def versions_brought(context: Context, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return what `models_after` adds of the models the new version needs. Arguments as there."""
+    """Return the models `models_after` adds for the new version's needs. Arguments as there."""
     wanted = {} if context.leaves else versions_needed(context, held)
     return {needed: versions for needed, versions in wanted.items() if versions != held.get(needed)}
 
@@ -142,7 +141,7 @@ def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
-        held: models and versions that are served already, and stay. `None`: none.
+        held: models and versions served already. They stay. `None`: none.
     """
     within = {each: context.ensembles[each] for each in (*context.needs, context.name) if each in context.ensembles}
     found: dict[str, tuple[int, ...]] = {}
@@ -162,9 +161,9 @@ def check_relatives(
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
-        models: what the snapshot holds.
+        models: model -> versions of the snapshot.
         served_by: the target, for messages.
-        load: the models its pods name to load, or `*`. With an ensemble Triton loads its parts, never what a model's
+        load: the models its pods name to load, or `*`. With an ensemble Triton loads its parts, never the models its
             code asks.
     """
     name = context.name

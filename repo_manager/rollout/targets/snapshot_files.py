@@ -1,4 +1,4 @@
-"""Snapshots of a repository: exactly what pods serve, at an address of its own, never changed once it is there.
+"""Snapshots of a repository: the exact files of pods, at an address of their own, never changed once written.
 
     <repository>.snapshots/<id>/
       snapshot.json                    what it holds. Written last
@@ -6,9 +6,9 @@
       <model>/<version>/...            the files as published
       .repo-manager.<model>.<version>.sig.json, and the like: signatures, where there are any
 
-A pod that starts, restarts or is scaled up in ten months serves what its Deployment's template names, whatever was
-deployed since. The id is a digest of the content, so the same content is written once. Signatures are not part of it:
-a version that is signed later is the same version.
+A pod started in ten months still serves its Deployment's snapshot, whatever was deployed since. The id is a digest of
+the content, so the same content is written once. Signatures are not part of it: a version signed later is the same
+version.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SnapshotModel:
     Attributes:
         name: the model.
         versions: those served, ascending.
-        source: the repository, or the earlier snapshot, that it is taken from.
+        source: the repository, or the earlier snapshot, with its files.
     """
 
     name: str
@@ -73,7 +73,7 @@ class SnapshotModel:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that is there.
+    """An existing snapshot.
 
     Attributes:
         id: of its content.
@@ -104,7 +104,7 @@ def snapshots_of(repository: Location) -> Location:
 
 
 def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
-    """Read what a snapshot holds. `None` when there is none of that id, or it is incomplete.
+    """Read a snapshot's models. `None` when there is none of that id, or it is incomplete.
 
     Raises:
         RepositoryError: the place cannot be read, or the record is damaged.
@@ -134,11 +134,11 @@ def write_snapshot(
     manifest.
 
     Args:
-        root: where the snapshots are.
+        root: folder or prefix of all snapshots.
         models: models and versions of the snapshot.
-        signed_by: keys one of which must vouch for each version. Empty asks for no signature. Versions of an earlier
+        signed_by: keys of which one must vouch for each version. Empty asks for no signature. Versions of an earlier
             snapshot were checked when they came into it.
-        dry_run: only say which it would be.
+        dry_run: only name the snapshot, and write nothing.
 
     Raises:
         RepositoryError: a model or version is missing, a version has no manifest, or the place cannot be written.
@@ -168,7 +168,7 @@ def write_snapshot(
 
 
 def sweep_snapshots(root: Location) -> None:
-    """Remove what killed commands left on disk when they wrote a snapshot; in object storage it is written over."""
+    """Remove unfinished snapshots of killed commands from disk. In object storage they are overwritten."""
     folder = local_folder(root)
     if folder is not None:
         sweep_work_folders(folder, _STAGING)
@@ -180,7 +180,7 @@ def models_in(snapshot: Snapshot) -> tuple[SnapshotModel, ...]:
 
 
 def snapshot_id(models: Sequence[SnapshotModel]) -> tuple[str, int]:
-    """Return the id of what models hold, and its size in bytes, as their small files and manifests say.
+    """Return the id of models' contents, and their size in bytes, by their small files and manifests.
 
     Raises:
         RepositoryError: a model or version is missing, or a version has no manifest.
@@ -216,14 +216,14 @@ def _check_signatures(root: Location, models: Sequence[SnapshotModel], keys: Seq
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What a model's folder in a snapshot holds: small files by content, versions by their manifests.
+    """The contents of a model's folder in a snapshot: small files by content, versions by their manifests.
 
     Attributes:
-        source: where it is taken from.
+        source: repository or snapshot with the files.
         small: files of the model's folder -> their content.
         versions: the manifests of its versions.
-        identity: what of it the snapshot's id is a digest of.
-        signatures: files of the root that sign it -> their content.
+        identity: the part of it in the digest behind the snapshot's id.
+        signatures: signature files of the root -> their content.
     """
 
     source: Store
@@ -266,7 +266,7 @@ def _signatures(source: Store, model: SnapshotModel) -> dict[str, bytes]:
 
 
 def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
-    """Read what is beside the versions: labels, configurations per kind of GPU, not the versions themselves."""
+    """Read the files beside the versions: labels, configurations per kind of GPU, not the versions themselves."""
     keys = [entry.name for entry in view.level.files]
     for folder in view.folders:
         if version_number(folder) is None and folder not in view.level.links:

@@ -1,4 +1,4 @@
-"""What a Deployment of Triton serves, read out of its pod template, and the patches that change it and put it back."""
+"""The snapshot of a Triton Deployment, read out of its pod template, and the patches to change it and put it back."""
 
 from __future__ import annotations
 
@@ -43,18 +43,17 @@ _GRPC_PORT = 8001
 
 @dataclasses.dataclass(frozen=True)
 class ServedTemplate:
-    """What a Deployment's pods serve.
+    """The served state in a Deployment's pod template.
 
     Attributes:
         deployment: its name.
-        container: the name of the container that gets the repository's URL: Triton's, or the one that keeps snapshots
-            on the node for it.
+        container: the name of the container with the repository's URL: Triton's, or the one for snapshots on the node.
         containers: the list of the pod's spec it is in: `containers` or `initContainers`.
-        variable: the environment variable that holds the repository's URL. `None`: it is in the arguments.
+        variable: the environment variable for the repository's URL. `None`: it is in the arguments.
         url: the repository's URL, as the pods see it.
-        load: what the pods load at the start: model names, or `*`.
+        load: names of the models the pods load at the start, or `*`.
         snapshots: where snapshots are, as the pods see it.
-        grpc_port: where the pods answer gRPC.
+        grpc_port: port of the pods for gRPC.
     """
 
     deployment: str
@@ -110,11 +109,11 @@ def patch_for(
     *,
     before: Mapping[str, tuple[int, ...]],
 ) -> Object:
-    """Return the strategic merge patch that makes a Deployment's pods serve a snapshot.
+    """Return the strategic merge patch by which a Deployment's pods serve a snapshot.
 
-    It holds the `resourceVersion` that was read, so it changes nothing when another process was faster. It owns one
-    field of the pod template, where the URL is: what helm or a GitOps controller applies conflicts there alone.
-    Annotations that earlier versions wrote beside it go.
+    It holds the `resourceVersion` read before, so it changes nothing when another process was faster. It owns one
+    field of the pod template, the URL: helm and GitOps controllers conflict there alone. Annotations of earlier
+    repo-manager versions beside it go.
 
     Args:
         deployment: as it was read.
@@ -139,7 +138,7 @@ def patch_for(
 
 
 def patch_back(before: Object, served: ServedTemplate) -> Object:
-    """Return the patch that puts the pod template back: to the very same one, whose pods are still there."""
+    """Return the patch back to the very same pod template, whose pods are still there."""
     history = (before["metadata"].get("annotations") or {}).get(HISTORY)
     return {
         "metadata": {"annotations": {HISTORY: history}},
@@ -153,7 +152,7 @@ def patch_back(before: Object, served: ServedTemplate) -> Object:
 
 
 def url_of_pod(pod: Object) -> str:
-    """Return what a pod serves. Empty when it is no pod of Triton's."""
+    """Return a pod's served state. Empty when it is no pod of Triton's."""
     try:
         template = {"metadata": {"name": pod["metadata"].get("name", "")}, "spec": {"template": {"spec": pod["spec"]}}}
         return read_template(template).url
@@ -162,13 +161,13 @@ def url_of_pod(pod: Object) -> str:
 
 
 def _copies_in(deployment: Object) -> dict[str, str]:
-    """Return the annotations of the pod template that say again what the pods load."""
+    """Return the pod template's annotations that repeat the pods' models."""
     annotations = deployment["spec"]["template"].get("metadata", {}).get("annotations") or {}
     return {key: annotations[key] for key in (SNAPSHOT, MODELS) if key in annotations}
 
 
 def history_of(deployment: Object) -> list[dict[str, Any]]:
-    """Return what was rolled out, oldest first. An annotation that is damaged counts as none."""
+    """Return the roll-outs so far, oldest first. A damaged annotation counts as none."""
     try:
         found = json.loads((deployment["metadata"].get("annotations") or {}).get(HISTORY) or "[]")
     except (ValueError, RecursionError):
@@ -177,13 +176,13 @@ def history_of(deployment: Object) -> list[dict[str, Any]]:
 
 
 def is_snapshot(url: str, snapshots: str) -> bool:
-    """Return whether a URL that is served is a snapshot's, rather than the repository's itself."""
+    """Return whether a served URL is a snapshot's, rather than the repository's itself."""
     above, _, _ = url.rstrip("/").rpartition("/")
     return above in (snapshots.rstrip("/"), snapshots_beside(url))
 
 
 def snapshots_beside(url: str) -> str:
-    """Return where the snapshots of what is at `url` are: it may be one itself."""
+    """Return the place of the snapshots of `url`, possibly one itself."""
     above, _, _ = url.rstrip("/").rpartition("/")
     return above if above.endswith(_SUFFIX) else url.rstrip("/") + _SUFFIX
 
@@ -197,7 +196,7 @@ _KEEPERS = {
 
 
 def keeper_of(item: Object) -> str | None:
-    """Return which GitOps controller applies an object, and may put changes of it back. `None`: none known."""
+    """Return the GitOps controller of an object. It may revert changes of it. `None`: none known."""
     marks = [*(item["metadata"].get("labels") or {}), *(item["metadata"].get("annotations") or {})]
     return next((name for mark, name in _KEEPERS.items() if any(each.startswith(mark) for each in marks)), None)
 

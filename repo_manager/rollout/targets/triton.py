@@ -1,7 +1,7 @@
 """Triton servers of one repository, one or many: load old and new together, prove the new one, drop the old one.
 
-They share one config.pbtxt, whose version policy says what the next load serves. So at any moment every server answers,
-and the undo of a version that never took over is one more load.
+They share one config.pbtxt, whose version policy decides the next load. So at any moment every server answers, and the
+undo of an unproven version is one more load.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class TritonTarget:
 
     @property
     def before(self) -> tuple[int, ...] | None:
-        """What all servers serve now. Where that is nothing, what config.pbtxt serves apart from the new version."""
+        """The versions all servers serve now. Where there are none, those config.pbtxt serves apart from the new
+        version."""
         ready = {version for part in self.parts for version in part.before.ready}
         state = model_state(self._context.repository, self._context.name)
         left = state.unproven
@@ -72,7 +73,7 @@ class TritonTarget:
 
     @property
     def brought(self) -> Mapping[str, tuple[int, ...]]:
-        """What some server has to serve first, because the model needs it."""
+        """The models some server has to serve first, because the model needs them."""
         return {each.name: each.versions for each in self._needed}
 
     def describe(self) -> str:
@@ -80,7 +81,7 @@ class TritonTarget:
         return ", ".join(client.url for client in self._clients)
 
     def look(self) -> None:
-        """Ask every server what it serves, and plan."""
+        """Ask every server for its served state, and plan."""
         family = Family(self._context)
         self.parts = self._look_at(lambda client: TritonPart(self._context, client, family))
         after = {version for part in self.parts for version in part.plan.ready_after}
@@ -95,7 +96,7 @@ class TritonTarget:
             part.plan = dataclasses.replace(part.plan, brings=brings, dependents=dependents)
 
     def _look_at(self, part_of: Callable[[TritonClient], TritonPart]) -> list[TritonPart]:
-        """Make a part of every server that answers.
+        """Make a part of every answering server.
 
         Raises:
             ServerUnreachableError: more do not answer than may be missing.
@@ -113,7 +114,7 @@ class TritonTarget:
         return [part for part in found if part is not None]
 
     def check(self) -> None:
-        """Check the version once, and every server. What is served already only where keys are given."""
+        """Check the version once, and every server. Served versions only where keys are given."""
         if not self.changes and not self._context.options.signed_by:
             return
         context = self._context
@@ -129,6 +130,6 @@ class TritonTarget:
                 part.tell_plan()
 
     def put_back(self) -> None:
-        """Make config.pbtxt what it was."""
+        """Restore config.pbtxt."""
         write_config_bytes(self._context.repository, self._context.name, self._original)
         put_back(self._context, self._needed)

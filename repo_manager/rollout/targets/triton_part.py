@@ -1,4 +1,4 @@
-"""One Triton server of a roll-out: what it serves, how it is changed and proven, and how it is put back."""
+"""One Triton server of a roll-out: its served state, its change and proof, and the way back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEFT_ALONE = (Action.KEEP, Action.DROP)
 
 
 class TritonPart:
-    """One server, from a look at what it serves to the proof of what it serves then.
+    """One server, from the first look at its served state to the proof of the new one.
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
@@ -40,7 +40,7 @@ class TritonPart:
 
     Raises:
         ServerUnreachableError: no answer.
-        ServerRefusedError: the server refuses to tell what it serves.
+        ServerRefusedError: the server refuses to list its models.
     """
 
     def __init__(self, context: Context, client: TritonClient, family: Family) -> None:
@@ -77,7 +77,7 @@ class TritonPart:
         return not open_store(self.context.repository).traits.changes_visible
 
     def loaded_meanwhile(self) -> tuple[int, ...]:
-        """Return the versions that are served until the new one has proven itself."""
+        """Return the versions served until the new one has proven itself."""
         existing = {each.version for each in self.context.entry.versions}
         return tuple(sorted({*self.plan.ready_after, *(set(self.before.ready) & existing)}))
 
@@ -85,7 +85,7 @@ class TritonPart:
         """Check whether this server can take the version.
 
         Raises:
-            ServerRefusedError: it would refuse what the roll-out and its undo do.
+            ServerRefusedError: it would refuse the calls of the roll-out and its undo.
         """
         context = self.context
         context.retried(lambda: require_control(self.client))
@@ -123,7 +123,7 @@ class TritonPart:
         self.relatives.prove(self._state.ready)
 
     def finish(self) -> None:
-        """Serve exactly what was planned."""
+        """Serve exactly the planned versions."""
         context, after = self.context, self.plan.ready_after
         if self._observe().ready != after:
             self._write_policy(after)
@@ -140,14 +140,14 @@ class TritonPart:
         self.relatives.prove(self._state.ready)
 
     def clear(self) -> None:
-        """Take what a trial wrote from config.pbtxt, and let the server read it with the version policy planned."""
+        """Take a trial's entries from config.pbtxt, and let the server read it with the version policy planned."""
         context = self.context
         context.change(lambda: write_config_bytes(context.repository, context.name, self.original))
         self._write_policy(self.plan.ready_after)
         self.load()
 
     def undo(self) -> str:
-        """Make the server serve what it served before, and see that it does."""
+        """Make the server serve its previous versions, and confirm it."""
         context, options, before = self.context, self.context.options, self.before.ready
         self.client.wait_live(context.reconnect_s)
         if not before or self._unseen:
@@ -168,7 +168,7 @@ class TritonPart:
         return state.sentence
 
     def by_hand(self) -> str:
-        """Say what a person must do when the undo failed."""
+        """Tell a person how to repair a failed undo."""
         name, policy = self.context.name, self.plan.policy_before
         text = policy if isinstance(policy, str) else "specific { versions: [" + ", ".join(map(str, policy)) + "] }"
         missing = " (it had no such file)" if self.original is None else ""
@@ -180,7 +180,7 @@ class TritonPart:
         )
 
     def result(self) -> ServerResult:
-        """Describe what was done, or what would be."""
+        """Describe the change made, or planned."""
         dry_run = self.context.options.dry_run
         return ServerResult(
             name=self.label,
@@ -196,12 +196,12 @@ class TritonPart:
         )
 
     def tell_plan(self) -> None:
-        """Say what will be done, before it is."""
+        """Announce the change."""
         if self.plan.changes:
             self.note("plan: " + "; ".join(f"{step.action} {step.version} ({step.reason})" for step in self.plan.steps))
 
     def note(self, event: str) -> None:
-        """Record what is being done. Among several servers with the URL."""
+        """Record the change under way. Among several servers with the URL."""
         self.context.note(event if self.context.total == 1 else f"{self.label}: {event}")
 
     def load(self) -> None:
@@ -217,7 +217,7 @@ class TritonPart:
         context.retried(load)
 
     def _write_policy(self, versions: tuple[int, ...]) -> None:
-        """Say in the repository which versions the next load serves. A file that says so already stays as it is."""
+        """Write the next load's versions to the repository. A file with these versions already stays as it is."""
         numbers = ", ".join(map(str, versions))
         self.note(f"serving version{'s' if len(versions) > 1 else ''} {numbers}")
         context = self.context
@@ -238,7 +238,7 @@ class TritonPart:
         wait_until_only_ready(self.client, context.name, (), _UNLOAD_S, settled=True)
 
     def _took(self, state: ServedState) -> bool:
-        """Return whether a load did what it was for: every version is READY, and its instances are the new ones."""
+        """Return whether a load reached its aim: every version is READY, and its instances are the new ones."""
         if not set(self.plan.ready_after) <= set(state.ready):
             return False
         updates = any(step.action is Action.UPDATE for step in self.plan.steps)
@@ -288,7 +288,7 @@ class TritonPart:
         return context.retried(ask)
 
     def _confirm(self) -> SmokeResult:
-        """Prove that what is deployed answers. Unload and load it where only its process has died.
+        """Prove that the deployed version answers. Unload and load it where only its process has died.
 
         Raises:
             ServerRefusedError: it does not come back, or still does not answer.
@@ -310,7 +310,7 @@ class TritonPart:
 
 
 def _proof(smoke: SmokeResult | None) -> str:
-    """Return what a version was proven by."""
+    """Return the proof of a version."""
     if smoke is None:
         return "none"
     return "readiness" if smoke.reference == "readiness" else "inference"

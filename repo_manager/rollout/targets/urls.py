@@ -1,4 +1,4 @@
-"""The servers that `--to` names: URLs, files of URLs, and every address behind a DNS name."""
+"""The servers named by `--to`: URLs, files of URLs, and every address behind a DNS name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HINT = (
 
 Resolver = Callable[[str, int], Sequence[str]]
 To = str | TritonClient | Sequence[str | TritonClient]
-"""Where to: connected clients, or what `--to` takes."""
+"""Servers: connected clients, or texts in the form of `--to`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +35,15 @@ class ServerAddress:
 
     Attributes:
         url: where it is.
-        server_name: what its certificate is checked against when it was found by its name but is reached by its
-            address. `None`: the URL's host.
+        server_name: the name in its certificate when it was found by name but is reached by address. `None`: the URL's
+            host.
     """
 
     url: str
     server_name: str | None = None
 
     def options(self, base: ClientOptions) -> ClientOptions:
-        """Return how to connect to it. A server name that was given wins."""
+        """Return how to connect to it. A given server name wins."""
         if self.server_name is None or base.server_name is not None or not Endpoint.parse(self.url).tls:
             return base
         return dataclasses.replace(base, server_name=self.server_name)
@@ -66,11 +66,11 @@ def addresses_of(name: str, port: int) -> tuple[str, ...]:
 
 
 def resolve_targets(texts: Sequence[str], *, resolver: Resolver = addresses_of) -> tuple[ServerAddress, ...]:
-    """Return the servers that texts name, in that order, each once.
+    """Return the servers named by texts, in that order, each once.
 
     Args:
-        texts: URLs, `@FILE` or the path of a file that exists (one of these texts a line; blank lines and lines
-            with `#` do not count), `dns://NAME:PORT`.
+        texts: URLs, `@FILE` or the path of an existing file (one of these texts a line; blank lines and lines with `#`
+            do not count), `dns://NAME:PORT`.
         resolver: name and port -> addresses.
 
     Raises:

@@ -59,7 +59,7 @@ class CanaryTarget:
 
     @property
     def trial(self) -> TrialResult:
-        """What the trial showed."""
+        """The result of the trial."""
         steps = self._options.steps
         for part in self.parts:
             if isinstance(part, _Trial):
@@ -68,7 +68,7 @@ class CanaryTarget:
 
     @property
     def brought(self) -> Mapping[str, tuple[int, ...]]:
-        """What the server has to serve first, because the model needs it."""
+        """The models the server has to serve first, because the model needs them."""
         return self._target.brought
 
     def describe(self) -> str:
@@ -109,12 +109,12 @@ class CanaryTarget:
         return self._target.before
 
     def put_back(self) -> None:
-        """Make config.pbtxt what it was, which takes the weights from it, too."""
+        """Restore config.pbtxt, without weights."""
         self._target.put_back()
 
 
 class _Trial:
-    """One trial on one server: what it wraps, with the trial as a part of the proof."""
+    """One trial on one server: the wrapped part, with the trial as a part of the proof."""
 
     def __init__(
         self,
@@ -173,24 +173,24 @@ class _Trial:
         self._run_steps()
 
     def finish(self) -> None:
-        """Take the weights from config.pbtxt, let the server read it, and serve exactly what was planned."""
+        """Take the weights from config.pbtxt, let the server read it, and serve exactly the planned versions."""
         if self._options.steps:
             self._part.clear()
         self._part.finish()
 
     def undo(self) -> str:
-        """Take the traffic from the new version, and make the server serve what it served before."""
+        """Take the traffic from the new version, and make the server serve its previous versions."""
         published = isinstance(self._weights, PublishedWeights)  # those went with config.pbtxt
         if self._weights is not None and not published and self._weights.current() > 0:
             self._weights.set_weight(0.0)
         return self._part.undo()
 
     def by_hand(self) -> str:
-        """Say what a person must do when the undo failed."""
+        """Tell a person how to repair a failed undo."""
         return self._part.by_hand()
 
     def result(self) -> ServerResult:
-        """Describe what was done, or what would be."""
+        """Describe the change made, or planned."""
         return self._part.result()
 
     def _run_shadow(self) -> None:

@@ -1,8 +1,9 @@
-"""What a new version must hold: `p99<20ms`, `p99<1.2x`, `mean<5ms`, `errors<0.1%`, `agreement>99%`, `drift<1e-2`.
+"""The limits a new version must hold: `p99<20ms`, `p99<1.2x`, `mean<5ms`, `errors<0.1%`, `agreement>99%`,
+`drift<1e-2`.
 
-Almost every gate is a share of requests: `p99<20ms` says that fewer than 1 % take longer than 20 ms, `drift<1e-2` that
-fewer than 1 % of the answers differ by more. A gate passes when the whole interval is on the right side, fails when it
-is on the wrong side, and is undecided in between.
+Almost every gate is a share of requests: `p99<20ms` means fewer than 1 % take longer than 20 ms, `drift<1e-2` fewer
+than 1 % of the answers differ by more. A gate passes when the whole interval is on the right side, fails when it is on
+the wrong side, and is undecided in between.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known of the new version.
+    """The knowledge of the new version so far.
 
     Attributes:
         source: `shadow` or `traffic`.
@@ -79,7 +80,7 @@ def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> 
 
 
 def _judge_share(gate: Gate, evidence: Evidence, alpha: float, look: int) -> GateResult:
-    """Judge what is a share of requests. `look` does not matter."""
+    """Judge a limit on a share of requests. `look` does not matter."""
     hits, total, allowed, what = _share_of(gate, evidence)
     if total == 0:
         return _nothing_seen(gate, evidence)
@@ -93,7 +94,7 @@ def _judge_share(gate: Gate, evidence: Evidence, alpha: float, look: int) -> Gat
 
 
 def _share_of(gate: Gate, evidence: Evidence) -> tuple[int, int, float, str]:
-    """Return hits, total, the limit of their share, and what they are."""
+    """Return hits, total, the limit of their share, and their name."""
     if gate.metric == "errors":
         return evidence.errors, evidence.requests, gate.limit, "requests failed"
     if gate.metric == "agreement":

@@ -29,11 +29,11 @@ _POLL_S = 0.05
 
 @dataclasses.dataclass
 class _Reply:
-    """What one version answered.
+    """One version's answer.
 
     Attributes:
         answers: of each request its responses, in order. `None` when one of the requests failed.
-        error: why.
+        error: the reason without an answer.
         latencies_ns: of each request, to its last response.
     """
 
@@ -49,7 +49,7 @@ class Mirror:
         connect: makes a client. Called once a worker, because an HTTP client is for one thread.
         name: name of the model.
         versions: the old and the new version.
-        exchanges: what to send, over and over in an order drawn again each round.
+        exchanges: requests to send, over and over in an order drawn again each round.
         options: rate, duration and deadlines of the shadow.
         kind: how the model is asked.
     """
@@ -107,7 +107,7 @@ class Mirror:
     def _send(
         self, tickets: queue.Queue[Exchange | None], began: float, seconds: float, stop: Callable[[], bool]
     ) -> None:
-        """Hand out requests at the rate. What is due while every worker waits is left out, not made up for later."""
+        """Hand out requests at the rate. A request due while every worker waits is left out, not made up for later."""
         order: list[Exchange] = []
         due, asked = began, began
         while (now := time.monotonic()) < began + seconds and self._failure is None:
@@ -196,11 +196,11 @@ class Mirror:
 
     @property
     def sent(self) -> int:
-        """Requests the new version was sent, warm-up included. Of a sequence that failed one is known."""
+        """Requests the new version was sent, warm-up included. Of a failed sequence one is known."""
         return self._sent
 
     def evidence(self) -> Evidence:
-        """Return what is known so far."""
+        """Return the results so far."""
         with self._lock:
             return Evidence(
                 source="shadow",
@@ -235,7 +235,7 @@ class Mirror:
 
 
 def _dismiss(tickets: queue.Queue[Exchange | None], workers: Sequence[concurrent.futures.Future[None]]) -> None:
-    """Tell every worker that is still at work to end. One that failed takes no ticket any more."""
+    """Tell every busy worker to end. A failed one takes no more tickets."""
     left = len(workers)
     while left and not all(worker.done() for worker in workers):
         try:

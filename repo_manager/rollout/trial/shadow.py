@@ -1,4 +1,4 @@
-"""A trial's recorded requests, and what mirroring them to two versions showed."""
+"""A trial's recorded requests, and the result of mirroring them to two versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Request = Mapping[str, Array]
 """Input name -> array, batch axis included where the model has one."""
 
 Exchange = Sequence[Request]
-"""What is sent to both versions and compared as one: a request, or the requests of a whole sequence."""
+"""The unit sent to both versions and compared: a request, or the requests of a whole sequence."""
 
 _DATA_TYPE = model_config_pb2.DataType.DESCRIPTOR
 
@@ -38,7 +38,7 @@ def read_exchanges(path: Path, config: ModelConfig, *, sequence: bool = False) -
 
     Args:
         path: path of the file.
-        config: what the server runs the model with: names, types and dims come from it.
+        config: the configuration the server runs the model with: names, types and dims come from it.
         sequence: a file is one sequence, of perf_analyzer's JSON each stream, else each request is on its own.
 
     Raises:
@@ -100,20 +100,20 @@ class LatencySummary:
 
 @dataclasses.dataclass(frozen=True)
 class ShadowReport:
-    """What mirroring showed.
+    """The result of mirroring.
 
     Attributes:
         model: the model.
         old: the version served before.
         new: the version on trial.
-        pairs: requests, or whole sequences, that both versions were sent. Those that neither could answer are in
-            `refused_by_both` alone.
+        pairs: requests, or whole sequences, sent to both versions. Those neither could answer are in `refused_by_both`
+            alone.
         errors_old: of these, how many the old version failed.
         errors_new: of these, how many the new one failed.
         first_error: the new version's first error. `None` without one.
-        refused_by_both: recorded requests that neither version could answer.
-        skipped: requests that were due while all workers were waiting for answers.
-        seconds: how long it took.
+        refused_by_both: recorded requests neither version could answer.
+        skipped: requests due while all workers waited for answers.
+        seconds: seconds the mirroring took.
         outputs: drift of every output over all answers.
         latency_old: of the pairs both answered.
         latency_new: the same of the new version.

@@ -1,7 +1,7 @@
 """The steps of a canary: a share, a while of watching, a judgement, the next share. Back to 0 when one fails.
 
-Anyone who weights the traffic is behind `Weights`, anyone who watches it behind `Watch`: the same steps drive clients
-that read their weights, a gateway, or KServe.
+`Weights` hides who weights the traffic, `Watch` who watches it: the same steps drive clients with weights in a file, a
+gateway, or KServe.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = ["CanaryStep", "FileWeights", "PublishedWeights", "Watch", "check_kind
 class PublishedWeights:
     """The weights in the name of the model's first instance group, where `VersionedClient` reads them from the server.
 
-    A change of that name alone reloads nothing (docs/triton-reload.md), so a step costs milliseconds. It is a change
-    of config.pbtxt all the same: anyone who drives the roll-out puts the file back, and the weights are gone with it.
+    A change of the name alone reloads nothing (docs/triton-reload.md), so a step costs milliseconds. It is a change of
+    config.pbtxt all the same: anyone who drives the roll-out puts the file back, and the weights are gone with it.
 
     Args:
         repository: the repository the server serves.
@@ -64,12 +64,12 @@ class PublishedWeights:
         self._fraction = fraction
 
     def current(self) -> float:
-        """Return the share that was published last."""
+        """Return the latest published share."""
         return self._fraction
 
 
 class FileWeights:
-    """The weights in a JSON file, for clients of several servers or for something else that reads it.
+    """The weights in a JSON file, for clients of several servers or for other readers.
 
     Args:
         path: the file. It is replaced as a whole.
@@ -96,7 +96,7 @@ class FileWeights:
         self._fraction = fraction
 
     def current(self) -> float:
-        """Return the share that was written last."""
+        """Return the latest written share."""
         return self._fraction
 
 
@@ -120,7 +120,7 @@ class CanaryStep:
 
     Attributes:
         fraction: the new version's share of the traffic, 0 to 1.
-        seconds: how long it was watched.
+        seconds: seconds it was watched.
         requests: requests the new version got during the step, if known.
         gates: how every gate stood at its end, over all steps so far.
         outcome: of all of them.
@@ -143,17 +143,16 @@ def run_steps(
 ) -> tuple[CanaryStep, ...]:
     """Take the steps one after the other.
 
-    A failed gate ends it at once. A gate that is undecided does not stop a step from being followed by the next,
-    except for 100 %: before that every gate must have passed. Whatever ends it early, Ctrl-C too, sets the weight back
-    to 0.
+    A failed gate ends it at once. An undecided gate lets the next step follow, except for 100 %: before it every gate
+    must have passed. Whatever ends it early, Ctrl-C too, sets the weight back to 0.
 
     Args:
         weights: gives the new version its share.
         steps: rising shares, the last one 1.
-        step_s: how long each is watched.
+        step_s: seconds each share is watched.
         watch: receives progress, and can stop the build.
-        report: told what is being done.
-        on_step: given each share below 1 after it was watched. What it raises ends the steps.
+        report: called with a line of text for each step.
+        on_step: given each share below 1 after it was watched. An exception from it ends the steps.
 
     Raises:
         GateError: a gate failed.
@@ -189,7 +188,7 @@ def _back_to_zero(weights: Weights, report: Callable[[str], None]) -> None:
 
 
 def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
-    """Return the error that says which gates did not pass, and what more would be needed."""
+    """Return the error with the gates not passed, and the requests still needed."""
     failed = [result for result in results if result.outcome is Outcome.FAIL]
     if failed:
         return GateError("; ".join(f"the gate {each.gate} failed: {each.reason}" for each in failed))
@@ -205,7 +204,7 @@ def gate_error(results: Sequence[GateResult]) -> GateError | InconclusiveError:
 
 
 def untried(name: str, version: int, where: str) -> InconclusiveError:
-    """Return the error of a trial that was asked for and has nothing to be judged against.
+    """Return the error of a trial without anything to be judged against.
 
     Args:
         name: name of the model.
@@ -232,7 +231,7 @@ def check_kind(
         ensemble: it is one, so it has no instance group to publish weights in.
 
     Raises:
-        UsageError: it cannot. With what to do.
+        UsageError: it cannot. With the remedy.
     """
     hint = f"Deploy {name} without a trial: every recorded request and response is compared. "
     hint += "For times under load: repo-manager compare."

@@ -108,7 +108,7 @@ class TrafficWatch:
         return counted - (0 if self._shadow is None else self._shadow.requests())
 
     def _decisive(self, results: tuple[GateResult, ...]) -> tuple[GateResult, ...]:
-        """Beside a shadow the counters only speak when they say no: it is the shadow that has the numbers."""
+        """Beside a shadow the counters only matter when they say no: the shadow has the numbers."""
         if self._shadow is None:
             return results
         return tuple(result for result in results if result.outcome is Outcome.FAIL)
