@@ -127,7 +127,7 @@ class _Maker:
     ) -> None:
         self.backend, self.source, self.options = backend, source, options
         self.library = require(str(backend))
-        self.model = load_model(path)
+        self.model = load_model(path, hashed=False)
         self.folder = source.folder or path.parent / "engine"
         self.folder.mkdir(exist_ok=True)
         self._watch = (progress, cancelled)

@@ -109,8 +109,12 @@ class Model:
         return self.weights.array(tensor)
 
 
-def load_model(path: StrPath) -> Model:
+def load_model(path: StrPath, *, hashed: bool = True) -> Model:
     """Read and check an ONNX model.
+
+    Args:
+        path: the .onnx file. Its external data lies beside it.
+        hashed: `False` leaves `Model.digest` empty: hashing takes most of the time of a large file.
 
     Raises:
         ModelError: missing, a directory, empty, truncated, not ONNX, rejected by the checker, external data that is
@@ -120,7 +124,7 @@ def load_model(path: StrPath) -> Model:
     size_bytes = _file_size(path)
     # The digest runs beside the checks: hashing releases the interpreter's lock.
     with ThreadPoolExecutor(1) as executor:
-        hashing = executor.submit(sha256_file, path)
+        hashing = executor.submit(sha256_file, path) if hashed else None
         try:
             graph_only, weights = _read_graph(path)
             check_names(graph_only)
@@ -130,14 +134,14 @@ def load_model(path: StrPath) -> Model:
             check_tensors(graph_only, weights)
             check_functions(graph_only)
             check_spec(graph_only, weights)
-            digest = hashing.result()
+            digest = None if hashing is None else hashing.result()
         except ModelError as exc:
             raise ModelError(f"{path}: {exc.message}", hint=exc.hint) from exc
         except OSError as exc:
             raise ModelError(f"{path}: cannot be read: {exc.strerror}") from exc
     return Model(
         path=path,
-        digest=_joint_digest(digest, external_files, path.parent),
+        digest=Digest("") if digest is None else _joint_digest(digest, external_files, path.parent),
         external_files=tuple(file.absolute() for file in external_files),
         size_bytes=size_bytes + sum(file.stat().st_size for file in external_files),
         graph_only=graph_only,
