@@ -113,7 +113,7 @@ def load_model(path: StrPath, *, hashed: bool = True) -> Model:
     """Read and check an ONNX model.
 
     Args:
-        path: the .onnx file. Its external data lies beside it.
+        path: the .onnx file, with its external data beside it.
         hashed: `False` leaves `Model.digest` empty: hashing takes most of the time of a large file.
 
     Raises:
