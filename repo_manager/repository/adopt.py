@@ -29,12 +29,12 @@ _LISTED_PROBLEMS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Adoption:
-    """A version that gets a manifest.
+    """A version about to get a manifest.
 
     Attributes:
         name: the model.
         version: its number.
-        manifest: what is recorded of it: what is there now.
+        manifest: its new record, made from the files as they are now.
         served: whether the policy serves it. A running server loads it again at its next load, because its folder
             changed.
         applied: whether the manifest was written.
@@ -48,14 +48,14 @@ class Adoption:
 
 
 def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = False) -> tuple[Adoption, ...]:
-    """Write a manifest into each version that has none, from what is there now.
+    """Write a manifest into each version without one, from its files as they are now.
 
     Nothing else changes. The record says `"adopted": true`: the origin of the content is unknown.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: one model. `None`: all. One that cannot be adopted does not stop the others.
-        dry_run: only say what would be written.
+        name: one model. `None`: all. A failed one does not stop the others.
+        dry_run: only list the manifests to write.
 
     Raises:
         RepositoryError: no such model, or a version holds links or special files, whose content can change unseen, or
@@ -83,7 +83,7 @@ def adopt(repository: LocationLike, name: str | None = None, *, dry_run: bool = 
 
 
 def without_config(repository: LocationLike, name: str | None = None) -> tuple[str, ...]:
-    """Return the models that have versions and no config.pbtxt.
+    """Return the models with versions and without config.pbtxt.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -144,10 +144,10 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
 
 
 def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> None:
-    """Check that versions hold what was read for their manifests: another process may still be writing them.
+    """Check that versions still hold the files read for their manifests: another process may still be writing them.
 
     Raises:
-        RepositoryError: one does not.
+        RepositoryError: the files of a version have changed.
     """
     for plan in plans:
         before, after = read.contents[plan.version], now.contents.get(plan.version)
@@ -164,7 +164,7 @@ def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> 
 
 
 def _plan(view: ModelView, record: Callable[[VersionView, Entry], FileRecord]) -> list[Adoption]:
-    """Make a manifest for each version of a model that has none. Nothing is written.
+    """Make a manifest for each version of a model without one. Nothing is written.
 
     Raises:
         RepositoryError: a version holds links or special files.
@@ -203,7 +203,7 @@ def _manifest(
 
 
 def _check_encodable(version: VersionView, entry: Entry) -> None:
-    """Refuse a name that is no text: a manifest is."""
+    """Refuse a name other than text: a manifest is."""
     try:
         entry.name.encode()
     except UnicodeEncodeError as exc:

@@ -1,4 +1,4 @@
-"""Changing config.pbtxt: each write is compared with what was read before."""
+"""Changing config.pbtxt: each write is compared with the earlier read."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ def change_config(
 ) -> ConfigChange:
     """Set or clear single fields of a model's config.pbtxt.
 
-    Only what changes is rewritten. Comments and unknown fields stay, within the same field as well. The result is
-    checked against the ONNX files it would serve. In object storage, where they would have to be fetched, against what
-    the manifests recorded of them.
+    Only the changed fields are rewritten. Comments and unknown fields stay, within the same field as well. The result
+    is checked against the ONNX files it would serve. In object storage, where they would have to be fetched, against
+    the signatures recorded in the manifests.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model.
         changes: `field.field` -> the value as it is in a config.pbtxt, `None` to clear it. `instance_group.count` is
             the first group's, `instance_group[1].count` the second's, `parameters.KEY` a parameter's string.
-        dry_run: only check and say what would change.
+        dry_run: only check and list the changes.
 
     Raises:
         ConfigError: a field does not exist, a value does not fit, or the result would not load.
@@ -96,7 +96,7 @@ def edit_config(
         name: name of the model.
         text: content of the file.
         based_on: the text changed to it. `None` replaces unconditionally.
-        dry_run: only check and say what would change.
+        dry_run: only check and list the changes.
 
     Raises:
         ConfigError: it is no model configuration, or would not load.
@@ -115,7 +115,7 @@ def edit_config(
 
 
 def _fields_between(old: str, new: str) -> str:
-    """Return which fields differ, as the end of a sentence. Empty if a text is no configuration."""
+    """Return the differing fields, as the end of a sentence. Empty if a text is no configuration."""
     with contextlib.suppress(ConfigError):
         fields = changed_fields(parse_config(old), parse_config(new))
         return f": {', '.join(fields)}" if fields else ""
@@ -125,17 +125,17 @@ def _fields_between(old: str, new: str) -> str:
 def replace_config(
     target: LocationLike, name: str, text: str, beside: Mapping[str, bytes], *, dry_run: bool = False
 ) -> ConfigChange:
-    """Give a model another config.pbtxt with the files it names, except for its version policy, which stays.
+    """Give a model another config.pbtxt with the files it names, except for its version policy.
 
     Args:
         target: the repository to write to: a folder, or a URL of object storage.
         name: name of the model.
         text: content of the file.
         beside: label files and variants: path in the model's folder -> content.
-        dry_run: only check and say what would change.
+        dry_run: only check and list the changes.
 
     Raises:
-        ConfigError: the versions that are there would not load with it.
+        ConfigError: the existing versions would not load with it.
         RepositoryError: no such model, another process changed it at this moment, or the store refuses.
     """
     with disk_errors(f"change the configuration of {name}"):
@@ -239,7 +239,7 @@ def settle_trial(repository: Location, name: str, report: Callable[[str], None])
 
 
 def set_served_versions(repository: Location, name: str, versions: Iterable[int]) -> tuple[int, ...]:
-    """Change which versions the next load serves: one atomic replacement of config.pbtxt.
+    """Change the versions of the next load: one atomic replacement of config.pbtxt.
 
     Only the `version_policy` field's text changes. Comments, layout and fields of a newer Triton stay. When the file
     already says so it is not touched.
@@ -281,7 +281,7 @@ def read_config_bytes(repository: Location, name: str) -> bytes | None:
 
 
 def write_config_bytes(repository: Location, name: str, content: bytes | None) -> None:
-    """Make config.pbtxt what it was. A file that says so already is not touched. The last writer wins.
+    """Restore config.pbtxt. A file already the same is not touched. The last writer wins.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -316,7 +316,7 @@ def touch_config(repository: Location, name: str) -> None:
 
 
 def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> R:
-    """Do it again when another writer came between reading and writing, which a lock does not always prevent."""
+    """Do it again when another writer came between reading and writing. A lock does not always prevent it."""
     with disk_errors(f"change {CONFIG_FILENAME} of {name}"):
         store = open_store(repository)
         for attempt in range(_ATTEMPTS):
@@ -332,7 +332,7 @@ def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> 
 
 
 def is_as_derived(version: VersionView, config: ModelConfig, file: Path) -> bool:
-    """Return whether a version's model needs no look at what the onnxruntime backend makes of it.
+    """Return whether a version's model needs no check against the onnxruntime backend's reading of it.
 
     This holds if the file is the published one, the configuration has the tensors derived from it then, and ONNX
     Runtime has the same release. A load would then find the same tensors.

@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class FileDifference:
-    """A file that is not the same in both versions.
+    """A file not the same in both versions.
 
     Attributes:
         name: its path in the version.
@@ -41,18 +41,18 @@ class FileDifference:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class VersionDifference(Summarized):
-    """What differs between two versions. Empty fields where nothing does.
+    """The differences between two versions. Empty fields where nothing does.
 
     Attributes:
         a: `NAME:VERSION` of the first.
         b: `NAME:VERSION` of the second.
-        facts: what a person asks first -> as text for each: precision, source, 2:4, drift, backend.
-        fields: manifest field, dotted for what is inside -> the value in each: precision, source, sparsity,
-            conversion (drift, checks), tools, ...
+        facts: first questions of a person -> the answer as text for each: precision, source, 2:4, drift, backend.
+        fields: manifest field, dotted for nested ones -> the value in each: precision, source, sparsity, conversion
+            (drift, checks), tools, ...
         signature: differences in backend, batch, inputs and outputs, one sentence each.
         config: unified diff of the derived configurations.
         files: files that differ.
-        size_bytes: of each.
+        size_bytes: total size of each version's files.
         problems: why a version could not be compared (no manifest).
     """
 
@@ -124,7 +124,7 @@ def origin_of(manifest: Manifest) -> str | None:
 
 
 def kept_sparsity(manifest: Manifest) -> float | None:
-    """Return the share of the parameters in weights that hold the 2:4 pattern. `None` where it does not say."""
+    """Return the share of the parameters in weights with the 2:4 pattern. `None` where it does not say."""
     valid = _at(manifest.sparsity, "totals", "valid_parameters")
     total = _at(manifest.sparsity, "totals", "parameters")
     return valid / total if valid is not None and total else None
@@ -139,9 +139,9 @@ def judged_drift(manifest: Manifest) -> float | None:
 
 
 def recorded_checks(manifest: Manifest) -> tuple[tuple[str, str, str], ...]:
-    """Return the checks of the conversion: name, outcome (`passed`, `failed` or `no evidence`), and what was found.
+    """Return the checks of the conversion: name, outcome (`passed`, `failed` or `no evidence`), and the finding.
 
-    A check that had nothing to look at has shown nothing, so it is no check that passed.
+    A check without anything to look at has shown nothing, so it has not passed.
     """
     checks = [each for each in _at(manifest.conversion, "checks") or () if isinstance(each, Mapping)]
     return tuple((str(each.get("name", "-")), _outcome(each), str(each.get("detail") or "")) for each in checks)
@@ -184,7 +184,7 @@ def _fields(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a JSON value by dotted path. What is compared elsewhere is left out."""
+    """Return the leaves of a JSON value by dotted path. Fields compared elsewhere are left out."""
     if isinstance(value, dict):
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The ensembles of a repository: who needs a model, and what is wrong between an ensemble and its models."""
+"""The ensembles of a repository: who needs a model, and the faults between an ensemble and its models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MARK = re.compile(rb"ensemble_scheduling|\buses\b")
 def ensembles_in(store: Store) -> dict[str, ModelConfig]:
     """Read every ensemble of a repository, and every model whose code asks others, by name.
 
-    A config.pbtxt that cannot be read is left out.
+    An unreadable config.pbtxt is left out.
 
     Of other models only the text of config.pbtxt is read: 10,000 of them on a disk take half a second.
     """
@@ -57,12 +57,12 @@ def ensembles_in(store: Store) -> dict[str, ModelConfig]:
 
 
 def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, ModelConfig] | None = None) -> ModelView:
-    """Return the view with the ensembles that contain the model, and the versions of it that they pin.
+    """Return the view with the model's ensembles, and their pinned versions of it.
 
     Args:
         store: store of the repository.
         view: the model as it was read, with the files beside its versions.
-        ensembles: what `ensembles_in` returned. `None` reads it now.
+        ensembles: result of `ensembles_in`. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
     direct = [name for name, config in ensembles.items() if view.name in models_of(config)]
@@ -76,7 +76,7 @@ def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] 
     Args:
         store: store of the repository.
         name: name of the model.
-        ensembles: what `ensembles_in` returned. `None` reads it now.
+        ensembles: result of `ensembles_in`. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
     return tuple(each for each in models_needed_by(ensembles, name) if store.look(each).exists)
@@ -91,8 +91,8 @@ def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[
         config: its configuration as it will be.
 
     Returns:
-        What Triton would refuse then and does not refuse now. Where another model is hurt it is a warning: two models
-        that must change together change one after the other.
+        The faults Triton would refuse then and does not refuse now. Where another model is hurt it is a warning: of
+        two models to be changed together, one comes first.
     """
     ensembles = ensembles_in(store)
     before, after = ensembles, {**ensembles, view.name: config}
@@ -151,7 +151,7 @@ def _member(store: Store, name: str, config: ModelConfig | None) -> Member | Non
     Args:
         store: where.
         name: the model.
-        config: what it is taken to be configured with. `None`: what its config.pbtxt says.
+        config: configuration to assume for it. `None`: the one in its config.pbtxt.
     """
     try:
         view = store.look(name)

@@ -30,7 +30,7 @@ _HINTS = {
 
 @contextlib.contextmanager
 def disk_errors(action: str) -> Iterator[None]:
-    """Turn an `OSError` inside the block into a `RepositoryError` that says what was being done.
+    """Turn an `OSError` inside the block into a `RepositoryError` with the action under way.
 
     Args:
         action: for instance `publish model m`.
@@ -45,7 +45,7 @@ def disk_errors(action: str) -> Iterator[None]:
 
 
 def check_source(source: Path) -> None:
-    """Check that a file to copy is a regular file, or a link to one.
+    """Check for a regular file, or a link to one, before a copy.
 
     Raises:
         RepositoryError: it is missing, a folder, a device, a pipe.
@@ -62,7 +62,7 @@ def copy_durably(source: Path, target: Path) -> tuple[Digest, int]:
         target: must not exist. Its folder must.
 
     Returns:
-        Digest and size in bytes of what was written.
+        Digest and size in bytes of the written content.
 
     Raises:
         RepositoryError: `source` is not a regular file (a device, a pipe, a folder).

@@ -1,8 +1,8 @@
 """A version's golden sample: requests, and the responses a right server gives to them.
 
 Mostly that is one request with one response: `golden.npz` then holds one array `input:NAME` per input and one
-`output:NAME` per output that is reproducible, batch axis included. Strings are stored as NumPy unicode, never as
-pickled objects. A sequence of requests, or a request with several responses, adds `request2/input:NAME`,
+`output:NAME` per reproducible output, batch axis included. Strings are stored as NumPy unicode, never as pickled
+objects. A sequence of requests, or a request with several responses, adds `request2/input:NAME`,
 `request2/response3/output:NAME`, and so on, counted from 1, where the first one has no prefix. `responses` then counts
 each request's responses.
 """
@@ -127,7 +127,7 @@ def read_golden(path: Path) -> Golden:
 
 
 def _storable(array: Array) -> Array:
-    """Give an array a type that NumPy stores without pickle (bfloat16 by its bits)."""
+    """Give an array a type NumPy stores without pickle (bfloat16 by its bits)."""
     if array.dtype.kind == "O":
         texts = [
             item.decode("utf-8", "surrogateescape") if isinstance(item, bytes) else str(item) for item in array.flat

@@ -1,4 +1,4 @@
-"""Names and places in a model repository, and what Triton makes of them.
+"""Names and places in a model repository, and Triton's reading of them.
 
     ROOT/
       .repo-manager.json        numbers given out, deployments, tags (state.py)
@@ -9,7 +9,7 @@
         1/ model.onnx manifest.json ...
 
 Triton takes every folder in ROOT for a model and ignores files there. In MODEL it takes folders for versions, and
-every entry that is no version takes part in its decision to reload.
+every other entry takes part in its decision to reload.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def triton_version(folder: str) -> int | None:
     """Return the version Triton would take a folder of a model for, or `None` when it ignores it.
 
     As `VersionsToLoad` in triton-inference-server/core: two names are skipped, so is a leading 0, and the rest goes
-    through std::stoll, which reads `3.tmp` as 3. A number above 64 bits is returned too: Triton fails on it.
+    through std::stoll. It reads `3.tmp` as 3. A number above 64 bits is returned too: Triton fails on it.
     """
     if folder in DATA_FOLDERS or (len(folder) > 1 and folder[0] == "0"):
         return None
@@ -113,7 +113,7 @@ def open_root(repository: Path, *, create: bool = False) -> Path:
 
 
 def _make_durably(folder: Path) -> None:
-    """Make a folder and those above it that are missing: a power cut must not take a whole new repository along."""
+    """Make a folder and its missing parents: a power cut must not take a whole new repository along."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -123,13 +123,13 @@ def _make_durably(folder: Path) -> None:
 def is_component(name: str) -> bool:
     """Return whether a name is one path component: anything else could lead elsewhere.
 
-    Others' models may have names that `validate_model_name` refuses. They can be looked at all the same.
+    Others' models may have names `validate_model_name` refuses. They can be looked at all the same.
     """
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or a link to one. A link that leads in a circle is none."""
+    """Return whether an entry is a folder, or a link to one. A link in a circle is none."""
     try:
         return entry.is_dir()
     except OSError:

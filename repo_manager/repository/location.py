@@ -7,7 +7,7 @@
     gs://bucket/path                              Google Cloud Storage
     as://account/container/path                   Azure Blob Storage
 
-Credentials, region and profile come from the environment, as Triton takes them; a URL that holds any is refused.
+Credentials, region and profile come from the environment, as Triton takes them; a URL with any of them is refused.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ObjectRepository:
         scheme: `s3`, `gs` or `as`.
         bucket: the bucket. For `as` the container.
         prefix: the path in the bucket, without a slash at its ends. Empty for the whole bucket.
-        endpoint: `s3`: `http://host:port` of a store that is not Amazon's. `as`: the account, else empty.
+        endpoint: `s3`: `http://host:port` of a store other than Amazon's. `as`: the account, else empty.
     """
 
     scheme: str
@@ -93,7 +93,7 @@ class ObjectRepository:
         return self
 
     def location_text(self) -> str:
-        """Return what represents it in JSON."""
+        """Return its form in JSON."""
         return str(self)
 
 
@@ -101,14 +101,14 @@ Location = Path | ObjectRepository
 """Where a repository, a model or a version is. `str()`, `/`, `.name`, `.parent` and `.resolve()` work on both."""
 
 LocationLike = Location | str | os.PathLike[str]
-"""What the public functions take as a repository: a place, or a text as `parse_location` reads it."""
+"""A repository as the public functions take it: a place, or a text for `parse_location`."""
 
 
 def as_location(place: LocationLike) -> Location:
-    """Return the place that is meant.
+    """Return the place of a repository.
 
     Raises:
-        RepositoryError: a text that is no repository, as of `parse_location`.
+        RepositoryError: the text names no repository, as for `parse_location`.
     """
     if isinstance(place, Path | ObjectRepository):
         return place
@@ -121,14 +121,14 @@ def local_folder(place: Location) -> Path | None:
 
 
 def parse_location(text: str) -> Location:
-    """Read what a person gave as a repository.
+    """Read a person's text for a repository.
 
     Args:
         text: a path, or a URL in one of the forms above.
 
     Raises:
         RepositoryError: an unknown form, a name a store or Triton would refuse, or credentials in it. The message
-            never holds what could be a credential.
+            never holds a possible credential.
     """
     match = _URL.fullmatch(text)
     if match is None:
@@ -157,7 +157,7 @@ def parse_location(text: str) -> Location:
 
 
 def parse_object_url(text: str) -> ObjectRepository:
-    """Read the URL of a file or a folder in object storage, whose path may hold what a repository's cannot.
+    """Read the URL of a file or a folder in object storage, whose path is less limited than a repository's.
 
     Raises:
         RepositoryError: as of `parse_location`, except for the path.
@@ -169,10 +169,10 @@ def parse_object_url(text: str) -> ObjectRepository:
 
 
 def _in_bucket(scheme: str, rest: str) -> ObjectRepository:
-    """Read what is behind `scheme://`, whatever the path holds.
+    """Read the part behind `scheme://`, with any path.
 
     Raises:
-        RepositoryError: a name a store would refuse, or what looks like credentials.
+        RepositoryError: a name a store would refuse, or likely credentials.
     """
     if "@" in rest or "?" in rest or "#" in rest:
         raise RepositoryError(

@@ -1,4 +1,4 @@
-"""How a store is read into views: a model that must be there, what is beside its versions, what is in them."""
+"""How a store is read into views: an existing model, the files beside its versions, and those in them."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ R = TypeVar("R")
 
 
 def existing_model(store: Store, name: str, *, record: bool = False) -> ModelView:
-    """Look at a model that must be there.
+    """Look at a model. It must exist.
 
     Args:
         store: store of the repository.
         name: name of the model.
-        record: also what is remembered of it.
+        record: also read its record: numbers, deployments, tags.
 
     Raises:
-        RepositoryError: there is none of that name, or the store refuses.
+        RepositoryError: no model has this name, or the store refuses.
     """
     view = store.look(name, record=record)
     if not view.exists:
@@ -52,7 +52,7 @@ def existing_model(store: Store, name: str, *, record: bool = False) -> ModelVie
 
 
 def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelView:
-    """Look at a model that is going to be changed, or whose record is read.
+    """Look at a model before a change, or for its record.
 
     Args:
         store: store of the repository.
@@ -60,7 +60,7 @@ def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelV
         record: also read the model's record.
 
     Raises:
-        RepositoryError: there is none of that name, or it is a symbolic link.
+        RepositoryError: no model has this name, or it is a symbolic link.
     """
     view = existing_model(store, name, record=record)
     check_no_link(str(view.place), view.link)
@@ -75,7 +75,7 @@ def check_no_link(place: str, link: Link | None) -> None:
         link: link of the folder. `None`: it is no link.
 
     Raises:
-        RepositoryError: there is one.
+        RepositoryError: the model exists.
     """
     if link is not None:
         raise RepositoryError(
@@ -85,7 +85,7 @@ def check_no_link(place: str, link: Link | None) -> None:
 
 
 def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
-    """Call a function that reads, for each item. As many at a time as the store bears.
+    """Call a reading function for each item. As many at a time as the store bears.
 
     Args:
         store: store of the repository.
@@ -113,8 +113,8 @@ def walk(store: Store, folder: str) -> tuple[tuple[Entry, ...], float]:
 
 
 def with_beside(store: Store, view: ModelView) -> ModelView:
-    """Return the view with the label files that config.pbtxt names, the variants of config.pbtxt and the sizes of data
-    files. Those that cannot be read and those of a broken config.pbtxt are left out.
+    """Return the view with the label files named in config.pbtxt, the variants of config.pbtxt and the sizes of data
+    files. Unreadable ones and those of a broken config.pbtxt are left out.
     """
     wanted: list[str] = []
     if view.config is not None:
@@ -142,7 +142,7 @@ def _sizes_below(store: Store, model: str, folder: str, depth: int = 4) -> Itera
 
 
 def _readable(store: Store, key: str) -> bytes | None:
-    """Return a file's content. `None` also for what is no file. A store that refuses a request is an error."""
+    """Return a file's content. `None` also for anything but a file. A store's refusal is an error."""
     try:
         return store.read(key)
     except RepositoryError:
@@ -157,7 +157,7 @@ def top_names(version: VersionView) -> set[str]:
 
 
 def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None = None) -> ModelView:
-    """Return the view with what is in its versions.
+    """Return the view with the contents of its versions.
 
     Args:
         store: store of the repository.

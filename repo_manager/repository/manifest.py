@@ -1,4 +1,4 @@
-"""`manifest.json` inside a version: what it holds, what it was made from, and how (docs/manifest.schema.json)."""
+"""`manifest.json` inside a version: its files, their source, and how they were made (docs/manifest.schema.json)."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Manifest:
         conversion: the conversion's result (checks, drift, kept nodes, seconds).
         sparsity: the 2:4 report.
         golden: names of the files with reference inputs and outputs, and their tolerances.
-        tools: name -> version of what made it.
-        machine: what it was made on.
+        tools: name -> version of the tools behind it.
+        machine: CPU, GPU and system it was made on.
         extra: all other fields, those of a newer format included.
     """
 
@@ -150,7 +150,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def no_manifest(what: str) -> RepositoryError:
-    """Return the error for a manifest that is missing or cannot be read."""
+    """Return the error for a missing or unreadable manifest."""
     return RepositoryError(what, hint=_ADOPT)
 
 

@@ -34,7 +34,7 @@ _FIXED_FIELDS = {"schema_version", "model", "version", "created", "backend", "fi
 
 @dataclasses.dataclass(frozen=True)
 class PublishPlan:
-    """What publishing would do now.
+    """The effect of publishing now.
 
     Attributes:
         repository: the root.
@@ -42,7 +42,7 @@ class PublishPlan:
         version: the number the version would get, unless another process takes it first.
         first: whether the model's folder and config.pbtxt would be new.
         served: whether a load after publishing would serve it (the existing policy says so).
-        size_bytes: what it would occupy.
+        size_bytes: space it would occupy.
     """
 
     repository: Location
@@ -55,7 +55,7 @@ class PublishPlan:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedVersion:
-    """A version that now exists.
+    """A published version.
 
     Attributes:
         repository: the root.
@@ -63,7 +63,7 @@ class PublishedVersion:
         version: its number.
         path: its folder.
         manifest: its record.
-        first: whether it is the model's first version, with which config.pbtxt was written.
+        first: whether it is the model's first version, so config.pbtxt was written with it.
         served: whether the next load of the model serves it: true for a first version, else only where the policy
             of config.pbtxt already includes it (`latest`, `all`).
     """
@@ -79,14 +79,15 @@ class PublishedVersion:
 
 @dataclasses.dataclass(frozen=True)
 class PublishTerms:
-    """What is asked of a version beyond its files.
+    """Conditions on a version beyond its files.
 
     Attributes:
-        expected: what each file must be. What arrived is compared before it becomes visible.
+        expected: size and digest each file must have. The copy is compared before it becomes visible.
         config_text: for a first version, the config.pbtxt to write instead of the configuration's canonical text: a
             person's layout and comments are kept, its version policy is replaced.
         number: the number it must have. `None` takes the next one.
-        claiming: asked where the number is claimed, when no other writer can come between. What it raises ends it.
+        claiming: asked where the number is claimed, when no other writer can come between. An exception from it ends
+            the publication.
     """
 
     expected: Mapping[str, FileRecord] | None = None
@@ -96,7 +97,7 @@ class PublishTerms:
 
 
 def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path], config: ModelConfig) -> PublishPlan:
-    """Check everything that `publish` checks, and say what it would do. Nothing is written.
+    """Make the checks of `publish`, and describe its effect. Nothing is written.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -115,7 +116,7 @@ def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path],
 def plan_publish_sizes(
     repository: LocationLike, name: str, sizes: Mapping[str, int], config: ModelConfig, number: int | None = None
 ) -> PublishPlan:
-    """As `plan_publish`, for files that are elsewhere: their names and sizes in bytes are known.
+    """As `plan_publish`, for files elsewhere, by their names and sizes in bytes.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -145,11 +146,11 @@ def publish(
 ) -> PublishedVersion:
     """Publish a model's next version.
 
-    The files are brought into the store, each compared with what it should be, and their manifest last. Only then the
-    version becomes visible: Triton, `scan` and rsync see all of it or none of it. For a model's first version a
-    config.pbtxt comes along that serves just this version. Later the existing config.pbtxt stays as it is. A number is
-    given out once, also when the version is removed again. In object storage a repeated command does not send again
-    the files an interrupted one has brought.
+    The files are brought into the store, each compared with its expected digest, and their manifest last. Only then
+    the version becomes visible: Triton, `scan` and rsync see all of it or none of it. For a model's first version a
+    config.pbtxt for just this version comes along. Later the existing config.pbtxt stays as it is. A number is given
+    out once, also when the version is removed again. In object storage a repeated command does not send again the
+    files an interrupted one has brought.
 
     Args:
         repository: the root. A folder is made when it does not exist.
@@ -157,7 +158,7 @@ def publish(
         files: path inside the version -> file to copy. `config.model_filename` must be among them.
         config: for a first version, written (with its labels), else compared with the existing one.
         details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.
-        terms: `None` asks for nothing more.
+        terms: conditions beyond the files: a number, digests, details. `None`: none.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Returns:
@@ -196,7 +197,7 @@ def _incoming(
     terms: PublishTerms,
     progress: Progress,
 ) -> Incoming:
-    """Say what comes into the store, and what is decided when it is there."""
+    """Describe the content for the store, and the checks on its arrival."""
 
     def check(view: ModelView) -> bool:
         return check_model(with_beside(store, view), config, appears_at_once=not store.traits.remote)
@@ -222,7 +223,7 @@ def _manifest(
     """Put a version's record together.
 
     Raises:
-        RepositoryError: `details` sets a field that is not its own.
+        RepositoryError: `details` sets a field other than its own.
     """
     values = {key: as_json(value) for key, value in details.items()}
     clash = _FIXED_FIELDS & set(values)

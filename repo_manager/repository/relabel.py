@@ -78,7 +78,7 @@ def set_labels(
         name: name of the model.
         output: one of its outputs.
         labels: one a class, in order.
-        dry_run: only check and say what would change.
+        dry_run: only check and list the changes.
 
     Raises:
         ConfigError: no such output, or the labels do not fit it.

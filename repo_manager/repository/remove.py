@@ -1,4 +1,4 @@
-"""Taking versions out: one, a whole model, or what is old and nothing needs."""
+"""Taking versions out: one, a whole model, or the old and unused ones."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["GcResult", "gc", "remove"]
 
 @dataclasses.dataclass(frozen=True)
 class GcResult:
-    """What a clean-up does, or did.
+    """A clean-up, planned or done.
 
     Attributes:
-        removals: one a model from which something goes.
-        swept: what dead commands had left, a name each. Empty for a dry run.
+        removals: one entry per affected model.
+        swept: leftovers of dead commands, a name each. Empty for a dry run.
         applied: whether it was done.
-        failed: models whose configuration cannot be read, with what is wrong: nothing of them was removed, because
-            nobody can say what is served.
+        failed: models with an unreadable configuration, with its fault: nothing of them was removed, because their
+            served versions are unknown.
     """
 
     removals: tuple[Removal, ...]
@@ -39,7 +39,7 @@ class GcResult:
 
     @property
     def size_bytes(self) -> int:
-        """What is freed."""
+        """Space freed, in bytes."""
         return sum(removal.size_bytes for removal in self.removals)
 
 
@@ -48,8 +48,8 @@ def remove(
 ) -> Removal:
     """Remove one version, or a whole model.
 
-    A version is gone for every reader at one moment. Its number is not given out again. A running server keeps serving
-    what it has loaded until the next load or unload.
+    A version is gone for every reader at one moment. Its number is not given out again. A running server keeps its
+    loaded versions until the next load or unload.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -57,7 +57,7 @@ def remove(
         version: its number. `None`: the model with all its versions.
         force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken
             out of the policy first.
-        dry_run: only say what would be done.
+        dry_run: only list the removals.
 
     Raises:
         RepositoryError: no such model or version, or it is in use, or nothing else would be left to serve.
@@ -79,17 +79,17 @@ def gc(
     older_than_s: float | None = None,
     dry_run: bool = False,
 ) -> GcResult:
-    """Remove versions that are old and that nothing needs, and what interrupted commands left.
+    """Remove old, unused versions, and the leftovers of interrupted commands.
 
-    A version stays when it is among the newest `keep`, younger than `older_than_s`, served, tagged, deployed last,
-    what a roll-back goes back to, or pinned by an ensemble. A model always keeps at least one version.
+    A version stays when it is among the newest `keep`, younger than `older_than_s`, served, tagged, deployed last, the
+    aim of a roll-back, or pinned by an ensemble. A model always keeps at least one version.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all.
         keep: how many of the newest versions stay. At least 1.
-        older_than_s: only versions made before that many seconds. `None`: of any age.
-        dry_run: only say what would be done.
+        older_than_s: only versions older than this, in seconds. `None`: of any age.
+        dry_run: only list the removals.
 
     Raises:
         RepositoryError: `keep` is below 1, or a model cannot be read.
@@ -138,7 +138,7 @@ def _remove_selected(
     dry_run: bool = False,
     ensembles: Mapping[str, ModelConfig] | None = None,
 ) -> Removal:
-    """Remove the versions that `select` names. On a disk it is asked under the repository's lock."""
+    """Remove the versions named by `select`. On a disk it is asked under the repository's lock."""
     ensembles = ensembles_in(store) if ensembles is None else ensembles
 
     def planned(ensembles: Mapping[str, ModelConfig]) -> tuple[Removal, ModelView]:
@@ -168,7 +168,7 @@ def _remove_selected(
 def _planned(
     store: Store, view: ModelView, versions: tuple[int, ...], whole: bool, force: bool
 ) -> tuple[Removal, ModelView]:
-    """Return the removal of a model's versions with its size, and the view with what is in them."""
+    """Return the removal of a model's versions with its size, and the view with their contents."""
     plan = plan_removal(view, versions, whole=whole, force=force)
     if plan.whole_model:
         size_bytes = sum(entry.size_bytes for entry in walk(store, view.name)[0])

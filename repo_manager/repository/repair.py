@@ -1,4 +1,4 @@
-"""Putting right what can be put right without guessing."""
+"""Repairs possible without guessing."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Repair:
 def repair(
     repository: LocationLike, name: str | None = None, *, copies: tuple[LocationLike, ...] = (), dry_run: bool = False
 ) -> tuple[Repair, ...]:
-    """Repair a repository. `verify` afterwards says what is left.
+    """Repair a repository. `verify` afterwards lists the remaining faults.
 
-    It removes what dead commands left behind. It sets a damaged record aside, and continues with the number after the
+    It removes the leftovers of dead commands. It sets a damaged record aside, and continues with the number after the
     highest version. It writes a missing config.pbtxt from the newest manifest. It takes missing versions out of a
-    policy that also names existing ones. It replaces files that are missing or differ from their manifest, if another
-    version or a repository of `copies` holds the content. Files no manifest lists stay.
+    policy with existing ones in it. It replaces files missing or different from their manifest, if another version or
+    a repository of `copies` holds the content. Files no manifest lists stay.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all.
         copies: other repositories to take content from.
-        dry_run: only say what would be done.
+        dry_run: only list the repairs.
 
     Raises:
         RepositoryError: no such repository or model, or the store refuses.
@@ -68,10 +68,10 @@ def repair(
 
 
 def _check_there(store: Store, name: str) -> None:
-    """Check that there is something of a model to repair.
+    """Check whether there is anything of a model to repair.
 
     Raises:
-        RepositoryError: there is not.
+        RepositoryError: neither a folder nor a record of the model exists.
     """
     try:
         view = store.look(name)
@@ -82,7 +82,7 @@ def _check_there(store: Store, name: str) -> None:
 
 
 def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[Step]:
-    """Say what will be done, one after the other: each step sees what the ones before it did."""
+    """List the repairs in their order: each step sees the effect of the earlier ones."""
     names = model_names(store) if name is None else (name,)
     yield from store.mend(names)
     for model in names:
@@ -115,7 +115,7 @@ def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
 
 
 def _config_repair(view: ModelView) -> tuple[str, str] | None:
-    """Say what must be done with a model's config.pbtxt and give its new text. `None` when nothing can be."""
+    """Describe the repair of a model's config.pbtxt and give its new text. `None` when nothing can be."""
     if not view.has_config:
         for version in reversed(list(view.contents.values())):
             with contextlib.suppress(RepositoryError):
@@ -160,7 +160,7 @@ def _entry_of(version: VersionView, name: str) -> Entry | None:
 
 
 def _holds(store: Store, key: str, entry: Entry | None, record: FileRecord) -> bool:
-    """Return whether a file is what it should be, read to its end."""
+    """Return whether a file has the expected content, read to its end."""
     if entry is None or not entry.regular or entry.size_bytes != record.size_bytes:
         return False
     try:

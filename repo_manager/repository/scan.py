@@ -34,7 +34,7 @@ class VersionEntry:
         model_path: the folder of its model.
         manifest: its record. `None` when there is none, it cannot be read, or the scan was not deep.
         size_bytes: of all its files. `None` when the scan was not deep.
-        problems: what is wrong at first sight. `verify` looks closer.
+        problems: faults visible at first sight. `verify` looks closer.
     """
 
     version: int
@@ -45,7 +45,7 @@ class VersionEntry:
 
     @property
     def path(self) -> Location:
-        """The version's folder. `version_files` gives what is in it, wherever it is."""
+        """The version's folder. `version_files` gives its files on any store."""
         return self.model_path / str(self.version)
 
 
@@ -59,9 +59,9 @@ class ModelEntry(Summarized):
         backend: as config.pbtxt states it. Empty when it does not.
         max_batch_size: as config.pbtxt states it.
         policy: the specific versions, `"latest:n"` or `"all"`.
-        selected: the versions the version policy selects: what a load serves, ascending.
+        selected: the versions the version policy selects for a load, ascending.
         versions: ascending.
-        problems: what is wrong at first sight.
+        problems: faults visible at first sight.
         config_text: config.pbtxt as it was read. `None` when there is none, or it cannot be read.
     """
 
@@ -85,7 +85,7 @@ class ModelEntry(Summarized):
         }
 
     def config(self) -> ModelConfig | None:
-        """Return what config.pbtxt says. `None` when there is none.
+        """Return the configuration in config.pbtxt. `None` when there is none.
 
         Raises:
             ConfigError: it is broken.
@@ -98,7 +98,7 @@ class ModelEntry(Summarized):
         """Return a version.
 
         Raises:
-            RepositoryError: there is none of that number.
+            RepositoryError: no version has this number.
         """
         for entry in self.versions:
             if entry.version == number:
@@ -134,7 +134,7 @@ def find_model(repository: LocationLike, name: str) -> ModelEntry:
     """Return one model with all its versions.
 
     Raises:
-        RepositoryError: there is none of that name.
+        RepositoryError: no model has this name.
     """
     with disk_errors(f"look at {name}"):
         store = open_store(repository)
@@ -142,7 +142,7 @@ def find_model(repository: LocationLike, name: str) -> ModelEntry:
 
 
 def _entry_or_none(store: Store, name: str, *, deep: bool) -> ModelEntry | None:
-    """Look at a model, which may be broken. `None` when it is none: removed since, or nothing but work under way."""
+    """Look at a model, perhaps a broken one. `None` when it is none: removed since, or nothing but work under way."""
     try:
         view = store.look(name)
     except OSError as exc:
@@ -159,7 +159,7 @@ def _broken(store: Store, name: str, problem: str) -> ModelEntry:
 
 
 def _entry(view: ModelView) -> ModelEntry:
-    """Say what is known of a model. Its versions with what is in them where the view looked into them."""
+    """Return the facts of a model. Its versions with their contents where the view looked into them."""
     problems = [work.sentence for work in view.work if work.abandoned]
     text = None
     backend, max_batch_size, policy = "", 0, "latest:1"  # type: str, int, tuple[int, ...] | str

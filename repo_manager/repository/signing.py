@@ -1,8 +1,9 @@
 """Signed versions: who vouches for a version's content, its model's name and its number.
 
 A signature lists every file in a version's folder, manifest.json included, and the manifest names the model and the
-number: so it holds for that version in that place only. It is in the root, as `.repo-manager.NAME.VERSION.sig.json`,
-because Triton would load the version again for a file in its folder, and ignores files in the root.
+number: so it holds for the one version in the one place only. It is in the root, as
+`.repo-manager.NAME.VERSION.sig.json`, because Triton would load the version again for a file in its folder, and
+ignores files in the root.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Signature:
         name: the model.
         version: its version.
         file: where the signature is, below the root.
-        files: what it covers.
+        files: number of files it covers.
         replaced: whether the version had one before.
         applied: whether it was written.
     """
@@ -58,15 +59,15 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class SignatureCheck:
-    """A signature that holds.
+    """A valid signature.
 
     Attributes:
         name: the model.
         version: its version.
-        key: the key, or root certificate, by which it was verified.
-        files: what it covers.
-        state: what the file system remembered of the files before they were read. `None` for object storage. When it
-            is the same after a load, what was loaded is what was verified.
+        key: the key, or root certificate, of the verification.
+        files: number of files it covers.
+        state: inodes and times of the files before they were read. `None` for object storage. If they are the same
+            after a load, the loaded files are the verified ones.
     """
 
     name: str
@@ -83,8 +84,8 @@ def sign_version(
 ) -> Signature:
     """Sign a version as it was published. An earlier signature of it is replaced.
 
-    The content is compared with the manifest first: what was changed after publishing is not signed. From object
-    storage the version is fetched.
+    The content is compared with the manifest first: files changed after publishing are not signed. From object storage
+    the version is fetched.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -95,7 +96,7 @@ def sign_version(
 
     Raises:
         UsageError: the key cannot be used.
-        RepositoryError: no such version, it has no manifest, is not what the manifest says, or the store refuses.
+        RepositoryError: no such version, it has no manifest or differs from it, or the store refuses.
         MissingDependencyError: the `[sign]` extra is not installed.
     """
     with disk_errors(f"sign {name}:{version}"):
@@ -121,12 +122,12 @@ def sign_version(
 
 
 def check_signature(repository: LocationLike, name: str, version: int, keys: Sequence[StrPath]) -> SignatureCheck:
-    """Check that one of the keys vouches for a version as it is now.
+    """Check a version as it is now against the keys: one of them must vouch for it.
 
     It refuses a missing or damaged signature, and one of another key, version or model. It refuses changed, added and
-    missing files, links and special files, and unsigned files beside the versions. It refuses a config.pbtxt that is
-    missing, or that would run the files by other code than the signed manifest says. A version in object storage is
-    fetched first.
+    missing files, links and special files, and unsigned files beside the versions. It refuses a missing config.pbtxt,
+    or one that runs the files by other code than the signed manifest says. A version in object storage is fetched
+    first.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -157,7 +158,7 @@ def check_signature(repository: LocationLike, name: str, version: int, keys: Seq
 def check_served(
     repository: Location, name: str, versions: Sequence[int], keys: Sequence[Path]
 ) -> tuple[SignatureCheck, ...]:
-    """Check that keys vouch for all a load of a model runs: its versions, and those of the models of an ensemble.
+    """Check the signatures of all a load of a model runs: its versions, and those of the models of an ensemble.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.

@@ -1,4 +1,4 @@
-"""Where signatures are, and what becomes of them when their versions go."""
+"""The places of signatures, and their fate when their versions go."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIGNATURE = re.compile(r"\.repo-manager\.(.+)\.([0-9]+)(?:\.beside)?\.sig\.json
 
 
 def signature_name(name: str, version: int) -> str:
-    """Return where a version's signature is: a file in the root, which Triton ignores."""
+    """Return the path of a version's signature: a file in the root, ignored by Triton."""
     return f"{_PREFIX}{name}.{version}{_SUFFIX}"
 
 
@@ -34,7 +34,7 @@ def beside_signature_name(name: str, version: int) -> str:
 
 
 def beside_signatures(files: Iterable[str], name: str) -> tuple[str, ...]:
-    """Return the signatures of what is beside a model's versions, among the names of the root's files."""
+    """Return the signatures of the files beside a model's versions, among the names of the root's files."""
     found = ((file, _SIGNATURE.fullmatch(file)) for file in files)
     return tuple(file for file, match in found if match and match[1] == name and file.endswith(_BESIDE + _SUFFIX))
 
@@ -56,7 +56,7 @@ def orphaned_signatures(root: Path) -> tuple[tuple[str, int], ...]:
 
 
 def drop_signatures(root: Path, versions: Iterable[tuple[str, int]]) -> None:
-    """Remove the signatures of versions that are gone.
+    """Remove the signatures of vanished versions.
 
     Raises:
         OSError: one cannot be removed.

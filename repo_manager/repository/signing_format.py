@@ -1,7 +1,7 @@
-"""The OpenSSF model-signing format: the one place that calls the `model_signing` package.
+"""The OpenSSF model-signing format: the one caller of the `model_signing` package.
 
-A signature is a Sigstore bundle (JSON) over an in-toto statement that lists each file's digest. Keys are elliptic
-curve keys in PEM (P-256, P-384, P-521). With a certificate the bundle carries the certificate's chain.
+A signature is a Sigstore bundle (JSON) over an in-toto statement with each file's digest. Keys are elliptic curve keys
+in PEM (P-256, P-384, P-521). With a certificate the bundle carries the certificate's chain.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _VENDOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, R
 
 @dataclasses.dataclass(frozen=True)
 class SigningKey:
-    """What a signature is made with.
+    """The signer's key and certificates.
 
     Attributes:
         path: a private elliptic curve key, PEM.
-        password: of the key. `None` for one that is not encrypted.
+        password: of the key. `None` for an unencrypted one.
         certificate: of the key, PEM. `None` signs with the bare key.
-        chain: certificates between that one and the root, PEM.
+        chain: certificates between it and the root, PEM.
     """
 
     path: Path
@@ -103,15 +103,15 @@ def check_key(key: SigningKey) -> None:
 
 
 def verify_signature(folder: Path, content: bytes, key: Path) -> None:
-    """Check a signature by one key: that this key made it, and that it lists exactly the files below a folder.
+    """Check a signature by one key: it must be made by this key, and list exactly the files below a folder.
 
     Args:
         folder: folder for the files.
-        content: the signature's file content.
+        content: content of the signature's file, a Sigstore bundle.
         key: a public key, or a root certificate, PEM.
 
     Raises:
-        UsageError: the key is none.
+        UsageError: the file holds no usable key.
         RepositoryError: it does not verify. With the reason.
         MissingDependencyError: the `[sign]` extra is not installed.
     """
@@ -180,7 +180,7 @@ def _signer(key: SigningKey) -> Any:
 
 
 def _mismatch(text: str, folder: Path, content: bytes) -> str:
-    """The package's word the files are not those of a good signature, in ours. Empty when that is not it."""
+    """The package's word the files are not those of a good signature, in ours. Empty when this is not the reason."""
     if not text.startswith("Signature mismatch"):
         return ""
     listed, present, told = set(signed_files(content)), _files(folder), text.replace("\\'", "'")

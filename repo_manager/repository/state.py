@@ -1,7 +1,7 @@
 """What a repository remembers its folders cannot say: numbers given out, deployments, tags.
 
-It is one hidden file in the root, where Triton ignores files, so it travels with every copy of the repository. Nothing
-that is served depends on it: without it the numbers go on from the highest version on disk, and only the roll-back
+It is one hidden file in the root, where Triton ignores files, so it travels with every copy of the repository. No
+served version depends on it: without it the numbers go on from the highest version on disk, and only the roll-back
 target and the tags are lost.
 """
 
@@ -39,11 +39,11 @@ _MAX_SKIPPED = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Deployment:
-    """One change of what is served.
+    """One change of the served versions.
 
     Attributes:
         version: the version deployed. `None`: the model was taken out of service.
-        at: when, UTC, ISO 8601. Of what others had put into service, when it was found.
+        at: when, UTC, ISO 8601. Of versions others had put into service, the moment they were found.
     """
 
     version: int | None
@@ -57,9 +57,9 @@ class RolloutRecord:
     Attributes:
         at: when it ended, UTC, ISO 8601.
         action: `deploy`, `rollback` or `undeploy`.
-        version: what it was about. `None`: every version of the model.
+        version: the version deployed or taken out. `None`: every version of the model.
         before: the versions served before. Empty when none was.
-        target: what it went to: the servers' URLs, `k8s://...` or `kserve://...`.
+        target: address of the roll-out: the servers' URLs, `k8s://...` or `kserve://...`.
         outcome: `done`. `undone`: it failed, and the previous state was put back. `failed`: so did putting it back.
         by: the user and the machine, `user@host`. With a context of the settings `user@host (NAME)`.
         reason: why it failed, in one line. Empty when it did not.
@@ -78,7 +78,7 @@ class RolloutRecord:
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> RolloutRecord:
-        """Read a record as it is in a state file. What is missing is empty.
+        """Read a record as it is in a state file. Missing fields are empty.
 
         Raises:
             TypeError, ValueError, AttributeError: it is damaged.
@@ -104,7 +104,7 @@ class KeptLoadTest:
 
     Attributes:
         version: the version.
-        report: as JSON, without what only charts need.
+        report: as JSON, without the data only charts need.
     """
 
     version: int
@@ -113,11 +113,11 @@ class KeptLoadTest:
 
 @dataclasses.dataclass(frozen=True)
 class Unproven:
-    """A version a roll-out has begun to serve and has not proven. What is left of a roll-out killed.
+    """A version a roll-out has begun to serve and has not proven. The remains of a killed roll-out.
 
     Attributes:
         version: the version.
-        before: what was served before, to go back to. Empty when nothing was.
+        before: the versions served before, to go back to. Empty when nothing was.
         at: since when, UTC, ISO 8601.
     """
 
@@ -128,15 +128,16 @@ class Unproven:
 
 @dataclasses.dataclass(frozen=True)
 class ModelState:
-    """What is remembered of one model.
+    """The record of one model.
 
     Attributes:
         highest_version: the highest number ever given out. 0 when none.
-        skipped: numbers below it that were never given out, because a copy kept its number. The last 1,000 of them.
+        skipped: numbers below it, never given out because a copy kept its number. The last 1,000 of them.
         deployments: oldest first. The last one is current.
         tags: tag -> version.
-        unproven: the version that is on trial. `None` when none is.
-        history: roll-outs, the latest last. Those of releases that kept no history are in `deployments` alone.
+        unproven: the version on trial. `None` when none is.
+        history: roll-outs, the latest last. Those of repo-manager releases without a history are in `deployments`
+            alone.
         load_tests: those kept, the latest last.
         extra: fields of a newer repo-manager, kept as they are.
     """
@@ -152,14 +153,14 @@ class ModelState:
 
     @property
     def is_deployed(self) -> bool:
-        """Whether the last roll-out that succeeded left a version in service."""
+        """Whether the last successful roll-out left a version in service."""
         return current_version(self) is not None
 
     def deployed(self, version: int | None) -> ModelState:
         """Return the state after a deployment now, `None`: of nothing. A repetition of the current one changes
         nothing.
 
-        What was never deployed is not taken out of service either.
+        A model never deployed is not taken out of service either.
 
         Args:
             version: version of the model. `None`: the newest, or the server's choice.
@@ -187,7 +188,7 @@ class ModelState:
         return self.deployed(max(served))
 
     def numbered(self, version: int) -> ModelState:
-        """Return the state after `version` was given out, and every number below it for all that is known."""
+        """Return the state after `version` was given out, and perhaps every number below it."""
         return dataclasses.replace(self, highest_version=max(self.highest_version, version))
 
     def number_for(self, wanted: int | None, used: Sequence[int]) -> int:
@@ -195,7 +196,7 @@ class ModelState:
 
         Args:
             wanted: the number it must have. `None` takes the next one.
-            used: numbers that are in the repository, whatever the record says.
+            used: numbers present in the repository, whatever the record says.
 
         Raises:
             RepositoryError: the wanted number is in use, or was given out before.
@@ -227,7 +228,7 @@ class ModelState:
         return dataclasses.replace(self.numbered(version), skipped=skipped[-_MAX_SKIPPED:])
 
     def without_free(self, *versions: int) -> ModelState:
-        """Return the state in which these numbers are not free."""
+        """Return the state with these numbers no longer free."""
         return dataclasses.replace(self, skipped=tuple(each for each in self.skipped if each not in versions))
 
 
@@ -284,9 +285,9 @@ def current_version(state: ModelState) -> int | None:
 
 
 def previous_version(state: ModelState, existing: tuple[int, ...]) -> int | None:
-    """Return the version to go back to: the last one deployed before the current one that still exists.
+    """Return the version to go back to: the last existing one deployed before the current one.
 
-    While another version is on trial, that is the current one.
+    While another version is on trial, the current one is meant.
     """
     current = current_version(state)
     if state.unproven is not None and state.unproven.version != current and current in existing:

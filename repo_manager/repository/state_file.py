@@ -29,7 +29,7 @@ LOCK_TIMEOUT_S = 120.0
 
 
 def read_state(root: Path, name: str) -> ModelState:
-    """Read what is remembered of a model. An empty state when nothing is.
+    """Read a model's record. An empty state when nothing is.
 
     Raises:
         RepositoryError: the file is damaged.
@@ -39,7 +39,7 @@ def read_state(root: Path, name: str) -> ModelState:
 
 
 def read_states(root: Path) -> dict[str, ModelState]:
-    """Read what is remembered of every model, removed ones included.
+    """Read every model's record, removed models included.
 
     Raises:
         RepositoryError: the file is damaged.
@@ -62,7 +62,7 @@ def repository_lock(root: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterato
 
 
 def change_state(root: Path, name: str, change: Callable[[ModelState], ModelState], *, staging: Path) -> ModelState:
-    """Change what is remembered of a model, atomically. The caller holds the repository's lock.
+    """Change a model's record, atomically. The caller holds the repository's lock.
 
     Args:
         root: the repository's real path.

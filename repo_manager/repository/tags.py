@@ -1,4 +1,4 @@
-"""Names for versions, what was deployed, and the way from what a person types to a version."""
+"""Names for versions, past deployments, and the way from a typed text to a version."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_
         dry_run: check only, and change nothing.
 
     Returns:
-        The version that had the tag before. `None` when none had.
+        The tag's version before. `None` when none had.
 
     Raises:
         RepositoryError: the tag is not valid, or there is no such model or version.
@@ -96,7 +96,7 @@ def remove_tag(repository: LocationLike, name: str, tag: str, *, dry_run: bool =
         dry_run: check only, and change nothing.
 
     Returns:
-        The version that had it.
+        The tag's version before.
 
     Raises:
         RepositoryError: there is no such model or tag.
@@ -148,7 +148,7 @@ def record_deployment(
     *,
     before: Collection[int] = (),
 ) -> None:
-    """Remember that a version is what is served now, for `previous_deployment`. Write nothing if that is recorded.
+    """Record a version as the served one, for `previous_deployment`. Write nothing if this is recorded already.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -156,7 +156,7 @@ def record_deployment(
         version: the version. `None`: nothing of the model is served any more.
         record: of the roll-out, for the history. `None` when nothing had to be done.
         before: versions served until now. Where the record does not know them, the newest becomes the deployment
-            before this one: what another process put into service can be gone back to as well.
+            before this one: versions put into service by another process can be gone back to as well.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
@@ -207,13 +207,13 @@ def record_load_test(repository: LocationLike, name: str, test: KeptLoadTest) ->
 
 
 def begin_trial(repository: Location, name: str, version: int, before: tuple[int, ...]) -> None:
-    """Remember, before a server is asked to load a version, that it is not proven yet.
+    """Record a version as unproven, before a server is asked to load it.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
         version: version of the model.
-        before: what is served until it is proven.
+        before: the versions served until it is proven.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
@@ -224,7 +224,7 @@ def begin_trial(repository: Location, name: str, version: int, before: tuple[int
 
 
 def end_trial(repository: Location, name: str) -> None:
-    """Forget that a version is on trial: it was taken out of service again.
+    """Drop the record of a version on trial: it was taken out of service again.
 
     Raises:
         RepositoryError: no such model, or the store refuses.
@@ -255,7 +255,7 @@ def model_state(repository: LocationLike, name: str) -> ModelState:
 
 
 def model_states(repository: LocationLike) -> dict[str, ModelState]:
-    """Return what is remembered of every model, removed ones included.
+    """Return the records of all models, removed ones included.
 
     Raises:
         RepositoryError: no such repository, or the record is damaged.

@@ -37,13 +37,13 @@ _OWN_FIELDS = ("schema_version", "model", "version", "created", "backend", "file
 
 @dataclasses.dataclass(frozen=True)
 class CopyOptions:
-    """What the copy of a version becomes.
+    """Options of a copy.
 
     Attributes:
         target_name: the model's name there. `None`: the same.
-        keep_number: it has the same number there, which must be free, else it takes the next number there.
+        keep_number: the copy has the same number, and it must be free, else it takes the next number there.
         with_config: the target's config.pbtxt becomes the source's, with labels and variants, except for the version
-            policy. Without it, the config.pbtxt of a model that is there already stays as it is.
+            policy. Without it, the config.pbtxt of an existing model stays as it is.
     """
 
     target_name: str | None = None
@@ -61,13 +61,13 @@ class Transfer:
     Attributes:
         source: `NAME:VERSION` in the source repository.
         name: the model in the target repository.
-        version: its number there. For a dry run, what it would be now.
-        identical: the target already has a version of the same content, and `version` is that one.
-        size_bytes: what was or would be copied.
+        version: its number there. For a dry run, the number it would get now.
+        identical: the target already has a version of the same content, and `version` names it.
+        size_bytes: size of the files copied, or to copy.
         published: the new version. `None` when nothing was copied.
-        config: with `with_config`, what of the target's config.pbtxt was or would be changed. `None` without, and for
-            a model's first version, which brings its config.pbtxt along.
-        left_behind: fields in which the target's config.pbtxt differs from the source's and stays as it is.
+        config: with `with_config`, the fields changed, or to change, in the target's config.pbtxt. `None` without, and
+            for a model's first version: it brings its config.pbtxt along.
+        left_behind: fields of the target's config.pbtxt different from the source's, and kept.
     """
 
     source: str
@@ -82,7 +82,8 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class _Copy:
-    """What is copied: a version of a store, its record, its config.pbtxt as text, and the progress of the bytes."""
+    """The subject of a copy: a version of a store, its record, its config.pbtxt as text, and the progress of the
+    bytes."""
 
     origin: Store
     name: str
@@ -112,10 +113,10 @@ def copy_version(
 ) -> Transfer:
     """Copy a version to another repository, staging -> production for instance.
 
-    Each file is compared with the source's manifest as it is read and again as it was written, before anything
-    becomes visible. The new manifest keeps the old one's story and says where it came from. A first version takes
-    the source's config.pbtxt along as a person wrote it. Copying what the target has already does nothing. What an
-    interrupted copy from or to object storage has brought is not sent again.
+    Each file is compared with the source's manifest as it is read and again as it was written, before anything becomes
+    visible. The new manifest keeps the old one's story and says where it came from. A first version takes the source's
+    config.pbtxt along as a person wrote it. Copying a version the target has already does nothing. Files brought by an
+    interrupted copy from or to object storage are not sent again.
 
     Args:
         source: the repository to copy from.
@@ -124,13 +125,13 @@ def copy_version(
         target: the repository to copy to. A folder is made when it does not exist. May be `source` with another
             `target_name`.
         options: `None` takes the defaults.
-        dry_run: only say what would be done.
+        dry_run: only describe the copy.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:
-        RepositoryError: no such version, it has no manifest, its files are not what the manifest says, its number is
-            not free there, or the target serves something else under that name.
-        ConfigError: with the source's config.pbtxt, the versions that are there would not load.
+        RepositoryError: no such version, it has no manifest, its files differ from its manifest, its number is not
+            free there, or the target serves something else under that name.
+        ConfigError: with the source's config.pbtxt, the existing versions would not load.
     """
     options = options or CopyOptions()
     new_name = validate_model_name(name if options.target_name is None else options.target_name)
@@ -169,7 +170,7 @@ def _numbered(
 
 
 def _brought(planned: Transfer, copy: _Copy, target: LocationLike, config: ModelConfig, number: int | None) -> Transfer:
-    """Publish what is copied. If another command copied the same at the same time, its copy counts."""
+    """Publish the copy. If another command copied the same at the same time, its copy counts."""
     try:
         published = _published(copy, target, planned.name, config, number)
     except _IdenticalError as exc:
@@ -180,7 +181,7 @@ def _brought(planned: Transfer, copy: _Copy, target: LocationLike, config: Model
 def _published(
     copy: _Copy, target: LocationLike, name: str, config: ModelConfig, number: int | None
 ) -> PublishedVersion:
-    """Publish what is copied, each file compared on the way."""
+    """Publish the copy, each file compared on the way."""
     manifest, told = copy.manifest, copy.progress or (lambda _: None)
 
     def claiming() -> None:
@@ -201,7 +202,7 @@ def _published(
 
 
 def _differing(store: Store, name: str, config: ModelConfig) -> tuple[str, ...]:
-    """Return the fields in which a model's config.pbtxt differs from the source's, except for name and policy."""
+    """Return the fields of a model's config.pbtxt different from the source's, except for name and policy."""
     existing = changeable_model(store, name).parsed_config()
     return tuple(field for field in changed_fields(existing, config) if field not in ("name", "version_policy"))
 
@@ -215,17 +216,17 @@ def copy_needed(
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Transfer, ...]:
-    """Copy the models a model needs and that the target does not have, in the order of loading.
+    """Copy a model's needed models missing in the target, in the order of loading.
 
-    Of each the versions are copied that ensembles ask for by number. They keep their numbers, so the ensembles find
-    them. Where none is asked for, the newest served is copied, else the newest, unless the target has another.
+    Of each, the versions pinned by ensembles are copied. They keep their numbers, so the ensembles find them. Where
+    none is asked for, the newest served is copied, else the newest, unless the target has another.
 
     Args:
         source: the repository to copy from.
         name: an ensemble, or a model whose code asks others. Nothing is copied for any other.
         target: the repository to copy to.
         keep_number: also keep the numbers no ensemble asks for, as in `CopyOptions`.
-        dry_run: only say what would be done.
+        dry_run: only describe the copies.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:
@@ -263,7 +264,7 @@ def _look(store: Store, name: str, version: int) -> tuple[ModelView, VersionView
 
 
 def _check_whole(version: VersionView, manifest: Manifest, what: str) -> None:
-    """Check that a version holds the files its manifest lists, and no others.
+    """Check whether a version holds exactly the files its manifest lists.
 
     Raises:
         RepositoryError: it does not.
@@ -344,16 +345,16 @@ def _copied_details(manifest: Manifest, origin_name: str) -> dict[str, Any]:
 def version_files(version: LocationLike, names: Sequence[str] | None = None) -> Iterator[Path]:
     """Give a folder on this machine with a version's files, for as long as the block lasts.
 
-    On disk it is the version's own folder. From object storage the files are fetched, and what was published with a
-    digest is compared with it.
+    On disk it is the version's own folder. From object storage the files are fetched, and files published with a
+    digest are compared with it.
 
     Args:
         version: folder or URL of the version, `VersionEntry.path`.
-        names: the files wanted, those that do not exist are left out. `None`: all of them. The manifest is always
-            there when the version has one.
+        names: the files wanted. Missing ones are left out. `None`: all of them. The manifest is always there when the
+            version has one.
 
     Raises:
-        RepositoryError: a file cannot be fetched, or is not what the manifest says.
+        RepositoryError: a file cannot be fetched, or differs from its manifest.
     """
     version = as_location(version)
     number = version_number(version.name)

@@ -1,4 +1,4 @@
-"""What is wrong with a repository: ours or anybody's."""
+"""The faults of a repository: ours or anybody's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SYSTEM_FOLDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """What is read of the files: of one version or of all, their digests, their models."""
+    """The depth of the check of files: of one version or of all, their digests, their models."""
 
     version: int | None
     digests: bool
@@ -62,7 +62,7 @@ def verify(
 ) -> tuple[Problem, ...]:
     """Check a repository: layout as Triton reads it, configurations, manifests, and each file's digest and size.
 
-    Works on repositories that others wrote: a version without a manifest is a warning. Nothing is changed. From object
+    Works on repositories written by others: a version without a manifest is a warning. Nothing is changed. From object
     storage files are fetched one version at a time. Without `digests` nothing but small files is.
 
     Args:
@@ -146,7 +146,7 @@ def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:
 
 
 def _model(store: Store, name: str, content: _Content) -> list[Problem]:
-    """Check one model. What was found while another command changed the model is not believed but looked at again."""
+    """Check one model. Findings made while another command changed the model are checked again."""
     found: list[Problem] = []
     for _ in range(_MAX_LOOKS):
         try:
@@ -194,7 +194,7 @@ def _on_trial(view: ModelView) -> Iterator[Problem]:
 def _content_problems(
     folder: Path, version: VersionView, config: ModelConfig | None, content: _Content, *, has_config: bool
 ) -> Iterator[Problem]:
-    """Check what is in a version's files. What their names and sizes tell already is not said again."""
+    """Check the contents of a version's files. Faults visible in names and sizes are not repeated."""
     where = f"{version.path.parent.name}/{version.number}"
     pointers = [entry.name for entry in version.files if _is_pointer(folder, entry)]
     for name in pointers:
@@ -216,7 +216,7 @@ def _is_pointer(folder: Path, entry: Entry) -> bool:
 
 
 def _derived(file: Path, version: VersionView, where: str) -> Iterator[Problem]:
-    """Say what Triton serves of a version of a model without config.pbtxt."""
+    """Describe how Triton serves a version of a model without config.pbtxt."""
     try:
         config = completed_config(parse_config(""), runtime_signature(file))
     except (ConfigError, ModelError, RuntimeLateError) as exc:
@@ -271,7 +271,7 @@ def _joined_requests(version: VersionView, config: ModelConfig, file: Path, wher
 
 
 def _recorded_axis(version: VersionView) -> Mapping[str, Any]:
-    """Return what the manifest says of the batch axis. Empty for versions of others, and of earlier releases."""
+    """Return the manifest's word on the batch axis. Empty for versions of others, and of earlier releases."""
     if version.has_manifest:
         with contextlib.suppress(RepositoryError):
             found = version.manifest().extra.get("batch_axis")

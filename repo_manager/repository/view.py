@@ -1,6 +1,6 @@
-"""One model at one moment: names and sizes of everything, and the content of what is small.
+"""One model at one moment: names and sizes of everything, and the content of small files.
 
-All decisions about a model use such a view: may this version go, does this configuration fit, what is wrong. So the
+All decisions about a model use such a view: may this version go, does this configuration fit, are there faults. So the
 rules are the same for folders and objects, and need neither.
 """
 
@@ -26,7 +26,7 @@ class Link:
 
     Attributes:
         target: where it leads, resolved.
-        outside: whether that is outside the repository.
+        outside: whether it leads outside the repository.
         exists: whether something is there.
     """
 
@@ -44,7 +44,7 @@ class Entry:
         size_bytes: of the file, or of the file a link leads to.
         link: set for a link.
         regular: whether it is a plain file.
-        token: what its store needs to read exactly this content again.
+        token: the store's handle to read exactly this content again.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Level:
     Attributes:
         folders: names of folders, links to folders included, ascending.
         files: everything else, by name.
-        links: name of a folder that is a link -> the link.
+        links: name of a link to a folder -> the link.
         modified_at: when something in it last came or went, in seconds since 1970.
     """
 
@@ -76,11 +76,11 @@ NOTHING = Level((), ())
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A version that is being published or removed, in a store where that takes a while.
+    """A version being published or removed, in a store where this takes a while.
 
     Attributes:
         version: its number. It counts as no version until the work has ended.
-        sentence: what is done with it, by whom, and whether that one is still at it.
+        sentence: the work on it, by whom, and whether the process is still at it.
         abandoned: nobody works on it any more.
     """
 
@@ -146,21 +146,21 @@ class ModelView:
     Attributes:
         place: where the model is, or would be.
         exists: whether there is such a model.
-        level: what is in its folder.
+        level: the files and links in its folder.
         versions: the numbers of its versions, ascending.
-        folders: its folders that do not belong to work under way.
-        state: what is remembered of it. Empty when that was not asked for.
+        folders: its folders, except for those of work under way.
+        state: the model's record. Empty when it was not asked for.
         config: content of config.pbtxt. `None` when there is none or it cannot be read.
         config_error: why config.pbtxt cannot be read.
         link: set when the folder itself is a link.
         in_the_way: why nothing can be published under this name.
-        work: versions that are being published or removed.
+        work: versions being published or removed.
         beside: files beside the versions -> content: label files and variants of config.pbtxt (`with_beside`).
         data: files in `warmup` and `initial_state` -> size in bytes (`with_beside`).
-        contents: what is in its versions (`with_versions`).
-        needed_by: the ensembles that contain it, and the models whose code asks it (`with_dependents`).
-        pinned: version -> the ensembles that ask for just this one (`with_dependents`).
-        token: what its store needs to change exactly this state of the model.
+        contents: the contents of its versions (`with_versions`).
+        needed_by: its ensembles, and the models whose code asks it (`with_dependents`).
+        pinned: version -> the ensembles pinned to it (`with_dependents`).
+        token: the store's handle to change exactly this state of the model.
     """
 
     place: Location
@@ -198,7 +198,7 @@ class ModelView:
 
     @property
     def used_numbers(self) -> tuple[int, ...]:
-        """Every version Triton would see, and so every number that is in use, ascending."""
+        """Every version Triton would see, and so every number in use, ascending."""
         found = {number for folder in self.folders if (number := triton_version(folder)) is not None}
         return tuple(sorted(found))
 
@@ -234,7 +234,7 @@ class ModelView:
             raise ConfigError(f"{self.config_place} is not UTF-8 text: {exc}") from exc
 
     def parsed_config(self) -> ModelConfig:
-        """Return what config.pbtxt says.
+        """Return the configuration in config.pbtxt.
 
         Raises:
             ConfigError: it is missing or broken.

@@ -1,11 +1,11 @@
-"""Checks by signatures of what a version's own files do not cover: config.pbtxt and the files beside the versions.
+"""Checks by signatures beyond a version's own files: config.pbtxt and the files beside the versions.
 
-The facts of config.pbtxt decide which code runs. Triton looks for libraries, environments, warm-up data and labels
+The facts of config.pbtxt decide on the code to run. Triton looks for libraries, environments, warm-up data and labels
 beside the versions.
 
 The facts are those of the signed manifest. Files beside the versions belong to all of them, so they have a signature
 of their own: `.repo-manager.NAME.VERSION.beside.sig.json`, made whenever a version is signed. It is in the same
-format, over a folder with these files and with `about.json`, which names the model.
+format, over a folder with these files and with `about.json`, which has the model's name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TUNING = re.compile(r"[+-]?\d+(\.\d+)?|true|false", re.IGNORECASE)
 
 
 def check_facts(view: ModelView, manifest: Manifest) -> None:
-    """Compare what config.pbtxt, and each of its variants, makes of the files with the signed manifest.
+    """Compare the use of the files by config.pbtxt, and by each of its variants, with the signed manifest.
 
     Raises:
         RepositoryError: it would run them by other code or other files, or there is nothing to compare.
@@ -85,12 +85,12 @@ def check_facts(view: ModelView, manifest: Manifest) -> None:
 
 
 def differing_facts(signed: ModelConfig, current: ModelConfig, *, loaded: bool = False) -> tuple[str, ...]:
-    """Return the fields that decide what runs and that differ, as config.pbtxt names them.
+    """Return the differing fields among those that decide on the running code, as config.pbtxt names them.
 
     Args:
         signed: the configuration vouched for.
-        current: the one that is used.
-        loaded: the server told it, which fills in `runtime` and the model's file.
+        current: the configuration in use.
+        loaded: it comes from the server, which fills in `runtime` and the model's file.
     """
     old, new = signed.message(), current.message()
     if loaded and not old.runtime:
@@ -113,7 +113,7 @@ def differing_facts(signed: ModelConfig, current: ModelConfig, *, loaded: bool =
 
 
 def _paths(message: Any) -> Iterator[str]:
-    """Yield every text in a configuration that leads out of the folder in which Triton looks for files."""
+    """Yield every path in a configuration that leads out of the folder where Triton looks for files."""
     for field, value in message.ListFields():
         if field.name in _NAMES or field.name == "parameters":  # parameters are compared one by one
             continue
@@ -172,7 +172,7 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
 
 
 def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
-    """Check that a key vouches for all Triton may read beside the versions and config.pbtxt.
+    """Check the signatures of all Triton may read beside the versions and config.pbtxt.
 
     Args:
         store: store of the repository.
@@ -208,7 +208,7 @@ def _beside(store: Store, view: ModelView) -> tuple[str, ...]:
     """Return the paths, below the model's folder, of everything but config.pbtxt and the versions.
 
     Raises:
-        RepositoryError: there is a link or a special file, for which no signature can vouch.
+        RepositoryError: there is a link or a special file: no signature can vouch for it.
     """
     entries = [(entry.name, entry) for entry in view.level.files if entry.name != CONFIG_FILENAME]
     odd = list(view.level.links)
@@ -243,10 +243,10 @@ def _folder(store: Store, view: ModelView, files: Sequence[str]) -> Iterator[Pat
 
 
 def fingerprint(view: ModelView, version: int) -> Mapping[str, tuple[int, ...]] | None:
-    """Return what the file system remembers of a version's files and those beside it, or `None` for object storage.
+    """Return inodes and times of a version's files and those beside it, or `None` for object storage.
 
-    Anyone who exchanges a file, even for a moment, changes its inode or the time of its last change, which no user can
-    set. config.pbtxt is left out: a roll-out writes it.
+    Anyone who exchanges a file, even for a moment, changes its inode or the time of its last change. No user can set
+    either. config.pbtxt is left out: a roll-out writes it.
     """
     if not isinstance(view.place, Path):
         return None

@@ -1,1 +1,1 @@
-"""What an operation would do, and whether it may: pure functions on a `ModelView`."""
+"""The effect of an operation, and whether it is allowed: pure functions on a `ModelView`."""

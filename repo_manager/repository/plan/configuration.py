@@ -1,4 +1,4 @@
-"""What a change of config.pbtxt would do, and what is wrong with it."""
+"""The effect of a change of config.pbtxt, and its faults."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ConfigChange:
         before: the file's text as it was.
         after: the file's text as it will be.
         fields: the top-level fields that differ.
-        effect: what a running server does at its next load, by Triton's reload rules.
+        effect: the effect on a running server at its next load, by Triton's reload rules.
         served: the versions the next load serves.
         reloaded: those of them it would load again.
-        problems: what is wrong with the new configuration. An error keeps it from being written.
+        problems: faults of the new configuration. An error keeps it from being written.
         applied: whether it was written.
     """
 
@@ -54,15 +54,15 @@ class ConfigChange:
 
 
 def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
-    """Say what a new config.pbtxt would do. The versions it would serve are not looked into.
+    """Describe the effect of a new config.pbtxt. The versions it would serve are not looked into.
 
     Args:
-        view: the model, with what is beside its versions.
+        view: the model, with the files beside its versions.
         before: config.pbtxt as it is. May be broken.
         after: new text of config.pbtxt.
 
     Raises:
-        ConfigError: `after` is no model configuration, or a version that is still being published would be served.
+        ConfigError: `after` is no model configuration, or it would serve a version still being published.
     """
     new = parse_config(after, where=view.config_place)
     try:
@@ -120,12 +120,12 @@ def _check(view: ModelView, config: ModelConfig, served: tuple[int, ...]) -> lis
 
 
 def served_model_file(config: ModelConfig) -> str:
-    """Return the file a version is served from. Empty where config.pbtxt does not say which one."""
+    """Return the file a version is served from. Empty where config.pbtxt does not name it."""
     return "" if config.message().cc_model_filenames else config.model_filename
 
 
 def missing_for_gpus(version: VersionView, config: ModelConfig) -> dict[str, str]:
-    """Return the files of `cc_model_filenames` a version lacks: file -> what is wrong with it.
+    """Return the files of `cc_model_filenames` a version lacks: file -> its fault.
 
     Triton opens one only on a GPU of its compute capability. On any other device it does without.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a model, as far as names, sizes and small files tell: ours or anybody's."""
+"""Faults of a model visible in names, sizes and small files: one of ours or anybody's."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one
 
 
 def readable_config(view: ModelView) -> ModelConfig | None:
-    """Return a model's configuration, or `None` when it has none that can be read."""
+    """Return a model's configuration, or `None` when there is none, or it is unreadable."""
     try:
         return view.parsed_config() if view.has_config else None
     except ConfigError:
@@ -51,7 +51,7 @@ def readable_config(view: ModelView) -> ModelConfig | None:
 
 
 def work_problems(view: ModelView) -> Iterator[Problem]:
-    """List the problems of versions that are being published or removed."""
+    """List the problems of versions being published or removed."""
     config = readable_config(view)
     open_policy = config is None or isinstance(version_policy(config), str)
     for work in view.work:
@@ -179,7 +179,7 @@ def _data_files(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
 
 
 def _lookalikes(view: ModelView) -> Iterator[Problem]:
-    """Find what Triton takes for a second config.pbtxt: it then sees no time of the model's files at all."""
+    """Find entries Triton takes for a second config.pbtxt: it then sees no time of the model's files at all."""
     names = {*(entry.name for entry in view.level.files), *view.level.folders}
     if CONFIG_FILENAME in names:
         for name in sorted(name for name in names - {CONFIG_FILENAME} if CONFIG_FILENAME.startswith(name)):
@@ -206,7 +206,7 @@ def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterato
 
 
 def _folder_problems(folder: str, where: str) -> Iterator[Problem]:
-    """Say what Triton makes of a folder in a model's folder."""
+    """Describe Triton's reading of a folder in a model's folder."""
     number = triton_version(folder)
     if number is None:
         yield Problem(where, "is no version; Triton ignores it with a warning", Severity.WARNING, rule="version-folder")
@@ -250,8 +250,8 @@ def version_problems(version: VersionView, config: ModelConfig | None) -> Iterat
     """Check a version's files by name and size, and its manifest.
 
     Args:
-        version: what is in it.
-        config: the model's configuration. `None` when it has none that can be read.
+        version: contents of the version's folder.
+        config: the model's configuration. `None` when there is none, or it is unreadable.
     """
     where = f"{version.path.parent.name}/{version.number}"
     for entry in version.files:

@@ -1,4 +1,4 @@
-"""What must hold before a version is published: of its files, and of the model it joins."""
+"""Conditions for publishing a version: on its files, and on the model it joins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def check_names(name: str, files: Iterable[str], config: ModelConfig) -> None:
-    """Check what can be checked without the repository.
+    """Make the checks possible without the repository.
 
     Args:
         name: name of the model.
@@ -69,16 +69,16 @@ def check_model(view: ModelView, config: ModelConfig, *, appears_at_once: bool) 
     """Check that a version of this configuration fits the existing model.
 
     Args:
-        view: the model, with what is beside its versions.
+        view: the model, with the files beside its versions.
         config: configuration of the model (config.pbtxt).
-        appears_at_once: whether Triton sees all of a version or nothing. Elsewhere a policy by which it would take a
-            version that is still being uploaded is refused.
+        appears_at_once: whether Triton sees all of a version or nothing. Elsewhere a policy that would take a version
+            still being uploaded is refused.
 
     Returns:
         Whether there is no model yet.
 
     Raises:
-        RepositoryError: it does not fit.
+        RepositoryError: the version does not fit the model, or the model may not get another one.
         ConfigError: the existing config.pbtxt is broken.
     """
     check_no_link(str(view.place), view.link)
@@ -146,7 +146,7 @@ def _variant_differences(view: ModelView, config: ModelConfig) -> list[str]:
 
 
 def files_beside(config: ModelConfig) -> dict[str, bytes]:
-    """Return what is beside the versions and comes with the first one only: labels, and variants of config.pbtxt."""
+    """Return the files beside the versions, written with the first one only: labels, and variants of config.pbtxt."""
     labels = {check_file_name(file): labels_text(text).encode() for file, text in config.labels.items()}
     variants = {
         check_file_name(f"{VARIANTS_FOLDER}/{name}.pbtxt"): text.encode() for name, text in config.variants.items()

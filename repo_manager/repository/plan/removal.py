@@ -1,4 +1,4 @@
-"""Which versions may go: never what is served or can be gone back to, unless told."""
+"""The versions free to go: never a served one or a roll-back's aim, unless forced."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """What a removal does, or did.
+    """A removal, planned or done.
 
     Attributes:
         name: the model.
         versions: the versions to remove, ascending.
         whole_model: whether the model's folder goes as well.
-        size_bytes: what is freed.
+        size_bytes: space freed in the store.
         in_use: reasons against the removal, overridden by `force`: one sentence each.
         applied: whether it was done. False for a dry run.
     """
@@ -56,7 +56,7 @@ def select_version(view: ModelView, version: int | None) -> tuple[int, ...]:
 
 
 def check_version(view: ModelView, *versions: int) -> None:
-    """Check that versions exist.
+    """Check whether versions exist.
 
     Raises:
         RepositoryError: one does not.
@@ -71,13 +71,13 @@ def check_version(view: ModelView, *versions: int) -> None:
 
 
 def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, force: bool) -> Removal:
-    """Say what removing these versions means.
+    """Describe the removal of these versions.
 
     Args:
-        view: the model with its state and the ensembles that need it.
+        view: the model with its state and its ensembles.
         versions: numbers of the versions to remove.
         whole: the model's folder as well.
-        force: also what is in use.
+        force: also versions in use.
 
     Returns:
         The removal, its size still unknown (0).
@@ -117,17 +117,17 @@ def _way_out(view: ModelView, versions: tuple[int, ...], whole: bool) -> str:
 
 
 def _reasons_to_keep(view: ModelView, *, whole: bool = False) -> dict[int, list[str]]:
-    """Return for each version why it is in use. Versions that nothing needs are left out.
+    """Return for each version why it is in use. Versions without a use are left out.
 
-    Of a model that goes as a whole, neither the policy nor a roll-back keeps a version unless one is deployed: `add`
-    writes a policy before anything is served, and `undeploy` leaves it.
+    Of a whole model, neither the policy nor a roll-back keeps a version unless one is deployed: `add` writes a policy
+    before anything is served, and `undeploy` leaves it.
 
     Args:
         view: the model with its state.
         whole: the whole model goes.
 
     Raises:
-        ConfigError: config.pbtxt is broken, so nobody can say what is served.
+        ConfigError: config.pbtxt is broken, so the served versions are unknown.
     """
     reasons: dict[int, list[str]] = {}
     numbered_here = view.state.highest_version > 0
@@ -147,10 +147,10 @@ def _reasons_to_keep(view: ModelView, *, whole: bool = False) -> dict[int, list[
 
 
 def old_versions(view: ModelView, keep: int) -> tuple[int, ...]:
-    """Return the versions that nothing needs and that are not among the newest `keep`.
+    """Return the versions without a use and not among the newest `keep`.
 
     Raises:
-        ConfigError: config.pbtxt is broken, so nobody can say what is served.
+        ConfigError: config.pbtxt is broken, so the served versions are unknown.
     """
     needed = _reasons_to_keep(view)
     return tuple(version for version in view.versions[:-keep] if version not in needed)

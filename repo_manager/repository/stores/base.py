@@ -1,4 +1,4 @@
-"""What a place that keeps a repository must be able to do. Every operation is written over these verbs."""
+"""The operations every kind of store for a repository must offer. Every operation is written over these verbs."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def untold(_: int) -> None:
 
 
 class ChangedMeanwhileError(Exception):
-    """Something is not what it was when it was looked at, or a new name exists already."""
+    """Something has changed since it was looked at, or a new name exists already."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Incoming:
-    """A version to publish. The store decides when to ask what, and how it becomes visible.
+    """A version to publish. The store decides the order of the questions, and how the version becomes visible.
 
     Attributes:
         name: the model.
         files: path inside the version -> the file on this machine.
-        expected: what each file must be. `None`: unknown.
-        beside: label files and variants that come with the model's first version.
-        identity: what tells this content from another with the same files and `beside`.
-        check: looks at the model as it is at that moment. Whether the version is its first. Raises when it does not
-            fit. Asked before anything large is read, and again when it matters.
+        expected: size and digest each file must have. `None`: unknown.
+        beside: label files and variants for the model's first version.
+        identity: mark of this content among others with the same files and `beside`.
+        check: checks the model as it is at the time of the call. Whether the version is its first. Raises when it does
+            not fit. Asked before anything large is read, and again when it matters.
         manifest: number and records -> manifest.
-        first_config: number -> the config.pbtxt that comes with a first version.
-        progress: told the bytes that have arrived.
+        first_config: number -> the config.pbtxt for a first version.
+        progress: called with the number of bytes arrived.
         number: the number it must have. `None` takes the next one.
-        claiming: asked where the number is claimed, when no other writer can come between. Raises what ends the
-            publication. `None`: the same content may come twice, also by two commands at a time.
+        claiming: asked where the number is claimed, when no other writer can come between. An exception from it ends
+            the publication. `None`: the same content may come twice, also by two commands at a time.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Incoming:
 
 @dataclasses.dataclass(frozen=True)
 class Arrived:
-    """A version that now exists.
+    """A published version.
 
     Attributes:
         version: its number.
@@ -101,7 +101,7 @@ class Departure:
         versions: their numbers, ascending.
         whole: the model's folder goes as well.
         force: also a version deployed or tagged since `view`.
-        forget: what is remembered of the model, without them.
+        forget: from the model's record to the record without them.
     """
 
     view: ModelView
@@ -112,7 +112,7 @@ class Departure:
 
 
 class StepKind(enum.Enum):
-    """What a step puts right."""
+    """One repair."""
 
     REMOVAL = "a removal that broke off"
     REST = "what an interrupted command left"
@@ -126,10 +126,10 @@ class Step:
 
     Attributes:
         where: path below the root.
-        action: what is done.
-        kind: what it is about.
+        action: the repair, in words.
+        kind: kind of the repaired thing.
         apply: does it. False where another command was quicker.
-        problem: what `verify` says of it. `None`: the model's view shows it already.
+        problem: the finding of `verify`. `None`: the model's view shows it already.
     """
 
     where: str
@@ -141,14 +141,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """What a store is like.
+    """The properties of a store.
 
     Attributes:
         remote: files must be fetched, and a new version appears file by file. On a disk Triton sees all of it or
             nothing, whatever the version policy says.
-        changes_visible: Triton sees that a file has changed. On Azure every time of modification is 0 (server#6958).
+        changes_visible: Triton notices changed files. On Azure every time of modification is 0 (server#6958).
         lookups: how many reads the store bears at a time.
-        record: the file in the root that remembers a model. `{name}` represents the model where each has its own.
+        record: the file in the root with a model's record. `{name}` represents the model where each has its own.
     """
 
     remote: bool
@@ -178,7 +178,7 @@ class Store(Protocol):
 
     @property
     def traits(self) -> Traits:
-        """What the store is like."""
+        """The store's properties."""
 
     def list_level(self, folder: str = "") -> Level:
         """List one level of a folder."""
@@ -210,17 +210,17 @@ class Store(Protocol):
             name: name of the model.
             version: version of the model.
             names: only these files, and the manifest. `None`: all.
-            compare: refuse a fetched file that is not what the manifest says.
-            resume: digest of the content. What has arrived stays when the block fails, so the next attempt with the
-                same digest goes on. Empty: nothing stays.
-            progress: told the bytes that have arrived.
+            compare: refuse a fetched file different from its manifest.
+            resume: digest of the content. Fetched files stay when the block fails, so the next attempt with the same
+                digest goes on. Empty: nothing stays.
+            progress: called with the number of bytes arrived.
         """
 
     def look(self, name: str, *, record: bool = False) -> ModelView:
-        """Look at a model: its folder, config.pbtxt and, with `record`, what is remembered of it."""
+        """Look at a model: its folder, config.pbtxt and, with `record`, its record."""
 
     def states(self, names: Iterable[str] | None = None) -> Mapping[str, ModelState]:
-        """Return what is remembered of these models. `None`: of every model, removed ones included.
+        """Return the records of these models. `None`: of every model, removed ones included.
 
         Args:
             names: names of the models. `None`: all, removed ones included.
@@ -230,25 +230,25 @@ class Store(Protocol):
         """Keep other commands from changing the model, where the store can. Elsewhere each write is compared."""
 
     def lease(self, name: str, *, timeout_s: float) -> contextlib.AbstractContextManager[Callable[[], str]]:
-        """Hold the right to change what is served of a model. It ends with its holder, however that one ends.
+        """Hold the right to change a model's served versions. It ends with its holder, however the holder ends.
 
-        It gives a function that returns who holds it by now, when that is another process. Empty while it is ours.
+        It gives a function for the present holder, empty unless another process holds it. Empty while it is ours.
 
         Raises:
             RepositoryError: another process holds it for longer than `timeout_s`.
         """
 
     def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
-        """Write files of a model's folder, in order, `None` removes one, if config.pbtxt is what the view says.
+        """Write files of a model's folder, in order, `None` removes one, if config.pbtxt is as in the view.
 
         Args:
             view: the model as it was looked at.
             contents: name below the model's folder -> its new content. `None` removes the file. config.pbtxt comes
                 last.
-            serves: versions the new config.pbtxt serves. One that is being removed is refused.
+            serves: versions the new config.pbtxt serves. One under removal is refused.
 
         Raises:
-            ChangedMeanwhileError: it is not.
+            ChangedMeanwhileError: config.pbtxt has changed since.
         """
 
     def put(self, key: str, content: bytes | Path, *, new: bool = False, record: FileRecord | None = None) -> None:
@@ -256,49 +256,49 @@ class Store(Protocol):
 
         Args:
             key: path below the root.
-            content: the bytes, or a file on this machine that holds them.
+            content: the bytes, or a file on this machine with them.
             new: refuse where the file exists.
             record: size and digest a file on this machine must have. `None`: they are unknown.
 
         Raises:
             ChangedMeanwhileError: `new`, and it exists.
-            RepositoryError: the content is not what `record` says.
+            RepositoryError: the content differs from `record`.
         """
 
     def erase(self, folder: str, first: str) -> None:
-        """Remove a folder of the root that is no model's, with all that is below it.
+        """Remove a folder of the root other than a model's, with everything below it.
 
         Args:
             folder: name of the folder in the root.
-            first: the file of it that goes before all others: it says the folder is complete.
+            first: the file of it to delete before all others: it says the folder is complete.
         """
 
     def change_state(
         self, name: str, change: Callable[[ModelState], ModelState], *, needs: int | None = None
     ) -> ModelState:
-        """Change what is remembered of a model, atomically. `needs` is a version that must exist at that moment.
+        """Change a model's record, atomically. `needs` is a version that must exist at the time.
 
         Args:
             name: name of the model.
             change: makes the new record from the current one.
-            needs: version that must exist at that moment. `None`: none.
+            needs: version that must exist at the time of the change. `None`: none.
         """
 
     def publish_version(self, incoming: Incoming) -> Arrived:
-        """Make a version visible, whole, under a number that was never given out before."""
+        """Make a version visible, whole, under a number never given out before."""
 
     def discard_versions(self, departure: Departure) -> None:
         """Remove versions: out of the policy, then their files, then out of the record. A crash at any point leaves a
-        model that serves what it should. Where the store refuses, everything is as it was.
+        model with the right versions served. Where the store refuses, everything is as it was.
         """
 
     def mend(self, names: Iterable[str]) -> Iterator[Step]:
-        """Say what will be put right in the store's own records, and what dead commands left.
+        """List the repairs of the store's own records, and the leftovers of dead commands.
 
         The steps come one after the other: a caller applies one before it asks for the next.
 
         Args:
-            names: the models to look at. What belongs to no model always comes along.
+            names: the models to look at. Anything outside the models always comes along.
         """
 
 
@@ -318,5 +318,5 @@ def recorded_model(record: str, file: str) -> str | None:
 
 
 def mended(store: Store, names: Iterable[str], *kinds: StepKind) -> tuple[str, ...]:
-    """Remove, or end, what dead commands have left of these models. Return what that was."""
+    """Remove, or end, the leftovers of dead commands in these models. Return their names."""
     return tuple(step.where for step in store.mend(names) if step.kind in kinds and step.apply())

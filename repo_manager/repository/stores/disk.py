@@ -1,6 +1,6 @@
 """A repository in folders: a version appears and goes by one rename, and one lock keeps writers apart.
 
-Durability has an order: content, then the folders that hold it, then the rename, then the folder it went into.
+Durability has an order: content, then the folders around it, then the rename, then the folder it went into.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _LEASE_POLL_S = 0.02
 
 
 class DiskStore:
-    """A repository below one folder. One for each operation, as it keeps what the operation holds."""
+    """A repository below one folder. One for each operation, as it keeps the operation's locks and files."""
 
     traits = Traits(remote=False, changes_visible=True, lookups=1, record=STATE_FILENAME)
 
@@ -211,7 +211,7 @@ class DiskStore:
             yield self._staging
 
     def replace_if(self, view: ModelView, contents: Mapping[str, bytes | None], *, serves: Sequence[int] = ()) -> None:
-        """As `Store.replace_if`. What is removed is renamed away under the same lock, so `serves` needs no look."""
+        """As `Store.replace_if`. A removed version is renamed away under the same lock, so `serves` needs no look."""
         with self._staged(view.name) as staging:
             if self._config(view.name) != (view.config, view.config_error):
                 raise ChangedMeanwhileError(view.config_place)
@@ -299,7 +299,7 @@ class DiskStore:
     def discard_versions(self, departure: Departure) -> None:
         """As `Store.discard_versions`: the number and the policy, then each version out by one rename, then the record.
 
-        A number that is in the record is never given out again. When a step fails, those before it are undone.
+        A number in the record is never given out again. When a step fails, those before it are undone.
         """
         view = departure.view
         folder = self.location / view.name

@@ -2,11 +2,11 @@
 
 The staging area is on the repository's file system, because only there a rename is atomic, and outside its root,
 because Triton takes every folder in the root for a model: `../.ROOTNAME.staging`. Where that is impossible (the root
-is a mount point, or its parent is not writable) it is `ROOT/.repo-manager.staging`, which exists only while a command
-runs. Triton in explicit mode, the only mode this project uses, does not look at it.
+is a mount point, or its parent is not writable) it is `ROOT/.repo-manager.staging`, present only while a command runs.
+Triton in explicit mode, the only mode this project uses, does not look at it.
 
 Each command works in a folder of its own beside a lock file it holds. The kernel drops the lock when the command dies,
-and the next command removes what is then left.
+and the next command removes the remains.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ELSEWHERE = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
 
 @contextlib.contextmanager
 def staged(root: Path) -> Iterator[Path]:
-    """Give an empty folder from which a rename into the repository is atomic. Remove it and its rest afterwards.
+    """Give an empty folder for an atomic rename into the repository. Remove it and its rest afterwards.
 
     Args:
         root: the repository's real path.
@@ -74,7 +74,7 @@ def take_out(path: Path, entry: Path) -> Path | None:
 
     Args:
         path: a model's or a version's folder.
-        entry: the folder that `staged` gave. What a crash leaves there is swept by the next command.
+        entry: the folder given by `staged`. The next command sweeps the remains of a crash there.
 
     Returns:
         Where it is now. `None` where this file system cannot rename it (a folder of a lower layer of an overlay): it
@@ -95,7 +95,7 @@ def take_out(path: Path, entry: Path) -> Path | None:
 
 
 def _rename_folder(path: Path, target: Path) -> None:
-    """Rename a folder to another parent, for which it must be writable itself: its owner makes it so."""
+    """Rename a folder to another parent. It must be writable itself: its owner makes it so."""
     try:
         path.rename(target)
     except PermissionError:
@@ -121,7 +121,7 @@ def put_back(target: Path, path: Path) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder that is out of the repository. What cannot be deleted stays for the next sweep."""
+    """Delete a folder outside the repository. Files with an error stay for the next sweep."""
     for inside, _, _ in os.walk(folder):
         with contextlib.suppress(OSError):
             Path(inside).chmod(0o700)  # Published read-only, perhaps.
@@ -129,7 +129,7 @@ def delete(folder: Path) -> None:
 
 
 def delete_in_place(folder: Path) -> None:
-    """Delete a folder that cannot be renamed, its manifest first: what a crash leaves is plainly no version.
+    """Delete a folder in place, its manifest first: after a crash the rest is plainly no version.
 
     Raises:
         OSError: something in it cannot be deleted.
@@ -140,7 +140,7 @@ def delete_in_place(folder: Path) -> None:
 
 
 def stage_files(content: Path, files: Mapping[str, Path], progress: Progress) -> dict[str, FileRecord]:
-    """Copy a version's files into a new folder and make them durable. Return what they are.
+    """Copy a version's files into a new folder and make them durable. Return their sizes and digests.
 
     Args:
         content: new folder for the copies.
@@ -168,7 +168,7 @@ def check_copies(content: Path, records: Mapping[str, FileRecord], expected: Map
         expected: name -> size and digest of the source.
 
     Raises:
-        RepositoryError: one is not what it should be.
+        RepositoryError: one differs from its expected size or digest.
     """
     for name in sorted({*records, *expected}):
         found = FileRecord(sha256_file(content / name), (content / name).stat().st_size) if name in records else None
@@ -205,7 +205,7 @@ def place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -
 
 
 def sweep(root: Path) -> tuple[str, ...]:
-    """Remove what dead commands left in the staging areas of a repository, and nothing else.
+    """Remove the leftovers of dead commands in the staging areas of a repository, and nothing else.
 
     Returns:
         The names of the removed entries.
@@ -214,7 +214,7 @@ def sweep(root: Path) -> tuple[str, ...]:
 
 
 def leftovers(root: Path) -> Iterator[tuple[Path, str]]:
-    """Say what dead commands left: a staging area and a name in it, each."""
+    """List the leftovers of dead commands: a staging area and a name in it, each."""
     for area in _areas(root):
         if area.is_symlink():
             continue  # Not ours, wherever it leads.
@@ -232,7 +232,7 @@ def _is_abandoned(area: Path, name: str) -> bool:
 
 
 def sweep_entry(area: Path, name: str, root: Path) -> bool:
-    """Remove what a dead command left. False when its owner lives after all.
+    """Remove a dead command's leftover. False when its owner lives after all.
 
     Args:
         area: staging area of the repository.
@@ -319,10 +319,10 @@ def _claim_entry(area: Path) -> tuple[Path, int]:
 
 
 def _probe(entry: Path, root: Path) -> None:
-    """Check that a rename into the root works: two mounts of one file system have the same device and refuse it.
+    """Check whether a rename into the root works: two mounts of one file system have the same device and refuse it.
 
-    Mounts are compared where the kernel names them. Otherwise a file is renamed into the root and away: a server that
-    lists the root at that moment may fail to look at it.
+    Mounts are compared where the kernel names them. Otherwise a file is renamed into the root and away: a server busy
+    listing the root then may fail to look at it.
     """
     probe = entry / "probe"
     probe.touch()

@@ -1,14 +1,14 @@
 """Publishing to object storage, where nothing can be renamed into place.
 
     1. claim      the number, by compare-and-swap of the ledger: from then on it is "being published"
-    2. files each compared with what was sent. Those of an interrupted attempt are found again
+    2. files, each compared with the sent bytes. Those of an interrupted attempt are found again
     3. manifest   create-only, last of the version's objects
     4. current    for a first version config.pbtxt, create-only, which names this version
     5. settle     the ledger's entry goes: only now the version exists for any of our commands
 
 Triton has no idea of the ledger: it takes a prefix with a number for a version as soon as it holds one object. So a
-model whose policy is `latest` or `all` is not published to. By numbers (`specific`) Triton asks only for what is
-named.
+model whose policy is `latest` or `all` is not published to. By numbers (`specific`) Triton asks only for the named
+versions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["publish_version"]
 
 
 def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming: Incoming) -> Arrived:
-    """As `Store.publish_version`. What an interrupted attempt with the same content has sent is not sent again.
+    """As `Store.publish_version`. Files sent by an interrupted attempt with the same content are not sent again.
 
     Args:
         store: the repository's.
@@ -78,7 +78,7 @@ def _make_current(
 ) -> tuple[bool, ModelView]:
     """Write the config.pbtxt of a first version, create-only. Return whether it was one, and the model as it is now.
 
-    Where another writer was quicker this version is the next one, and must fit what he wrote.
+    Where another writer was quicker this version is the next one, and must fit the other's configuration.
     """
     key = f"{incoming.name}/{CONFIG_FILENAME}"
     data = incoming.first_config(version)
@@ -109,14 +109,14 @@ def _check_expected(records: Mapping[str, FileRecord], expected: Mapping[str, Fi
 
 
 def _content_digest(records: Mapping[str, FileRecord], beside: Mapping[str, bytes], identity: str) -> str:
-    """One digest of all that is sent: by it a repeated command finds its own interrupted attempt."""
+    """One digest of everything sent: by it a repeated command finds its own interrupted attempt."""
     lines = [f"{file}\0{record.size_bytes}\0{record.sha256}\n" for file, record in sorted(records.items())]
     lines += [f"{file}\0{hashlib.sha256(text).hexdigest()}\n" for file, text in sorted(beside.items())]
     return hashlib.sha256(("".join(lines) + identity).encode()).hexdigest()
 
 
 def _create_manifest(store: ObjectClient, key: str, manifest: Manifest) -> Manifest:
-    """Write the manifest create-only. Return the one that is there: an interrupted attempt's, if any."""
+    """Write the manifest create-only. Return the present one, perhaps of an interrupted attempt."""
     try:
         store.create(key, manifest_text(manifest).encode())
         return manifest

@@ -1,9 +1,9 @@
-"""Requests of the store's library under a deadline and a limit on memory, both of which it lacks.
+"""Requests of the store's library under a deadline and a limit on memory, neither of which it has.
 
 The library's own time limits do not cover its look-ups of credentials, and it reads a listing whole before it looks at
-it. A request that runs as a coroutine can be called off at any moment: its connection is closed and its memory is
-free. It also takes the memory an answer announces at once, and aborts the process where there is not as much. It is
-separate from `client.py` because it knows nothing of stores.
+it. A request run as a coroutine can be called off at any moment: its connection is closed and its memory is free. It
+also takes the memory an answer announces at once, and aborts the process where there is not as much. It is separate
+from `client.py` because it knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LIBRARY_THREADS = "tokio"
 
 
 class _AnswerLoop(asyncio.SelectorEventLoop):
-    """Knows which threads of the library are handing over an answer at this moment."""
+    """Knows the threads of the library busy handing over an answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _AnswerLoop(asyncio.SelectorEventLoop):
 
 
 class _Loop:
-    """The event loop that requests run on, in a thread of its own, made when first used. A fork makes its own."""
+    """The event loop for requests, in a thread of its own, made when first used. A fork makes its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -69,9 +69,9 @@ class _Loop:
         self._lock, self._loop = threading.Lock(), None
 
     def _wait_for_answers(self) -> None:
-        """Wait for threads that hand over an answer, a second at most.
+        """Wait for threads busy handing over an answer, a second at most.
 
-        Such a thread gives the interpreter's lock away in between. Where Python ends at that moment the thread cannot
+        Such a thread gives the interpreter's lock away in between. Where Python ends at this moment the thread cannot
         take it back, and aborts the process (SIGABRT) although the command has succeeded.
         """
         end = time.monotonic() + 1.0
@@ -90,10 +90,10 @@ _LOOP = _Loop()
 
 
 class _AbortGuard:
-    """Stops a thread of the library that aborts, where the whole process would end otherwise.
+    """Stops an aborting thread of the library, where the whole process would end otherwise.
 
-    A handler in Python comes too late for that: the process is gone before the interpreter runs it. This one runs on
-    the thread itself and does not return. Aborts of other threads end the process as ever.
+    A handler in Python comes too late: the process is gone before the interpreter runs it. This one runs on the thread
+    itself and does not return. Aborts of other threads end the process as ever.
 
     Attributes:
         stopped: a thread was stopped, so the library is of no use any more.

@@ -28,7 +28,7 @@ def is_abandoned(entry: Pending) -> bool:
 
 
 class Claim:
-    """A number that is ours until `settled` or `claimed`'s end.
+    """A number of ours until `settled` or `claimed`'s end.
 
     Args:
         store: store of the repository.
@@ -56,7 +56,7 @@ class Claim:
             self._renewed = time.monotonic()
 
     def check(self) -> None:
-        """Check that the claim is still ours.
+        """Check whether the claim is still ours.
 
         Raises:
             RepositoryError: it is not.
@@ -90,12 +90,12 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What a number is claimed for.
+    """The purpose of a claimed number.
 
     Attributes:
-        content: digest of what is published.
+        content: digest of the published content.
         files: names of the version's objects, sorted.
-        beside: names of the label files that come with a first version, sorted.
+        beside: names of the label files for a first version, sorted.
         number: the number it must be. `None`: the next one.
         claiming: as `Incoming.claiming`. With it, no other process may be publishing the same content.
     """
@@ -122,7 +122,7 @@ def claimed(
         store: store of the repository.
         name: name of the model.
         wanted: content and wanted number of the version.
-        taken: numbers that are in the store whatever the ledger says.
+        taken: numbers present in the store, whatever the ledger says.
 
     Raises:
         RepositoryError: the wanted number is not free, or another command publishes the same content.

@@ -1,4 +1,4 @@
-"""Requests to one place in object storage: each retried, each with an answer that is certain.
+"""Requests to one place in object storage: each retried, each with a certain answer.
 
 A thin layer over obstore. Keys are relative to the place. Everything is listed by delimiter, one level at a time.
 """
@@ -62,7 +62,7 @@ class StoreOptions:
 
 
 DEFAULT_OPTIONS = StoreOptions()
-"""What every operation uses. Tests set shorter ones."""
+"""The parts every operation uses. Tests set shorter ones."""
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -144,7 +144,7 @@ class ObjectClient:
             ) from exc
 
     def get(self, key: str) -> tuple[bytes, ObjectFact] | None:
-        """Return an object's content and what the store says of it, or `None` when there is none."""
+        """Return an object's content and facts, or `None` when there is none."""
 
         async def read() -> tuple[bytes, ObjectFact] | None:
             try:
@@ -162,7 +162,7 @@ class ObjectClient:
         return self._request(f"read {key}", read)
 
     def head(self, key: str) -> ObjectFact | None:
-        """Return what the store says of an object, or `None` when there is none."""
+        """Return the store's facts of an object, or `None` when there is none."""
 
         async def ask() -> ObjectFact | None:
             try:
@@ -173,13 +173,13 @@ class ObjectClient:
         return self._request(f"look at {key}", ask)
 
     def read_range(self, key: str, start: int, end: int, mark: Mark) -> bytes:
-        """Return the bytes from `start` to before `end` of the content that was seen.
+        """Return the bytes from `start` to before `end` of the content seen before.
 
         Args:
             key: path below the repository's root.
             start: first byte of the range.
             end: byte after the last one.
-            mark: version of the object's content that was read.
+            mark: version of the content read before.
 
         Raises:
             RepositoryError: it is gone, or another content is there now.
@@ -201,7 +201,7 @@ class ObjectClient:
         return self._request(f"read {key}", read)
 
     def create(self, key: str, data: bytes) -> Mark:
-        """Write an object that does not exist yet. Where an answer was lost it is found out whose object is there.
+        """Write a new object. Where an answer was lost it is found out whose object is there.
 
         Raises:
             ChangedMeanwhileError: there is one with another content.
@@ -216,24 +216,25 @@ class ObjectClient:
         return mark
 
     def replace(self, key: str, data: bytes, mark: Mark) -> Mark:
-        """Write an object if it still has the content that was seen (compare-and-swap).
+        """Write an object if it still has the content seen before (compare-and-swap).
 
         Args:
             key: path below the repository's root.
             data: new content of the object.
-            mark: version of the object's content that was read.
+            mark: version of the content read before.
 
         Raises:
-            ChangedMeanwhileError: it has not.
+            ChangedMeanwhileError: the content has changed.
             RepositoryError: the store has no conditional writes, and nothing was written.
         """
         self._require_conditional_writes(key)
         return self._conditional(key, data, mark.mode(), mark)
 
     def _require_conditional_writes(self, key: str) -> None:
-        """Check that the store heeds the conditions of a write. Asked once, of an object that exists.
+        """Check whether the store heeds the conditions of a write. Asked once, of an existing object.
 
-        Writes of the object's own content that must be refused are sent, so nothing changes in either case.
+        The check sends writes of the object's own content whose conditions must fail, so nothing changes in either
+        case.
 
         Raises:
             RepositoryError: the store writes whatever the condition says, or does not know conditions.
@@ -286,7 +287,7 @@ class ObjectClient:
             run_within(write(), None)  # each part has its own deadline, and memory is the caller's `workers` parts
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects. Those that are gone already do not matter."""
+        """Delete objects. Objects gone already do not matter."""
         for key in keys:
 
             async def once(key: str = key) -> None:
@@ -350,7 +351,7 @@ class ObjectClient:
         """Make a request, again and again until it has an answer or the deadline over all attempts has passed.
 
         Args:
-            what: for errors.
+            what: subject of the error's message.
             attempt: makes it once.
             judged: makes the result of an answer. May raise TransientError.
         """
@@ -419,7 +420,7 @@ class ObjectClient:
             ) from exc
 
     def _require_credentials(self, text: str) -> None:
-        """Check that an error is not of the address where cloud machines ask for their role: the last place to look.
+        """Refuse an error from the address where cloud machines ask for their role: the last place to look.
 
         Raises:
             RepositoryError: it is, so there are no credentials.
@@ -431,10 +432,10 @@ class ObjectClient:
             )
 
     def _require_plain_endpoint(self, what: str) -> None:
-        """See, once and before anything has answered, that an `http://` endpoint does not speak TLS.
+        """Check, once and before anything has answered, whether an `http://` endpoint speaks TLS.
 
         Raises:
-            RepositoryError: it does.
+            RepositoryError: it speaks TLS.
         """
         asked, self._asked_for_tls = self._asked_for_tls, True
         parts = urlsplit(self._endpoint)

@@ -1,4 +1,4 @@
-"""What a file holds: its digest for the manifest, and what a store says of the same bytes."""
+"""A file's content: its digest for the manifest, and a store's mark of the same bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measured:
 
     @property
     def e_tag(self) -> str:
-        """Return the ETag that S3 gives these bytes when they are sent so (without encryption by a key of KMS)."""
+        """Return S3's ETag of these bytes when they are sent in such parts (without encryption by a key of KMS)."""
         if self.whole:
             return f'"{self.part_md5s[0]}"'
         joined = hashlib.md5(b"".join(bytes.fromhex(one) for one in self.part_md5s), usedforsecurity=False)
@@ -49,7 +49,7 @@ class Measured:
 
 
 def part_bytes_for(size_bytes: int, wanted: int) -> int:
-    """Return the size of a file's parts: what is wanted, more where there would be too many."""
+    """Return the size of a file's parts: as wanted, larger where there would be too many."""
     if size_bytes <= wanted * _MAX_PARTS:
         return wanted
     return -(-size_bytes // (_MAX_PARTS * _MIB)) * _MIB

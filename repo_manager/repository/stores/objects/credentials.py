@@ -44,7 +44,7 @@ _ROLE_URLS = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ENDPOINT_URL_STS", "IDE
 
 @dataclasses.dataclass(frozen=True)
 class S3Keys:
-    """Keys that requests to S3 are signed with. They stay out of every text.
+    """Keys to sign requests to S3. They stay out of every text.
 
     Attributes:
         access: the access key's id.
@@ -60,9 +60,9 @@ class S3Keys:
 
 
 def store_config(location: ObjectRepository, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what the storage library needs to know beyond the bucket.
+    """Return the storage library's settings beyond the bucket.
 
-    What the environment does not say is left to the library, which asks the machine's or the pod's own role.
+    Settings missing in the environment are left to the library. It asks the machine's or the pod's own role.
 
     Raises:
         RepositoryError: a file the environment names cannot be read.
@@ -83,25 +83,25 @@ def store_config(location: ObjectRepository, environment: Mapping[str, str]) -> 
 
 
 def own_endpoint(location: ObjectRepository, environment: Mapping[str, str]) -> str:
-    """Return the address of a store that is not the vendor's own, `http://host:port`. Empty for the vendor's."""
+    """Return the address of a store other than the vendor's own, `http://host:port`. Empty for the vendor's."""
     named = location.endpoint if location.scheme == "s3" else ""
     return named or _first(environment, _OTHER_ENDPOINT[location.scheme])
 
 
 def without_redirects(endpoint: str, config: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return options of the library's client that let it connect to this endpoint alone.
+    """Return options to connect the library's client to this endpoint alone.
 
     The library follows redirects with all headers but `Authorization`, a session's token among them, and with the
-    address of the request, which may be signed, as `Referer`. What is not for the endpoint is sent to a proxy that
-    does not exist.
+    address of the request, perhaps a signed one, as `Referer`. Requests to other hosts are sent to a nonexistent
+    proxy.
 
     Args:
         endpoint: of the store. Empty for the vendor's own, whose TLS certificate says who it is.
-        config: what `store_config` returned: without keys in it the library also asks for a role's.
+        config: result of `store_config`: without keys in it the library also asks for a role's.
         environment: it may name where a role is asked for.
 
     Returns:
-        The options. Empty where a proxy of the environment is on the way: then that decides what is reached.
+        The options. Empty where a proxy of the environment is on the way: then the proxy decides on the way.
     """
     host = urlsplit(endpoint).hostname
     proxies = getproxies_environment()
@@ -157,7 +157,7 @@ def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _triton_entry(location: ObjectRepository, environment: Mapping[str, str]) -> object:
-    """Return what Triton's credential file holds for the longest prefix of this place, or `None` without one."""
+    """Return the entry of Triton's credential file for the longest prefix of this place, or `None` without one."""
     path = environment.get(_TRITON_FILE)
     if not path:
         return None

@@ -1,4 +1,4 @@
-"""config.pbtxt in object storage: which versions are current is changed by compare-and-swap."""
+"""config.pbtxt in object storage: the current versions are changed by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LONGEST_TICK_S = 3.0
 
 
 def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact | None) -> Mark:
-    """Write config.pbtxt if no other process did first, and see that Triton can tell that it is new.
+    """Write config.pbtxt if no other process did first, and make sure Triton can tell it is new.
 
-    S3 keeps times of modification by the second, and Triton loads nothing that is not newer than what it saw: a second
-    write within one second waits for the next and writes again.
+    S3 keeps times of modification by the second, and Triton loads only files newer than those it saw: a second write
+    within one second waits for the next and writes again.
 
     Args:
         client: store of the repository.
         name: name of the model.
         data: new content of config.pbtxt.
-        before: what stood there. `None`: nothing did.
+        before: content and mark read before. `None`: nothing did.
 
     Raises:
         ChangedMeanwhileError: another content is there now.

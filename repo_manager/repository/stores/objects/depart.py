@@ -1,8 +1,8 @@
-"""Taking versions out of object storage, and sweeping what broke off.
+"""Taking versions out of object storage, and sweeping unfinished work.
 
 A removal marks the versions in the ledger first: from then on they are none for our commands, and their numbers are
-never given out again. Then config.pbtxt is looked at once more, then the objects go, the manifest first. What a crash
-leaves in between is known by its mark, and swept by `gc`.
+never given out again. Then config.pbtxt is looked at once more, then the objects go, the manifest first. The remains
+of a crash in between are known by their mark, and swept by `gc`.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
 
 
 def _require_no_markers(store: ObjectClient, name: str, departure: Departure) -> None:
-    """Check that no empty object marks a folder that went: Triton takes it for a model or a version.
+    """Check for empty objects of a removed folder: Triton takes it for a model or a version.
 
     obstore has no way to name such an object, so nothing here can delete it.
 
     Raises:
-        RepositoryError: there is one.
+        RepositoryError: one exists.
     """
     folders = [f"{name}/{version}" for version in departure.versions]
     folders += [name] if departure.whole else []
@@ -85,8 +85,8 @@ def _require_no_markers(store: ObjectClient, name: str, departure: Departure) ->
 
 
 def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:
-    """Check that config.pbtxt, as it is after the mark, does not serve what goes. Take it out if the caller asked for
-    it.
+    """Check that config.pbtxt, as it is after the mark, does not serve the leaving versions. Take it out if the caller
+    asked for it.
     """
     view = departure.view
     found = store.get(f"{view.name}/{CONFIG_FILENAME}")
@@ -122,7 +122,7 @@ def _without(ledger: Ledger, versions: tuple[int, ...]) -> Ledger:
 
 
 def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[str, ...]) -> None:
-    """Delete a version's objects, the manifest first: what is left of it is then plainly no version."""
+    """Delete a version's objects, the manifest first: the rest is then plainly no version."""
     folder = f"{name}/{version}"
     order = sorted(set(files) | {MANIFEST_FILENAME}, key=lambda file: (file != MANIFEST_FILENAME, file))
     store.delete([f"{folder}/{file}" for file in order])
@@ -130,7 +130,7 @@ def _delete_version(store: ObjectClient, name: str, version: int, files: tuple[s
 
 
 def _delete_rest(store: ObjectClient, name: str) -> None:
-    """Delete what is beside the versions of a model that goes. The last is config.pbtxt, which marks the model.
+    """Delete the files beside the versions of a leaving model. The last is config.pbtxt, the mark of the model.
 
     Never if another version was published at the same time.
     """
@@ -142,20 +142,20 @@ def _delete_rest(store: ObjectClient, name: str) -> None:
 
 
 def abandoned_work(ledger: Ledger) -> dict[int, Pending]:
-    """Return what was begun with a model's versions and has no one any more who would end it."""
+    """Return the work begun on a model's versions and abandoned."""
     return {version: entry for version, entry in ledger.pending.items() if is_abandoned(entry)}
 
 
 def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> bool:
-    """End what an interrupted command has begun: a removal is ended, a whole publication settled, another one deleted.
+    """End an interrupted command's work: a removal is ended, a whole publication settled, another one deleted.
 
-    Only what the ledger names is touched, and only where its holder is dead or has not been heard of for long.
+    Only the ledger's entries are touched, and only where its holder is dead or has not been heard of for long.
 
     Args:
         store: store of the repository.
         name: name of the model.
         version: version of the model.
-        seen: what `abandoned_work` says of it.
+        seen: its entry from `abandoned_work`.
 
     Returns:
         False where another process goes on with it.
@@ -192,7 +192,7 @@ def _has_versions(store: ObjectClient, name: str) -> bool:
 
 
 def _still_served(store: ObjectClient, name: str, version: int) -> bool:
-    """Take a version that is being removed out of the policy. Return whether it must stay, as nothing else is served.
+    """Take a version under removal out of the policy. Return whether it must stay, as nothing else is served.
 
     Its manifest is the first deleted: while it is there, the version is whole.
     """
@@ -210,7 +210,7 @@ def _still_served(store: ObjectClient, name: str, version: int) -> bool:
 
 
 def _settle(store: ObjectClient, name: str, version: int) -> bool:
-    """End a publication of which only the last steps are missing. Return whether it was one."""
+    """End a publication without its last steps. Return whether it was one."""
     try:
         manifest = read_manifest(store, name, version)
     except RepositoryError:

@@ -1,4 +1,4 @@
-"""What a store says of its objects: their size, their time, and the mark a compare-and-swap compares."""
+"""A store's facts of its objects: their size, their time, and the mark a compare-and-swap compares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Listing", "Mark", "ObjectFact"]
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """Which content of an object was seen: what a compare-and-swap compares."""
+    """The content of an object seen before: the mark a compare-and-swap compares."""
 
     e_tag: str
     version: str | None = None
@@ -22,7 +22,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectFact:
-    """What a store says of an object.
+    """A store's facts of an object.
 
     Attributes:
         key: relative to the place.
@@ -42,7 +42,7 @@ class Listing:
     """One level.
 
     Attributes:
-        folders: names of what looks like folders.
+        folders: names of apparent folders.
         files: the objects.
         marked: whether an empty object whose key ends in `/` marks the folder itself. Triton takes it for a folder.
     """

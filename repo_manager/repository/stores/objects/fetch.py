@@ -48,13 +48,13 @@ def fetch_version(
         store: store of the repository.
         name: name of the model.
         version: version of the model.
-        target: the folder. Made when it is missing. Files that are there, whole or in part, are kept.
+        target: the folder. Made when it is missing. Files present, whole or in part, are kept.
         names: the files wanted, missing ones are left out. `None`: all. The manifest always comes along.
-        compare: refuse a file that is not as its manifest says. Without it everything is fetched as it is.
-        progress: told the bytes that have arrived.
+        compare: refuse a file different from its manifest. Without it everything is fetched as it is.
+        progress: called with the number of bytes arrived.
 
     Raises:
-        RepositoryError: a file is not what the manifest says, or cannot be fetched.
+        RepositoryError: a file differs from its manifest, or cannot be fetched.
     """
     manifest = read_manifest(store, name, version) if compare else None
     records = {} if manifest is None else manifest.files

@@ -1,4 +1,4 @@
-"""Who works on something in a store, and whether he still does: there is no kernel that would drop his lock."""
+"""Lease records: who holds an object in a store, and whether the holder is alive. No kernel drops a lock here."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any
 __all__ = ["LEASE_S", "Holder", "parse_holder"]
 
 LEASE_S = 900.0
-"""How long a holder that is not heard of counts as alive. A transfer renews its claim after a third of it."""
+"""How long a silent holder counts as alive, in seconds. A transfer renews its claim after a third of it."""
 
 _MOST_S = 2 * LEASE_S
-"""Nobody writes an end that is later, unless his clock is a quarter of an hour ahead. Then it counts as ended."""
+"""Nobody writes a later end, unless their clock is a quarter of an hour ahead. Then it counts as ended."""
 _STARTED_AT = 19  # `starttime` among the fields behind the command's name in /proc/PID/stat.
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """A process that works on something.
+    """A process at work on an object.
 
     Attributes:
         host: its machine's name, for people.
         machine: its boot and its process namespace. The process's id means something only there.
         pid: its process id.
         started: its start time in clock ticks since boot, so a reused id is recognised.
-        token: drawn once a claim.
+        token: random text, new for each claim.
         expires_at: seconds since 1970, 0 when it was released. On another machine nobody holds it later than this, by
             the reader's clock; nor where it is further ahead than anybody's lease reaches.
     """

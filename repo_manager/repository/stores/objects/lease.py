@@ -1,4 +1,4 @@
-"""The right to change what is served of a model, where no kernel keeps a lock: an entry with a holder and an end."""
+"""The right to change a model's served versions, where no kernel keeps a lock: an entry with a holder and an end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ class _HeldError(Exception):
 
 @contextlib.contextmanager
 def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
-    """Hold a model's lease, an entry of its ledger, which is renewed while the block runs.
+    """Hold a model's lease, an entry of its ledger, renewed while the block runs.
 
-    A holder of this machine that is dead is replaced. So is one of another machine that does not renew its lease for a
-    minute while this process looks on: the clocks of two machines may differ, and may jump. All of it is
-    compare-and-swap, so there is one holder at most. It gives a function that returns who else holds it by now, empty
-    while no other process does.
+    A dead holder of this machine is replaced. So is one of another machine whose lease is not renewed for a minute
+    while this process looks on: the clocks of two machines may differ, and may jump. All of it is compare-and-swap, so
+    there is one holder at most. It gives a function for the present other holder, empty while there is none.
 
     Args:
         client: store of the repository.

@@ -1,10 +1,10 @@
-"""What is remembered of one model: numbers given out, deployments, tags, and what is being done right now.
+"""The record of one model: numbers given out, deployments, tags, and work under way.
 
 It is one object in the root, `.repo-manager.MODEL.state`, where Triton ignores objects, changed by compare-and-swap
 only. A version's number is given out by such a change, so exactly one of any number of writers gets it, for ever.
 
-`pending` holds the versions that are being published or removed. They are no versions for anybody until the entry is
-gone: its removal is the moment at which a version exists, or has ceased to.
+`pending` holds the versions being published or removed. They are no versions for anybody until the entry is gone: with
+its removal a version begins to exist, or has ceased to.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _CONTENTION_S = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A version that is being published or removed.
+    """A version being published or removed.
 
     Attributes:
         action: `publish` or `remove`.
         holder: who does it.
-        content: digest of what is published, by which the same command finds its own rest. Empty for a removal.
+        content: digest of the published content. By it the same command finds its own rest. Empty for a removal.
         files: the objects of the version: all a sweep may delete.
-        beside: label files that would come with a model's first version.
+        beside: label files for a model's first version.
         whole: the model is removed with all its versions.
     """
 
@@ -61,8 +61,8 @@ class Ledger:
 
     Attributes:
         state: as for a repository on disk.
-        pending: version -> what is being done with it.
-        lease: who may change what is served right now. `None` when nobody has asked for it.
+        pending: version -> the work under way on it.
+        lease: who may change the served versions right now. `None` when nobody has asked for it.
         mark: the object's content this was read from. `None` when there is none.
     """
 
@@ -90,7 +90,7 @@ def ledger_key(name: str) -> str:
 def read_ledger(store: ObjectClient, name: str) -> Ledger:
     """Read a model's record. An empty one when there is none.
 
-    A repository copied here from a disk brings its `.repo-manager.json`: what that says counts until the model has a
+    A repository copied here from a disk brings its `.repo-manager.json`: its content counts until the model has a
     record of its own.
 
     Raises:

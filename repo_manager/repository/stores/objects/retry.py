@@ -41,7 +41,7 @@ class RetryOptions:
 
 
 class TransientError(Exception):
-    """A request that may succeed when it is sent again.
+    """A failed request. Sent again, it may succeed.
 
     Args:
         message: text of the error.
@@ -56,12 +56,12 @@ class TransientError(Exception):
 def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
     """Call `attempt` until it does not fail transiently, or the deadline is over.
 
-    The wait is drawn evenly between 0 and a bound that doubles ("full jitter"), so many clients refused together do
-    not come back together.
+    The wait is drawn evenly between 0 and a doubling bound ("full jitter"), so many clients refused together do not
+    come back together.
 
     Args:
-        what: for the error: what was tried.
-        attempt: raises `TransientError` for what may succeed later. Everything else ends it.
+        what: for the error: the action tried.
+        attempt: makes the request. A `TransientError` from it leads to another try. Everything else ends it.
         options: number of attempts, waits and deadline.
 
     Raises:
@@ -87,14 +87,14 @@ def retried(what: str, attempt: Callable[[], R], options: RetryOptions) -> R:
 
 
 def readable(text: str) -> str:
-    """Return a library's message on one line, shortened, without what could be a credential."""
+    """Return a library's message on one line, shortened, without possible credentials."""
     said = text.partition("Debug source:")[0]
     flat = " ".join(_SECRETS.sub(r"\1***", said).split())
     return flat if len(flat) <= _MAX_TEXT else flat[:_MAX_TEXT] + "..."
 
 
 def tls_refusal(text: str) -> tuple[str, str] | None:
-    """Return what is wrong with a connection's TLS and what to do, or `None` where another attempt may succeed."""
+    """Return the fault of a connection's TLS and the remedy, or `None` where another attempt may succeed."""
     if _NO_TLS in text:
         what = "the endpoint does not speak TLS, and its address says https"
         return what, "Write http:// for an endpoint without TLS, or name the port that speaks TLS."

@@ -49,7 +49,7 @@ _MAX_NAME = 255
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What a view was made from: a change is compared with it."""
+    """The sources of a view: a change is compared with them."""
 
     ledger: Ledger
     config: ObjectFact | None
@@ -81,9 +81,9 @@ class ObjectStore:
         return None if found is None else found[0]
 
     def look(self, name: str, *, record: bool = False) -> ModelView:
-        """As `Store.look`: three small requests. What is remembered always comes along.
+        """As `Store.look`: three small requests. The record always comes along.
 
-        The record is read first: a version that appears in between is then one that is being published.
+        The record is read first: a version appearing in between is then one being published.
         """
         place = self.location / name
         if not is_component(name):
@@ -246,7 +246,7 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def lease(self, name: str, *, timeout_s: float) -> Iterator[Callable[[], str]]:
-        """As `Store.lease`: an entry with a holder and an end, which is renewed while the block runs."""
+        """As `Store.lease`: an entry with a holder and an end, renewed while the block runs."""
         with object_lease(self.client, name, timeout_s=timeout_s) as other:
             yield other
 
@@ -279,7 +279,7 @@ def _level(listing: Listing) -> Level:
 
 
 def _work(ledger: Ledger) -> tuple[Work, ...]:
-    """Say what is being done with versions, and whether its doer is gone."""
+    """Describe the work under way on versions, and whether its process is gone."""
     found = []
     for version, entry in sorted(ledger.pending.items()):
         doing = "published" if entry.action == "publish" else "removed"

@@ -30,14 +30,15 @@ def upload_files(
     Args:
         store: store of the repository.
         folder: where to, relative to the repository.
-        files: name below the folder -> the file and what it held when it was measured.
-        progress: told the bytes that are there.
+        files: name below the folder -> the file, with its size and digest.
+        progress: called with the number of bytes arrived.
 
     Returns:
-        The names that were there already.
+        The names present already.
 
     Raises:
-        RepositoryError: the store refuses, a file changed at the same time, or what arrived is not what was sent.
+        RepositoryError: the store refuses, a file changed at the same time, or the arrived bytes differ from the sent
+            ones.
     """
     small = {name: each for name, each in files.items() if each[1].whole}
     large = {name: each for name, each in files.items() if not each[1].whole}
@@ -129,7 +130,7 @@ def read_parts(store: ObjectClient, key: str, fact: ObjectFact, start: int = 0) 
     Args:
         store: store of the repository.
         key: path below the repository's root.
-        fact: what was seen of it. Another content in its place is an error.
+        fact: its size and mark seen before. Another content in its place is an error.
         start: the first byte wanted.
     """
     size, step = fact.size_bytes, store.options.part_bytes
@@ -161,13 +162,13 @@ def save_object(
     Args:
         store: store of the repository.
         key: path below the repository's root.
-        fact: what was seen of it.
+        fact: its size and mark seen before.
         target: the file. It may hold the beginning already.
-        expected: what it must be. `None` when unknown.
-        resume: whether what is in `target` is of the same content. `None`: where `expected` can prove it.
+        expected: size and digest it must have. `None` when unknown.
+        resume: whether the bytes in `target` are of the same content. `None`: where `expected` can prove it.
 
     Raises:
-        RepositoryError: it is not what was expected. `target` is then removed.
+        RepositoryError: its size or digest is another one. `target` is then removed.
         OSError: it cannot be written.
     """
     digest, found = hashlib.sha256(), 0
