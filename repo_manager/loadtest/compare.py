@@ -58,7 +58,7 @@ class ComparePlan:
     Attributes:
         pairs: pairs of blocks, one of A and one of B each. At least 6.
         block_s: measured length of a block.
-        settle_s: load before it that is not measured.
+        settle_s: seconds of load before it, not measured.
         seed: of the order of the blocks and of the resampling.
     """
 
@@ -85,9 +85,9 @@ class CompareProgress:
     """Told after each pair of blocks.
 
     Attributes:
-        label: what is compared now: `batch size 8`, and with a control its name.
-        pairs_done: of this comparison.
-        pairs: of this comparison.
+        label: name of the comparison under way: `batch size 8`, and with a control its name.
+        pairs_done: pairs of blocks measured so far in this comparison.
+        pairs: pairs of blocks this comparison takes.
         remaining_s: estimate for this comparison and those after it.
     """
 
@@ -102,10 +102,10 @@ class Comparison(Summarized):
     """A whole comparison.
 
     Attributes:
-        verdict: one sentence. "no difference shown" when that is so.
+        verdict: one sentence. "no difference shown" when there is none.
         is_different: whether any number differs.
         ratios: name -> each pair's ratio B/A, in order of time.
-        notes: errors, and what was not reported.
+        notes: errors, and numbers not reported.
         started: UTC, ISO 8601.
         command: the command line. Empty from Python.
         precisions: of A and of B, from their manifests. Empty where they are not known.
@@ -139,7 +139,7 @@ class Comparison(Summarized):
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """What one side needs to run a block."""
+    """Everything one side needs to run a block."""
 
     options: LoadTestOptions
     target: Target
@@ -160,7 +160,7 @@ def compare(
 
     Args:
         a: the reference. Its first concurrency, or else its first rate, is the load of both.
-        b: what is compared with it. May be on another server.
+        b: the side compared with it. May be on another server.
         plan: number and length of the blocks. `None`: the defaults of `ComparePlan`.
         progress: called after each pair of blocks. `None`: nothing is reported.
         following: comparisons after this one, for the estimate of the time left.
@@ -183,7 +183,7 @@ def compare_together(
     """Compare couples (A, B) under load at once: in each block all A run beside each other, or all B.
 
     Args:
-        couples: what is compared with what, each under its own load.
+        couples: the pairs of sides to compare, each under its own load.
         plan: number and length of the blocks. `None`: the defaults of `ComparePlan`.
         progress: called after each pair of blocks. `None`: nothing is reported.
         following: comparisons after this one, for the estimate of the time left.
@@ -257,10 +257,11 @@ def compare_all(
 ) -> tuple[Comparison, ...]:
     """Compare several couples (A, B), each at several batch sizes, one after another.
 
-    What every couple needs is asked of the servers first: a wrong name or batch size ends it before the first block.
+    The facts for every couple are asked of the servers first: a wrong name or batch size ends it before the first
+    block.
 
     Args:
-        couples: what is compared with what.
+        couples: the pairs of sides to compare.
         batch_sizes: samples in a request, in place of each couple's own.
         concurrency: requests in flight, for a couple whose options name no level.
         plan: number and length of the blocks. `None`: the defaults of `ComparePlan`.
@@ -372,7 +373,7 @@ def _numbers(
 
 
 def _notes(blocks: tuple[list[Block], list[Block]], sides: tuple[_Side, _Side]) -> tuple[str, ...]:
-    """Return what a reader must know of the sides. What holds for both is said once."""
+    """Return the notes on the sides. A note true of both is given once."""
     found: dict[str, list[str]] = {}
     for name, side, (facts, options) in zip("AB", blocks, ((s.facts, s.options) for s in sides), strict=True):
         errors = sum(block.errors for block in side)

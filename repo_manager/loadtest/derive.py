@@ -1,4 +1,4 @@
-"""What a measured level's numbers say: whether it is stable, what the server did, how the client fared."""
+"""Conclusions from a measured level's numbers: whether it is stable, the server's part, the client's state."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def spread_of(windows: list[Window]) -> dict[str, float]:
 
 
 def outcome_of(last: list[Window], used: list[Slice], options: LoadTestOptions) -> tuple[str, str]:
-    """Return a level's outcome and the rule that decided it, from its last windows and all it measured.
+    """Return a level's outcome and the deciding rule, from its last windows and all it measured.
 
     Args:
         last: the last windows, in order of time.
-        used: the slices that were measured.
+        used: the measured slices of time.
         options: settings of the load test.
     """
     whole = Slice.merge(used) if used else None
@@ -94,13 +94,13 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
 
     If the server answers a share d less than the rate, the latency rises by about d seconds each second. Three things
     must hold. Fewer requests end than are due, by more than chance explains. The mean latency rises by at least half
-    of the expected rise. The requests are open at the server: a client that is too slow would not have sent them.
+    of the expected rise. The requests are open at the server: a slow client would not have sent them.
 
     Args:
         series: all slices from the start of the load, in order of time.
         used: the measured slices, in order of time.
         rate: requests due a second.
-        in_flight_limit: how many may be open at once. What is due beyond that waits in the client.
+        in_flight_limit: how many may be open at once. Further due requests wait in the client.
     """
     third = len(used) // 3
     if not third:
@@ -127,7 +127,7 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
 
 
 def server_times(before: ModelStatistics, after: ModelStatistics) -> ServerTimes:
-    """Return what happened between two readings of the server's counters. Never negative, also after a reset."""
+    """Return the difference between two readings of the server's counters. Never negative, also after a reset."""
     requests = max(after.requests - before.requests, 0)
     executions = max(after.executions - before.executions, 0)
     inferences = max(after.inferences - before.inferences, 0)
@@ -222,7 +222,7 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
 
 
 def details_of(slices: list[Slice], *, seed: int = 0) -> dict[str, Detail]:
-    """Return what measured slices tell of sequences and of single responses. See `LoadPoint.details`."""
+    """Return the numbers of sequences and of single responses in measured slices. See `LoadPoint.details`."""
     seconds = sum(piece.length_ns for piece in slices) / 1e9
     found = {}
     for name in dict.fromkeys(name for piece in slices for name in piece.details):

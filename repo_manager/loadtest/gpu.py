@@ -32,9 +32,9 @@ class GpuReading:
 
     Attributes:
         energy_j: joules since the driver was loaded, summed.
-        power_w: watts, summed.
-        memory_used_bytes: summed.
-        utilization: mean share of time in which a kernel ran, 0 to 1.
+        power_w: watts, summed over the GPUs.
+        memory_used_bytes: memory in use, summed over the GPUs.
+        utilization: mean share of time with a kernel running, 0 to 1.
     """
 
     energy_j: float | None
@@ -74,7 +74,7 @@ class Nvml:
         return len(self._handles)
 
     def read(self) -> GpuReading:
-        """Return what the GPUs say now."""
+        """Return the GPUs' present readings."""
         energy = [
             self._ask("nvmlDeviceGetTotalEnergyConsumption", handle, ctypes.c_ulonglong) for handle in self._handles
         ]
@@ -123,7 +123,7 @@ def open_nvml() -> Nvml | str:
 
 
 def is_local(host: str) -> bool:
-    """Return whether a host is this machine: an address that can be bound here."""
+    """Return whether a host is this machine: an address this machine can bind."""
     try:
         addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except OSError:
@@ -157,7 +157,7 @@ _TIMEOUT_S = 2.0
 
 
 def parse_metrics(text: str) -> dict[str, list[float]]:
-    """Return metric name -> values over all its label sets, for the GPU metrics that are there."""
+    """Return metric name -> values over all its label sets, for the GPU metrics present."""
     found: dict[str, list[float]] = {}
     for match in _LINE.finditer(text):
         if match.group(1) in _WANTED.values():
@@ -169,7 +169,7 @@ def parse_metrics(text: str) -> dict[str, list[float]]:
 
 
 class MetricsSource:
-    """Samples one server's metrics, and NVML for what they lack. Absence is no error: it is reported as missing.
+    """Samples one server's metrics, and NVML for the missing ones. Absence is no error: it is reported as missing.
 
     Args:
         url: Triton's metrics. `None` when it is not known where they are.
@@ -243,7 +243,7 @@ class MetricsSource:
         )
 
     def _source(self, taken: Mapping[str, float]) -> str:
-        """Say which numbers are NVML's, and whose they are."""
+        """Name the numbers from NVML, and their GPUs."""
         if not taken or not isinstance(self._nvml, Nvml):
             return ""
         titles = ", ".join(_TITLES[name] for name in taken)

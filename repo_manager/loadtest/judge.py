@@ -1,8 +1,8 @@
 """Judges a load test: its gates (`p99<20ms`, `throughput>500`, `errors<0.1%`), and an earlier report as the limit.
 
 A gate passes when the whole 95 % interval of its number is on the right side of the limit, fails when the whole
-interval is on the wrong side, and is inconclusive in between. Then the time that would decide it is estimated, since
-an interval shrinks with the square root of the measured time.
+interval is on the wrong side, and is inconclusive in between. Then the measuring time for a decision is estimated: an
+interval shrinks with the square root of the measured time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 _ALPHA = 0.05
 Over = Literal["every", "some"]
-"""Which levels must hold the gates: all of them, or one."""
+"""The levels that must hold the gates: all of them, or one."""
 
 _GRAMMAR = Grammar(
     {name: Subject(metric.unit) for metric in METRICS if metric.is_gate for name in (metric.key, *metric.aliases)},
@@ -57,10 +57,10 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
     Args:
         report: called with one line per step.
         gates: limits and their metrics.
-        over: `every`: each level must hold them. `some`: one level that holds all of them is enough.
+        over: `every`: each level must hold them. `some`: one level that passes every gate is enough.
 
     Raises:
-        UsageError: a gate is bound to a level that was not measured, or `over` is neither.
+        UsageError: a gate is bound to a level not measured, or `over` is neither.
     """
     if over not in get_args(Over):
         raise UsageError(f"over is {over!r}, expected every or some")
@@ -140,7 +140,7 @@ def _widened(value: float, interval: Interval, looks: int, *, power: int) -> Int
 
 
 def _windows_agree(point: LoadPoint, metric: Metric, limit: float) -> bool:
-    """Return whether every window that makes the row is on the same side of the limit as the others."""
+    """Return whether all windows of the row are on the same side of the limit."""
     values = [metric.of_window(window) for window in point.windows if window.used]
     if not values or any(value is None for value in values):
         return False
@@ -217,13 +217,13 @@ _COMPARED = {Outcome.PASS: "better", Outcome.FAIL: "worse", Outcome.INCONCLUSIVE
 
 @dataclasses.dataclass(frozen=True)
 class LoadComparison:
-    """Two load tests that were measured one after the other.
+    """Two load tests measured one after the other.
 
     Attributes:
-        before: the earlier one, or that of the first version.
+        before: the earlier one, or the first version's.
         after: the other one.
         differences: a row for each number of a baseline at each level both have.
-        notes: what makes them hard to compare: other servers, machines or options.
+        notes: reasons against the comparison: other servers, machines or options.
     """
 
     before: LoadTestReport
@@ -242,14 +242,14 @@ COMPARED_OPTIONS = (
     "request_count",
     "compression",
 )
-"""Options of a load test that change its numbers."""
+"""Options of a load test with an effect on its numbers."""
 
 
 def compare_load_tests(before: LoadTestReport, after: LoadTestReport) -> LoadComparison:
     """Compare two load tests. `compare` measures both together, in pairs, and sees smaller differences.
 
     Args:
-        before: the earlier one, or that of the first version.
+        before: the earlier one, or the first version's.
         after: result of the later load test.
     """
     facts = (
@@ -307,7 +307,7 @@ def _judge_ratio(point: LoadPoint, before: LoadPoint, metric: Metric, tolerance:
 
 
 def _change(worse: float, metric: Metric) -> str:
-    """Say a factor above 1, which is worse, or below as the percentage by which the number itself differs."""
+    """Write a factor above 1 (worse) or below as the percentage by which the number itself differs."""
     share = worse - 1 if metric.lower_is_better else 1 / worse - 1
     if f"{abs(share):.1%}" == "0.0%":
         return "as before"

@@ -41,7 +41,7 @@ def measure_level(
 ) -> LoadPoint:
     """Measure one level on running workers.
 
-    A server that goes away in the middle gives a row with the outcome `failed`.
+    If the server goes away in the middle, the row has the outcome `failed`.
 
     Args:
         pool: the running load workers.

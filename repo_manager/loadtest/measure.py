@@ -1,9 +1,9 @@
 """Measures one load level with the native client: warm-up, windows, the stability rule, the row.
 
-The rule: the last `stable_windows` windows agree when each one's throughput, and each one's mean latency, is
-within `stability` of their average. A window lasts `window_s` and grows, up to ten times that, until 50
-requests ended in it. The row is made of the windows that agreed, or of the last ones when none did. With a fixed
-duration or number of requests the row is made of the whole measured time, and the rule only labels it.
+The rule: the last `stable_windows` windows agree when each one's throughput, and each one's mean latency, is within
+`stability` of their average. A window lasts `window_s` and grows, up to ten times that, until 50 requests ended in it.
+The row is made of the agreeing windows, or of the last ones when none agreed. With a fixed duration or number of
+requests the row is made of the whole measured time, and the rule only labels it.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStop:
-    """What may end a level before its fixed time is over.
+    """A rule to end a level before its fixed time is over.
 
     Attributes:
-        after_windows: numbers of measured windows at which the row so far is looked at.
-        may_decide: told the windows. Whether the row's intervals are worth their making, which takes a CPU a tenth of
-            a second and so disturbs what is measured.
-        is_enough: told that row. Whether no more is needed.
+        after_windows: numbers of measured windows after which the row so far is looked at.
+        may_decide: told the windows. Whether the row's intervals are worth their making, at the cost of a tenth of a
+            second of CPU, a disturbance of the measurement.
+        is_enough: called with the row. Whether no more is needed.
     """
 
     after_windows: frozenset[int]
@@ -79,7 +79,7 @@ class EarlyStop:
 
 @dataclasses.dataclass
 class _OpenWindow:
-    """A window that is being filled. `snapshot` numbers the server's counters at its start."""
+    """A window being filled. `snapshot` numbers the server's counters at its start."""
 
     slices: list[Slice]
     snapshot: int
@@ -269,7 +269,7 @@ class Measurement:
                 self._snapshot()
 
     def point(self) -> LoadPoint:
-        """Make the row of what was measured."""
+        """Make the row of the measurements."""
         if self._open.slices and (self._level.mode == "replay" or not self._windows):
             self._windows.append(self._open.slices)
             self._marks.append(self._open.snapshot)

@@ -1,4 +1,4 @@
-"""Reads load-test reports back, and merges those of generators that loaded one model at the same time."""
+"""Reads load-test reports back, and merges those of several generators under one model at the same time."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = ["merge_reports", "read_report", "report_from_json"]
 
 
 def read_report(path: StrPath) -> LoadTestReport:
-    """Read the JSON that `loadtest --json` or `--report` wrote.
+    """Read the JSON of `loadtest --json` or `--report`.
 
     Raises:
-        InputError: unreadable, no such report, or of a schema that is not understood.
+        InputError: unreadable, no such report, or of an unknown schema.
     """
     path = Path(path)
     try:
@@ -48,7 +48,7 @@ def read_report(path: StrPath) -> LoadTestReport:
 
 
 def report_from_json(document: Any, *, where: str = "the report") -> LoadTestReport:
-    """Return the report that `as_json` made `document` of. Unknown fields are left out.
+    """Return the report behind a `document` of `as_json`. Unknown fields are left out.
 
     Raises:
         InputError: it is none, or of another schema version.
@@ -104,12 +104,12 @@ _OUTCOMES = ("failed", "overloaded", "over_limit", "unstable", "stable")
 
 
 def merge_reports(reports: Sequence[LoadTestReport]) -> LoadTestReport:
-    """Merge reports of load generators that loaded one model at the same time.
+    """Merge reports of load generators run against one model at the same time.
 
     The n-th rows belong together. Rates, requests and requests in flight add up, histograms are merged and percentiles
     taken from the merged ones. The worst outcome is the row's. The server's counters and metrics are the first
-    report's, since every generator read the same ones. Intervals are taken as if what disturbs one generator disturbed
-    all (their distances add up, weighted by requests): what the server does is common to all of them.
+    report's, since every generator read the same ones. Intervals are taken as if a disturbance of one generator
+    disturbed all (their distances add up, weighted by requests): the server is common to all of them.
 
     Raises:
         InputError: no report; another model, configuration or number of rows; rows without a histogram
@@ -152,7 +152,7 @@ def merge_reports(reports: Sequence[LoadTestReport]) -> LoadTestReport:
 
 
 def _check_alike(first: LoadTestReport, other: LoadTestReport, number: int) -> None:
-    """Refuse what cannot be added up.
+    """Refuse reports that cannot be added up.
 
     Raises:
         InputError: another model, version, configuration or number of load levels.
@@ -174,7 +174,7 @@ def _check_alike(first: LoadTestReport, other: LoadTestReport, number: int) -> N
 
 
 def _overlap(points: Sequence[LoadPoint]) -> float | None:
-    """Return the share of the longest measured time in which all measured, or `None` when a row does not say when."""
+    """Return the share of the longest measured time common to all, or `None` when a row has no times."""
     measured = [point for point in points if point.outcome != "failed"]
     if len(measured) < 2:
         return 1.0
@@ -233,7 +233,7 @@ def _merged(points: Sequence[LoadPoint]) -> LoadPoint:
 
 
 def _merged_details(points: Sequence[LoadPoint]) -> dict[str, Detail]:
-    """Add up what was measured of sequences and of single responses. Without intervals."""
+    """Add up the numbers of sequences and of single responses. Without intervals."""
     merged = {}
     for name in dict.fromkeys(name for point in points for name in point.details):
         parts = [point.details[name] for point in points if name in point.details]

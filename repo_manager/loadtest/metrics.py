@@ -23,7 +23,7 @@ class Block:
     """One measured block of a comparison, or all of one side.
 
     Attributes:
-        latencies: of the requests that ended well.
+        latencies: of the successful requests.
         energy_j: joules used. `None` when nothing reports it.
     """
 
@@ -40,7 +40,7 @@ class Export:
 
     Attributes:
         family: of the metric, without the common prefix.
-        scale: from the unit of the number to that of the family.
+        scale: factor from the unit of the number to the family's.
         quantile: value of the label `quantile`. Empty: no such label.
     """
 
@@ -60,7 +60,7 @@ class Metric:
     Attributes:
         key: name in gates, and head of a column.
         title: name in comparisons.
-        unit: of what `get` returns.
+        unit: unit of the number from `get`.
         get: the number of a level. `None` when it was not reported.
         interval: its 95 % interval. `None` without one.
         lower_is_better: whether less of it is better.
@@ -116,7 +116,7 @@ def _percentile(row: Percentile) -> Metric:
 
 
 def _detail_metrics(name: str, title: str) -> tuple[Metric, ...]:
-    """Return the gates of what is measured besides whole requests: `first.p99<50ms`."""
+    """Return the gates on numbers other than whole requests: `first.p99<50ms`."""
 
     def metric(key: str, field: str) -> Metric:
         def get(point: LoadPoint) -> float | None:

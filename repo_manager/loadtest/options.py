@@ -1,4 +1,4 @@
-"""What a load test is asked to do."""
+"""Options of a load test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SHARED_MEMORY = get_args(SharedMemory)
 
 @dataclasses.dataclass(frozen=True)
 class LoadTestOptions:
-    """One load test: where, with which data, at which levels, measured how.
+    """One load test: where, with its data, levels and way of measuring.
 
     Attributes:
         url: `grpc://host:port`, `grpcs://`, `http://`, `https://`, or `host:port` with `protocol`.
@@ -51,54 +51,54 @@ class LoadTestOptions:
         rate: open-loop levels in requests a second, measured after the closed-loop ones.
         arrival: open loop: `constant`, `poisson`, `burst` or `ramp`.
         burst_size: requests in a burst.
-        ramp_from_per_s: rate at which a ramp begins. Its length is the warm-up plus `duration_s`.
+        ramp_from_per_s: requests a second at the beginning of a ramp. Its length is the warm-up plus `duration_s`.
         replay: JSON or CSV file of recorded moments in seconds. One more level, run once.
         until_saturation: double the concurrency, from the first level on (or 1), until throughput saturates.
-        until: search the largest load that holds these gates, upper limits that more load makes harder. The search is
-            over the concurrency, or over the rate when `rate` is given. One level is where it begins, several bound
+        until: search the largest load that holds these gates, upper limits, harder to hold under more load. The search
+            is over the concurrency, or over the rate when `rate` is given. One level is where it begins, several bound
             it. `duration_s` is then the longest a level takes.
-        resolution: the search ends when the load that holds and the one that does not are this close, as a share.
+        resolution: the search ends when the passing load and the failing one are this close, as a share.
         batch_size: samples in a request. Needs a model with a batch axis when above 1.
         shapes: input name -> shape without the batch axis, for dynamic dimensions.
         data: .npz, .npy, perf_analyzer JSON, an image, or a folder of images with the inputs. `None` makes random
             ones.
         distinct: how many different requests are sent in rotation.
-        allow_zeros: accept input data that is all zeros.
+        allow_zeros: accept input data of zeros only.
         int_range: random integers are drawn from `[low, high)`.
-        int_ranges: input name -> the same for that input, where more is known of it (rows of a table, a mask).
+        int_ranges: input name -> the same for that input, with better knowledge of it (rows of a table, a mask).
         seed: of everything random.
-        warmup_s: load that is not measured, before each level.
+        warmup_s: seconds of load before each level, not measured.
         window_s: length of a measuring window.
         stable_windows: how many consecutive windows must agree.
         stability: largest deviation of a window from their mean, as a share.
-        max_windows: windows after which a level that never agreed is called unstable.
+        max_windows: number of windows after which a level without agreement is called unstable.
         duration_s: measure for a fixed time instead of until stable.
         request_count: measure a fixed number of requests instead.
         client: `native`, `perf_analyzer`, or `auto` (native).
         workers: processes of the native client. `None` takes one per four CPUs.
         connections: gRPC connections of each worker.
-        max_in_flight: open loop: requests open at once. What is due beyond waits and its waiting is latency.
+        max_in_flight: open loop: requests open at once. Further due requests wait, and their waiting is latency.
         timeout_s: a request without an answer for this long is an error. A connection, and a question about the model,
             takes no longer either.
         metrics_url: Triton's metrics (`http://host:8002/metrics`). `None` tries port 8002 of the same host.
         access: headers, token and TLS files of the connections.
         shared_memory: `none`: inputs travel in each request. `system`: they are in POSIX shared memory registered with
-            the server, which must be on this machine, so do outputs whose size is known.
-        start_at: moment of the Unix clock, in seconds, at which the load begins, so several machines begin together.
-            `None` begins at once.
+            the server on this machine, and so are outputs of known size.
+        start_at: begin of the load by the Unix clock, in seconds, so several machines begin together. `None` begins at
+            once.
         image: how images become inputs: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value.
         compression: of requests: `none`, `gzip` or `deflate`. Over HTTP the answers are compressed, too.
-        parameters: of each request, such as `priority` and `timeout` (microseconds), or what the backend reads.
-        sequences: open loop, sequence models: live sequences, among which the requests go round. In a closed loop the
+        parameters: of each request, such as `priority` and `timeout` (microseconds), or others for the backend.
+        sequences: open loop, sequence models: live sequences. The requests go round among them. In a closed loop the
             concurrency is the number of live sequences.
         sequence_length: requests of a sequence: `20`, `10:30` (each equally likely) or `mean:20` (geometric). `None`
             sends recorded sequences whole, and random ones of 16 to 24 requests.
-        streaming: gRPC: send the requests of each live sequence, or of each place in flight, on a stream that stays
-            open. `False` sends each request to a decoupled model as a call of its own. `None` keeps streams open for
+        streaming: gRPC: send the requests of each live sequence, or of each place in flight, on a lasting stream.
+            `False` sends each request to a decoupled model as a call of its own. `None` keeps streams open for
             decoupled models only.
         recorded: requests to send where there is no `data`, batch axis included: of a sequence model one recorded
             sequence, else samples.
-        fallback: requests that are sent instead, as `recorded` ones, when the model refuses random ones.
+        fallback: requests to send instead, as `recorded` ones, when the model refuses random ones.
         command: the command line, quoted in the report.
     """
 
@@ -164,7 +164,7 @@ class LoadTestOptions:
 
     @property
     def tls(self) -> TlsFiles | None:
-        """What an encrypted connection needs. `None` when the URL's scheme asks for none."""
+        """The parts of an encrypted connection. `None` when the URL's scheme asks for none."""
         return self.access.tls if self.url.startswith(("grpcs://", "https://")) else None
 
     @property
@@ -184,7 +184,7 @@ class LoadTestOptions:
 
     @property
     def path(self) -> str:
-        """What comes before `/v2` in a request's path: of a server behind a gateway, else empty."""
+        """The part of a request's path before `/v2`: of a server behind a gateway, else empty."""
         return Endpoint.parse(self.server_url).path
 
 

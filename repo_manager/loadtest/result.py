@@ -1,4 +1,4 @@
-"""The frozen results of a load test. Integer nanoseconds for what was measured, seconds for lengths of time."""
+"""The frozen results of a load test. Measured times are integer nanoseconds, lengths of the test seconds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Intervals(Quantiles[Interval]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latency(Quantiles[int]):
-    """Latencies of the requests that ended well, in nanoseconds. `None` where the client does not report it."""
+    """Latencies of the successful requests, in nanoseconds. `None` where the client does not report it."""
 
     mean_ns: float | None = None
     std_ns: float | None = None
@@ -67,7 +67,7 @@ class Latency(Quantiles[int]):
 
 @dataclasses.dataclass(frozen=True)
 class Detail:
-    """What was measured of sequences, or of single responses.
+    """The numbers of sequences, or of single responses.
 
     Attributes:
         count: how many ended in the measured time: sequences, first responses, or further ones.
@@ -112,7 +112,7 @@ class ServerTimes:
     Attributes:
         mean_batch: inferences per execution of the model. `None` without an execution.
         cache_hits: requests answered from the response cache.
-        batches: batch size -> executions of that size.
+        batches: batch size -> executions of this size.
         parts: of an ensemble, the same of each model it is made of, anyone who asked it in that time.
     """
 
@@ -132,7 +132,7 @@ class ServerTimes:
 
 @dataclasses.dataclass(frozen=True)
 class GpuUse:
-    """What the server's metrics, or NVML, say of GPUs in the measured windows. `None` and in `missing` if absent.
+    """Readings of GPUs in the measured windows, by the server's metrics or NVML. `None` and in `missing` if absent.
 
     Attributes:
         utilization: mean share of time, 0 to 1, over GPUs and samples.
@@ -140,8 +140,8 @@ class GpuUse:
         power_w: mean of the sum over the GPUs.
         energy_j: joules used between the first and the last sample, summed over the GPUs.
         energy_per_inference_j: `energy_j` by inferences in the same time.
-        missing: what neither the server nor NVML reports, and why that may be.
-        source: which of the numbers are NVML's. Empty when all are the server's.
+        missing: numbers reported neither by the server nor by NVML, and the likely reason.
+        source: the numbers from NVML. Empty when all are the server's.
     """
 
     utilization: float | None = None
@@ -154,23 +154,23 @@ class GpuUse:
 
 
 BUSY_SHARE = 0.9
-"""CPU share of a worker above which the client limits the numbers."""
+"""Limit of a worker's CPU share: above it the client limits the numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClientUse:
-    """What the load client needed for itself.
+    """The load client's own use of the machine.
 
     Attributes:
         name: `native` or `perf_analyzer`.
-        workers: processes.
+        workers: number of worker processes.
         cpu_share: CPU time by wall time and worker. 1 is a whole CPU each. `None`: unknown.
         cpu_us_per_request: CPU microseconds a request.
-        run_queue_share: share of time in which a worker could run and had no CPU (scheduling delay).
+        run_queue_share: share of time a worker was ready to run and had no CPU (scheduling delay).
         late_share: open loop: share of the sends more than 0.5 ms after their scheduled moment.
         max_late_ns: open loop: the largest such delay.
         bottleneck: the client, not the server, limited the numbers.
-        note: why, or what else to know.
+        note: the reason, or another remark.
     """
 
     name: str
@@ -191,7 +191,7 @@ class ClientUse:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesPoint:
-    """One slice of time: what the latency was when. `measured`: inside a used window."""
+    """One slice of time, with its latency. `measured`: inside a used window."""
 
     t_s: float
     throughput_per_s: float
@@ -210,9 +210,9 @@ class LoadPoint:
         level: requests in flight, requests a second, or the mean rate of the replayed schedule.
         outcome: `stable`, `unstable` (the windows never agreed), `overloaded` (the queue of an open loop
             grows), `over_limit` (the client stopped at a latency limit) or `failed` (nothing to measure).
-        reason: the rule that decided the outcome, with its numbers.
+        reason: the rule behind the outcome, with its numbers.
         duration_s: length of the measured time.
-        requests: ended well in that time.
+        requests: successful requests in the measured time.
         throughput_per_s: inferences (requests times batch size) a second.
         curve: (quantile, nanoseconds) pairs.
         histogram: of all measured latencies, without loss, mergeable. `None` when the client only reports percentiles.
@@ -259,7 +259,7 @@ class LoadPoint:
 
     @property
     def error_share(self) -> float | None:
-        """Errors by all requests that ended. `None` when none did."""
+        """Errors divided by all finished requests. `None` when none did."""
         ended = self.requests + self.errors
         return self.errors / ended if ended else None
 
@@ -272,8 +272,8 @@ class SearchStep:
         level: requests in flight, or requests a second.
         label: as `LoadPoint.label`.
         decision: `holds`, `fails` or `undecided`.
-        reason: the gate that decided, with its numbers.
-        seconds: measured until it was decided.
+        reason: the deciding gate, with its numbers.
+        seconds: seconds measured until the decision.
     """
 
     level: float
@@ -285,16 +285,16 @@ class SearchStep:
 
 @dataclasses.dataclass(frozen=True)
 class LoadSearch:
-    """The search for the largest load that holds gates.
+    """The search for the largest load within gates.
 
     Attributes:
         gates: as they were given.
-        mode: what was searched: `concurrency` or `rate`.
+        mode: kind of load searched: `concurrency` or `rate`.
         outcome: `pass` (found), `fail` (no load holds) or `inconclusive`.
         reason: the answer in one sentence.
         holds: the largest level shown to hold every gate. `None` when none is.
-        fails: the smallest level above it that is shown to fail. `None` when none is.
-        steps: every level, in the order in which they were measured.
+        fails: the smallest level above it shown to fail. `None` when none is.
+        steps: every level, in the order of measurement.
         resolution: how close `holds` and `fails` had to come, as a share.
     """
 
@@ -313,12 +313,12 @@ class Progress:
     """Told while a level runs. `point` is set once, when its row is finished.
 
     Attributes:
-        decision: of a search, with `point`: what was decided of the level. Empty otherwise.
+        decision: of a search, with `point`: the decision on the level. Empty otherwise.
         elapsed_s: since the level's start, the warm-up included.
         windows: measured so far.
         remaining_s: until the level ends for certain. It may be stable earlier.
         spread: how far the last windows are from agreeing, as a share. `None` before there are enough.
-        allowed: the spread at which they agree.
+        allowed: largest spread of agreeing windows.
     """
 
     label: str
@@ -347,8 +347,8 @@ class LoadTestReport(Summarized):
 
     Attributes:
         schema_version: of this document. Raised when a field changes its meaning or goes away.
-        knee: label of the knee of the closed-loop levels and the rule that found it. `None` when there is none.
-        notes: what a reader must know (a response cache, inputs in rotation, ...).
+        knee: label of the knee of the closed-loop levels, and the rule behind it. `None` when there is none.
+        notes: remarks for a reader (a response cache, inputs in rotation, ...).
         environment: the client's machine and versions.
         started: UTC, ISO 8601.
         search: for the largest load. `None` when none was asked for.

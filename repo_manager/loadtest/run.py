@@ -44,7 +44,7 @@ class LoadTestInterrupted(KeyboardInterrupt):
     """Ctrl-C during a load test.
 
     Attributes:
-        report: what was measured until then.
+        report: the levels measured until then.
     """
 
     def __init__(self, report: LoadTestReport) -> None:
@@ -60,14 +60,14 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
 
     Returns:
-        One row a level. A level that failed is a row with the outcome `failed`, not an exception.
+        One row a level. A failed level is a row with the outcome `failed`, not an exception.
 
     Raises:
         UsageError: the options do not fit the model.
         InputError: the input data is bad.
         ServerUnreachableError: no answer from the server before the first level.
         ServerRefusedError: unknown model or version.
-        LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`). With the report of what was measured.
+        LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`). With the report so far.
     """
     with connect(options) as target:
         return _run(options, target, progress)
@@ -210,7 +210,7 @@ def _levels(
 
 
 def _planned(options: LoadTestOptions, points: list[LoadPoint]) -> Iterator[Level]:
-    """Yield the levels. `points` are the rows so far, which decide how long a search for saturation goes on."""
+    """Yield the levels. `points` are the rows so far. They decide how long a search for saturation goes on."""
     if options.until_saturation:
         concurrency = options.concurrency[0] if options.concurrency else 1
         while concurrency <= _MAX_SATURATION_CONCURRENCY:

@@ -1,12 +1,12 @@
-"""Searches the largest load that holds gates: bisection, each level measured only until its intervals decide.
+"""Searches the largest load within gates: bisection, each level measured only until its intervals decide.
 
-The gates are upper limits that more load makes harder, so the levels that hold are below those that do not. From the
-first level on the load doubles until one does not hold (or halves until one does). Then the gap is halved until both
-sides are within the resolution, or are neighbours. A level is looked at a few times while it runs, at growing
-distances. It ends early when a gate fails, or when every gate holds and the windows agree. The intervals are widened
-so that all looks at a level together are wrong in 5 % of the cases. A level its whole time does not decide is
-`undecided`: the search goes on below it for what is shown to hold, and above it for what is shown to fail. The load
-that is found is measured once more for its whole time. When it does not hold then, the search goes on below it.
+The gates are upper limits, harder to hold under more load, so passing levels are below failing ones. From the first
+level on the load doubles until one does not hold (or halves until one does). Then the gap is halved until both sides
+are within the resolution, or are neighbours. A level is looked at a few times while it runs, at growing distances. It
+ends early when a gate fails, or when every gate holds and the windows agree. The intervals are widened so that all
+looks at a level together are wrong in 5 % of the cases. A level its whole time does not decide is `undecided`: the
+search goes on below it for a level shown to hold, and above it for one shown to fail. The load found is measured once
+more for its whole time. When it does not hold then, the search goes on below it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Measure = Callable[[Level, EarlyStop | None], LoadPoint]
 
 @dataclasses.dataclass(frozen=True)
 class LoadSpace:
-    """The loads among which the largest is searched.
+    """The loads to search for the largest.
 
     Attributes:
         mode: `concurrency` (whole numbers) or `rate` (requests a second).
@@ -58,7 +58,7 @@ class LoadSpace:
         lowest: the smallest level tried.
         highest: the largest level tried.
         arrival: how the requests of a rate come.
-        resolution: the share of the smaller level by which two levels differ when no third one is tried between them.
+        resolution: share of the smaller level. Between two levels closer than this, no third one is tried.
     """
 
     mode: str
@@ -70,7 +70,7 @@ class LoadSpace:
 
     @classmethod
     def of(cls, options: LoadTestOptions) -> LoadSpace:
-        """Return the space that options ask for: one level is where it begins, several bound it."""
+        """Return the space of the options: one level is its beginning, several bound it."""
         mode, given = ("rate", options.rate) if options.rate else ("concurrency", options.concurrency or (1,))
         start, largest = float(min(given)), float(max(given))
         is_bounded = len(given) > 1
@@ -98,10 +98,10 @@ class LoadSpace:
 
 
 def check_gates(gates: Sequence[Gate]) -> None:
-    """Check that a load can be searched by the gates.
+    """Check whether a load can be searched by the gates.
 
     Raises:
-        UsageError: one is bound to a level, or is no upper limit of a number that grows with the load.
+        UsageError: one is bound to a level, or is no upper limit of a number growing with the load.
     """
     for gate in gates:
         if gate.level is not None:
@@ -116,7 +116,7 @@ def check_gates(gates: Sequence[Gate]) -> None:
 
 
 def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) -> Iterator[tuple[LoadPoint, SearchStep]]:
-    """Measure level after level until the largest load that holds `options.until` is known or cannot be.
+    """Measure level after level until the largest load within `options.until` is known, or cannot be known.
 
     Args:
         space: the loads to search, and the first one.
@@ -124,7 +124,7 @@ def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) ->
         measure: measures one level until the early stop says it is enough. For its whole time without one.
 
     Yields:
-        Each level's row and decision, in the order in which they were measured. A level on which no request ended
+        Each level's row and decision, in the order of measurement. A level on which no request ended
         well is the last: the server has failed.
     """
     steps: list[SearchStep] = []
@@ -145,7 +145,7 @@ def search_load(space: LoadSpace, options: LoadTestOptions, measure: Measure) ->
 
 
 def _unconfirmed(steps: Sequence[SearchStep], longest_s: float) -> float | None:
-    """Return the largest load that holds when its decision is one of a part of the time only."""
+    """Return the largest passing load when its decision comes from a part of the time only."""
     holds, _, _ = _bracket(steps)
     is_whole = any(step.level == holds and step.seconds > _WHOLE_SHARE * longest_s for step in steps)
     return None if is_whole else holds
@@ -157,7 +157,7 @@ def longest_level_s(options: LoadTestOptions) -> float:
 
 
 def early_stop(options: LoadTestOptions) -> EarlyStop:
-    """Return when a level of the search is looked at, and what ends it."""
+    """Return the moments to look at a level of the search, and the rule to end it."""
     longest_s = longest_level_s(options)
     windows = max(round(longest_s / min(options.window_s, longest_s / options.stable_windows)), 1)
     looks, following = [], [2, 3]
@@ -183,7 +183,7 @@ def early_stop(options: LoadTestOptions) -> EarlyStop:
 
 
 def decided(point: LoadPoint, gates: Sequence[Gate], looks: int) -> tuple[Outcome, str]:
-    """Return what a level's numbers say of all gates together, and the gates that say so.
+    """Return the decision of a level's numbers on all gates together, and the deciding gates.
 
     Args:
         point: row of the load level.
@@ -221,7 +221,7 @@ def next_level(space: LoadSpace, steps: Sequence[SearchStep]) -> float | None:
 
 
 def _without_hold(space: LoadSpace, steps: Sequence[SearchStep]) -> float | None:
-    """Return the next level while none holds: below what fails, above what is undecided for want of requests."""
+    """Return the next level while none passes: below a failing one, above one undecided for want of requests."""
     lowest, highest = (pick(steps, key=lambda step: step.level) for pick in (min, max))
     if highest.decision == UNDECIDED and highest.level < space.highest:
         return min(highest.level * 2, space.highest)
@@ -236,12 +236,12 @@ def _smaller(space: LoadSpace, size: float) -> float:
 
 
 def _latest(steps: Sequence[SearchStep]) -> list[SearchStep]:
-    """Return the steps that count: of a level measured again, the last one."""
+    """Return the steps to count: of a level measured again, the last one."""
     return list({step.level: step for step in steps}.values())
 
 
 def _bracket(steps: Sequence[SearchStep]) -> tuple[float | None, float | None, list[float]]:
-    """Return the largest level that holds, the smallest above it that fails, and the undecided ones between."""
+    """Return the largest passing level, the smallest failing one above it, and the undecided ones between."""
     steps = _latest(steps)
     holds = max((step.level for step in steps if step.decision == HOLDS), default=None)
     above = [step for step in steps if holds is None or step.level > holds]
@@ -251,10 +251,10 @@ def _bracket(steps: Sequence[SearchStep]) -> tuple[float | None, float | None, l
 
 
 def conclude(space: LoadSpace, gates: Sequence[Gate], steps: Sequence[SearchStep]) -> LoadSearch:
-    """Return what the measured levels say of the largest load.
+    """Return the conclusion of the measured levels on the largest load.
 
     Args:
-        space: the loads that were searched.
+        space: the loads of the search.
         gates: limits and their metrics.
         steps: the measured levels, in order.
     """
@@ -308,6 +308,6 @@ def _answer(
 
 
 def search_verdict(search: LoadSearch, points: Sequence[LoadPoint]) -> Verdict:
-    """Return a search as a verdict: its outcome and the levels that hold. The reasons are in the search itself."""
+    """Return a search as a verdict: its outcome and the passing levels. The reasons are in the search itself."""
     held = {step.level for step in _latest(search.steps) if step.decision == HOLDS}
     return Verdict(Outcome(search.outcome), (), tuple(point.label for point in points if point.level in held))

@@ -1,4 +1,4 @@
-"""What the server says about itself and the model: metadata, configuration, statistics."""
+"""The server's word on itself and the model: metadata, configuration, statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from repo_manager.server.transport import CudaHandle, MemoryKind, ModelMetadata,
 __all__ = ["DEPLOY_FIRST", "ModelStatistics", "Target", "TargetFacts", "connect"]
 
 DEPLOY_FIRST = "Deploy it first"
-"""How the advice for a model that is not served begins."""
+"""The beginning of the advice for a model not served."""
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output", "success", "fail")
 _TIMEOUT_S = 10.0
 _DEEPEST = 16
@@ -97,7 +97,7 @@ class Target:
         self._client.close()
 
     def facts(self) -> TargetFacts:
-        """Return what server and model say about themselves.
+        """Return the server's word on itself and the model.
 
         Raises:
             ServerUnreachableError: no answer.
@@ -136,7 +136,7 @@ class Target:
         )
 
     def statistics(self) -> ModelStatistics:
-        """Return the model's counters, summed over the versions that answer.
+        """Return the model's counters, summed over the answering versions.
 
         Raises:
             ServerError: as `facts`.
@@ -212,10 +212,10 @@ class Target:
 
 
 def _require_types(metadata: ModelMetadata) -> None:
-    """Check that all tensors are of types that requests can be made of.
+    """Check whether requests can be made of all tensors' types.
 
     Raises:
-        ServerRefusedError: one is not.
+        ServerRefusedError: a tensor's type cannot be sent.
     """
     for item in (*metadata.inputs, *metadata.outputs):
         if item.datatype not in NUMPY_OF_TRITON:
@@ -235,7 +235,7 @@ def _input(item: TensorMetadata, max_batch_size: int, optional: set[str]) -> Inp
 
 
 def _hint(options: LoadTestOptions) -> str:
-    """Return what to do about a model that is not served."""
+    """Return the advice for a model not served."""
     # What `compare --control` asks for is there only when somebody made and deployed it.
     is_control = options.model.endswith(("__dense", "__noflag"))
     control = f"`add --control` makes it, `deploy {options.model}` serves it. " if is_control else ""

@@ -22,7 +22,7 @@ _HINT = "It needs an NVIDIA GPU that this process and the server both use. Or le
 
 
 class _Driver:
-    """Calls of CUDA's driver. The first one that fails is an error.
+    """Calls of CUDA's driver. The first failing one is an error.
 
     Raises:
         UsageError: there is no driver, or no GPU.
@@ -40,7 +40,7 @@ class _Driver:
 
         Raises:
             InputError: the GPU has no room.
-            UsageError: it fails.
+            UsageError: the CUDA driver fails otherwise.
         """
         status = int(getattr(self._library, name)(*arguments))
         if not status:
@@ -62,7 +62,7 @@ class CudaMemory:
         key: handle by which a server maps the memory.
 
     Attributes:
-        key: what a server maps it by.
+        key: handle by which a server maps it.
     """
 
     def __init__(self, driver: _Driver, address: int, key: CudaHandle) -> None:
@@ -81,11 +81,11 @@ def cuda_memory(size_bytes: int, device: int = 0) -> Iterator[CudaMemory]:
 
     Args:
         size_bytes: size of the memory in bytes.
-        device: which GPU, as CUDA counts those that CUDA_VISIBLE_DEVICES leaves.
+        device: number of the GPU, as CUDA counts those left by CUDA_VISIBLE_DEVICES.
 
     Raises:
         UsageError: there is no GPU, or it cannot share memory.
-        InputError: it has no room.
+        InputError: the GPU has no room for it.
     """
     driver = _Driver()
     number, context, address = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()

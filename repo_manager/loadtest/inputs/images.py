@@ -1,6 +1,6 @@
 """Images as inputs: read, resized and normalised as the options say, or as a `calibration.yaml` beside them does.
 
-A model that takes encoded images gets the files as they are.
+A model for encoded images gets the files as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READER = "repo_manager.precision.calibration.images"  # brings ONNX Runtime: on
 
 
 def is_images(path: Path) -> bool:
-    """Return whether input data is an image or a folder, which holds images."""
+    """Return whether input data is an image or a folder of images."""
     suffix = path.suffix.lower()
     return path.is_dir() or (suffix not in DATA_SUFFIXES and suffix in require(_READER).IMAGE_SUFFIXES)
 
@@ -42,13 +42,13 @@ def read_images(
     Args:
         path: an image, or a folder (its sub-folders too).
         facts: the model. It has one input.
-        shape: the input's shape without the batch axis that `max_batch_size` adds. `-1` where it is dynamic.
-        given: the options, over what a `calibration.yaml` in the folder says.
+        shape: the input's shape without the batch axis added by `max_batch_size`. `-1` where it is dynamic.
+        given: the options, before the fields of a `calibration.yaml` in the folder.
         limit_bytes: images beyond this many bytes of input are left out.
 
     Raises:
         UsageError: an option is unknown or wrong, or sizes are missing.
-        InputError: no image, one that cannot be read, or a model that takes none.
+        InputError: no image, an unreadable one, or a model without an input for them.
     """
     if len(facts.inputs) != 1:
         names = ", ".join(item.name for item in facts.inputs)
@@ -65,7 +65,7 @@ def image_files(path: Path) -> list[Path]:
     """Return an image, or those of a folder and its sub-folders, in order of name.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder has no image.
     """
     reader = require(_READER)
     files: list[Path] = reader.images_in(path) if path.is_dir() else [path]
@@ -82,11 +82,11 @@ def image_samples(
     Args:
         files: paths of the images.
         item: the input they fill.
-        recipe: `None` for an input that takes a file's content as it is.
+        recipe: `None` for an input of whole files.
         limit_bytes: images beyond this many bytes of input are left out.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: an image cannot be read.
     """
     samples: list[Sample] = []
     size = 0
@@ -121,14 +121,14 @@ def _content(file: Path, item: InputFacts) -> Array:
 
 
 def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRecipe:
-    """Return how an image becomes the input: the options, else `calibration.yaml`, else what the shape says.
+    """Return how an image becomes the input: the options, else `calibration.yaml`, else the shape.
 
     The shape gives the size, the number of channels and the layout. Values are scaled to 0..1, those of integer
     inputs stay 0..255.
 
     Args:
         path: path of the file.
-        item: the input that takes the image.
+        item: the input for the image.
         given: options of the user: resize, color, scale, mean, std, layout.
 
     Raises:
@@ -174,7 +174,7 @@ def _changes(recipe: ImageRecipe, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _stated(path: Path, item: InputFacts) -> ImageRecipe | None:
-    """Return what a `calibration.yaml` in the folder says. `None` without one."""
+    """Return the fields of a `calibration.yaml` in the folder. `None` without one."""
     reader = require(_READER)
     for name in reader.YAML_NAMES:
         file = path / name
@@ -190,7 +190,7 @@ def _stated(path: Path, item: InputFacts) -> ImageRecipe | None:
 
 
 def _guessed(item: InputFacts, layout: str | None) -> ImageRecipe:
-    """Return what the input's shape says of its images."""
+    """Return the layout of the images by the input's shape."""
     shape = item.shape
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] not in (1, -1)):
         raise UsageError(

@@ -24,8 +24,8 @@ def resolve_shapes(facts: TargetFacts, options: LoadTestOptions) -> dict[str, tu
     """Return each input's full shape in a request, batch axis included where the model has one.
 
     Raises:
-        UsageError: a dynamic dimension without a size, a shape that does not fit, an unknown input, a batch size the
-            model does not take.
+        UsageError: a dynamic dimension without a size, an unfit shape, an unknown input, a batch size the model does
+            not take.
     """
     known = {item.name: item for item in facts.inputs}
     for name in options.shapes:
@@ -119,7 +119,7 @@ def make_sequences(facts: TargetFacts, options: LoadTestOptions) -> tuple[list[S
 
 
 def drawn_note(facts: TargetFacts, options: LoadTestOptions) -> str | None:
-    """Say which integer inputs are drawn from ranges of their own. `None` when none is."""
+    """Name the integer inputs with ranges of their own. `None` when none is."""
     integers = [item.name for item in facts.inputs if NUMPY_OF_TRITON[item.datatype].kind in "iu"]
     ranges = {name: options.int_ranges[name] for name in integers if name in options.int_ranges}
     if options.data is not None or options.recorded or not ranges:
@@ -158,7 +158,7 @@ def _size_bytes(item: InputFacts, shape: tuple[int, ...]) -> int:
 
 
 def _random(datatype: str, shape: tuple[int, ...], rng: np.random.Generator, int_range: tuple[int, int]) -> Array:
-    """Draw values: floats standard normal, integers in a small range that also suits indices, short words."""
+    """Draw values: floats standard normal, integers in a small range, fit for indices as well, short words."""
     dtype = NUMPY_OF_TRITON[datatype]
     if datatype == "BYTES":
         numbers = rng.integers(0, 1 << 32, size=shape)

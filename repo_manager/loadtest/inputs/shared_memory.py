@@ -1,7 +1,7 @@
 """Inputs and outputs in memory the server maps, instead of in each request: POSIX shared memory, or a GPU's.
 
-A POSIX region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it. What a killed
-process left is recognised by its lock, which died with it, and removed by the next run.
+A POSIX region is a locked file below /dev/shm. It goes when the load test ends, whatever ends it. The next run
+recognises a killed process's regions by their lock, gone with the process, and removes them.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _output_bytes(item: InputFacts, facts: TargetFacts, options: LoadTestOptions
 
 @dataclasses.dataclass(frozen=True)
 class _PosixMemory:
-    """A piece of POSIX shared memory: what `CudaMemory` is on a GPU."""
+    """A piece of POSIX shared memory, the counterpart of `CudaMemory` on a GPU."""
 
     memory: mmap.mmap
     key: str
@@ -184,7 +184,7 @@ def _register(target: Target, placement: Placement, key: str | CudaHandle, optio
 
 
 def _unregister_stale(target: Target) -> None:
-    """Unregister what killed runs left with the server.
+    """Unregister the regions of killed runs from the server.
 
     Only called when the server has mapped a region of ours: then its /dev/shm is this one.
     """
@@ -195,10 +195,10 @@ def _unregister_stale(target: Target) -> None:
 
 
 def sweep(folder: Path) -> tuple[str, ...]:
-    """Remove the regions of runs that are dead, and return their names.
+    """Remove the regions of dead runs, and return their names.
 
     Args:
-        folder: where the regions are.
+        folder: `/dev/shm`, or another folder with the regions.
     """
     removed = []
     for path in folder.glob(f"{_PREFIX}*"):

@@ -46,12 +46,12 @@ _MEASURED = re.compile(r"^\s*Request (?:concurrency|rate): ", re.M | re.I)
 
 
 def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
-    """Return the binary on PATH (a real one that starts, not pip's stub) or in `cache` (`None`: the user's cache).
+    """Return the binary on PATH (a working one, not pip's stub) or in `cache` (`None`: the user's cache).
 
     The libraries of one on PATH may be in a folder `lib` beside it, also where PATH has a link to it.
 
     Raises:
-        MissingDependencyError: there is neither.
+        MissingDependencyError: neither has one.
     """
     on_path = shutil.which("perf_analyzer")
     why = ""
@@ -84,7 +84,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
         files: folder for its results.
 
     Raises:
-        UsageError: the options ask for what perf_analyzer cannot do.
+        UsageError: the options are beyond perf_analyzer.
     """
     if level.mode == "replay" or level.arrival in ("burst", "ramp"):
         raise UsageError(f"perf_analyzer has no {level.arrival} arrivals", hint="Use --client native.")
@@ -134,7 +134,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
 
 
 def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bool) -> list[str]:
-    """Return what sequences, streams of responses and request parameters need."""
+    """Return the arguments for sequences, streams of responses and request parameters."""
     arguments: list[str] = []
     if facts.sequence:
         low, _, high = (options.sequence_length or DEFAULT_LENGTH).rpartition(":")
@@ -161,7 +161,7 @@ def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bo
 
 
 def _input_arguments(facts: TargetFacts, options: LoadTestOptions) -> list[str]:
-    """Return what says which inputs are sent."""
+    """Return the arguments for the inputs."""
     arguments: list[str] = []
     batch = 1 if facts.max_batch_size > 0 else 0
     shapes = {} if options.data is not None else resolve_shapes(facts, options)
@@ -206,7 +206,7 @@ def _tls_arguments(options: LoadTestOptions) -> list[str]:
 
 
 def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
-    """Return the inputs with the sizes of a request. A dimension that only the data file knows counts as large."""
+    """Return the inputs with the sizes of a request. A dimension known only to the data file counts as large."""
     return [
         dataclasses.replace(
             item,
@@ -223,7 +223,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
     """Run one level, as `command_of` writes it, and return its row in any case.
 
     Raises:
-        UsageError: the options ask for what perf_analyzer cannot do, or it rejected them.
+        UsageError: the options are beyond perf_analyzer, or it rejected them.
         ServerUnreachableError: it reached no server.
     """
     with work_folder("repo-manager-perf-analyzer-") as folder:
@@ -253,7 +253,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
 
 
 def _with_inputs_file(facts: TargetFacts, options: LoadTestOptions, folder: Path) -> LoadTestOptions:
-    """Write the inputs as its JSON: what a file holds, read and checked as for the native client, or drawn integers.
+    """Write the inputs as its JSON: a file's samples, read and checked as for the native client, or drawn integers.
 
     Drawn where integers have ranges of their own: perf_analyzer draws from the whole type. A sequence model's file is
     left to it, with its streams. A recorded sequence is one stream.
@@ -359,7 +359,7 @@ def _server(row: Mapping[str, float], profile: Mapping[str, float]) -> ServerTim
 
 
 def parse_csv(text: str) -> list[dict[str, float]]:
-    """Return the rows of a perf_analyzer CSV (microseconds), by column. Cells that are no numbers are left out.
+    """Return the rows of a perf_analyzer CSV (microseconds), by column. Cells without numbers are left out.
 
     Columns differ between versions and models, so they are found by name. GPU cells (`GPU-...:12`) are left out.
     """
@@ -379,7 +379,7 @@ def parse_csv(text: str) -> list[dict[str, float]]:
 def parse_profile_export(text: str) -> dict[str, float]:
     """Return `requests` and `duration_s` of a profile export, empty when there is none.
 
-    The export holds every request of the run. The ones inside the last three windows are what the row was made of.
+    The export holds every request of the run. The ones inside the last three windows made the row.
     """
     try:
         experiments: list[dict[str, Any]] = json.loads(text).get("experiments", []) if text else []

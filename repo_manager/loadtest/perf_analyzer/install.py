@@ -1,8 +1,8 @@
 """Fetches perf_analyzer by pip alone, into the user's cache.
 
 The package `perf-analyzer` is an empty stub where glibc is older than 2.38. The wheel tritonclient 2.50.0 (manylinux1)
-carries the binary. It needs libb64 (0d) and the CUDA 12 runtime, which come from the wheels nvidia-pytriton (when
-installed) and nvidia-cuda-runtime-cu12. No wheel is installed: only files are taken out of them.
+carries the binary. It needs libb64 (0d) and the CUDA 12 runtime, both from the wheels nvidia-pytriton (when installed)
+and nvidia-cuda-runtime-cu12. No wheel is installed: only files are taken out of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PerfAnalyzer:
         return values
 
     def lacks(self) -> str:
-        """Start it. Return what the loader says it lacks, empty when it starts."""
+        """Start it. Return the loader's list of missing libraries, empty when it starts."""
         done = subprocess.run(
             [str(self.binary), "--version"],
             capture_output=True,
@@ -58,7 +58,7 @@ class PerfAnalyzer:
 
 
 def cached_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer | None:
-    """Return the perf_analyzer that `install_perf_analyzer` put into the cache, `None` when it is not there."""
+    """Return the perf_analyzer from `install_perf_analyzer` in the cache, `None` without one."""
     folder = (cache or cache_directory()) / f"perf_analyzer-{_VERSION}"
     binary = folder / "perf_analyzer"
     return PerfAnalyzer(binary, folder / "lib") if os.access(binary, os.X_OK) else None

@@ -1,4 +1,4 @@
-"""What an open connection of either protocol keeps: its socket, its sink, and its end."""
+"""The state of an open connection of either protocol: its socket, its sink, and its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECEIVE_BYTES = 262_144
 
 
 class WireConnection(abc.ABC):
-    """Base of the two clients: socket, sink, and the end of everything that was open on it.
+    """Base of the two clients: socket, sink, and the end of everything open on it.
 
     Args:
         sock: connected socket in non-blocking mode.
@@ -51,7 +51,8 @@ class WireConnection(abc.ABC):
         self._sock.close()
 
     def _received_now(self) -> bytes | None:
-        """Return what came, or `None` when nothing did or the connection has ended, which is then dealt with."""
+        """Return the bytes received, or `None` without any or after the connection's end. The end is then dealt
+        with."""
         try:
             data = self._sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -65,7 +66,7 @@ class WireConnection(abc.ABC):
         return data
 
     def _forget_open(self) -> None:
-        """Forget the open requests. A subclass drops what it keeps of them."""
+        """Forget the open requests. A subclass drops its own state of them."""
         self.in_flight = 0
 
     def _fail_all(self, message: str) -> None:
@@ -84,10 +85,10 @@ class WireConnection(abc.ABC):
 
     @abc.abstractmethod
     def end_sequences(self) -> int:
-        """Send the last request of every sequence that is open. Returns how many requests that are."""
+        """Send the last request of every open sequence. Return the number of requests."""
 
     def end_streams(self) -> int:
-        """End the streams that are kept open between requests. Returns how many the server has not ended yet."""
+        """End the streams kept open between requests. Returns how many the server has not ended yet."""
         return 0
 
     @abc.abstractmethod
@@ -100,12 +101,12 @@ class WireConnection(abc.ABC):
 
     @abc.abstractmethod
     def flush(self) -> None:
-        """Write what was submitted."""
+        """Write the submitted requests."""
 
     @abc.abstractmethod
     def on_readable(self) -> None:
-        """Read and handle what the server sent."""
+        """Read and handle the server's bytes."""
 
     @abc.abstractmethod
     def expire(self, now_ns: int) -> None:
-        """Fail the requests that are older than the time-out."""
+        """Fail the requests older than the time-out."""

@@ -1,7 +1,7 @@
-"""What the two wire clients (gRPC over HTTP/2, HTTP/1.1) have in common: address, messages and sink.
+"""The common parts of the two wire clients (gRPC over HTTP/2, HTTP/1.1): address, messages and sink.
 
-Both write frames that were built once, on non-blocking sockets that one `epoll` loop drives. No request object,
-no future and no coroutine exists per request: that is what keeps the client below 20 us of CPU a request.
+Both write frames built once, on non-blocking sockets driven by one `epoll` loop. No request object, no future and no
+coroutine exists per request: this keeps the client below 20 µs of CPU a request.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str, timer: 
 
 
 class TlsSocket:
-    """A TLS socket that behaves as a plain non-blocking one: `BlockingIOError` when it would have to wait.
+    """A TLS socket in the manner of a plain non-blocking one: `BlockingIOError` when it would have to wait.
 
-    What OpenSSL has already decrypted does not wake an `epoll`, so `recv` never leaves any of it behind.
+    Bytes already decrypted by OpenSSL do not wake an `epoll`, so `recv` never leaves any of it behind.
     """
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
@@ -75,7 +75,7 @@ class TlsSocket:
         self._sock.close()
 
     def recv(self, size_bytes: int) -> bytes:
-        """Return what came, at least `size_bytes` if that much is there. Empty at the end.
+        """Return the bytes received, at least `size_bytes` if so many are there. Empty at the end.
 
         Raises:
             BlockingIOError: nothing came.
@@ -223,7 +223,7 @@ class Sink(Protocol):
 
 
 class Connection(Protocol):
-    """One TCP connection that requests can be put on."""
+    """One TCP connection for requests."""
 
     in_flight: int
     usable: bool
@@ -239,13 +239,13 @@ class Connection(Protocol):
         """Put requests on the wire. Latency counts from `starts_ns`, or from the write when `None`."""
 
     def flush(self) -> None:
-        """Write what was submitted."""
+        """Write the submitted requests."""
 
     def on_readable(self) -> None:
-        """Read and handle what the server sent."""
+        """Read and handle the server's bytes."""
 
     def expire(self, now_ns: int) -> None:
-        """Fail the requests that are older than the time-out."""
+        """Fail the requests older than the time-out."""
 
     def close(self) -> None:
         """Close the socket. Tells nobody."""
@@ -288,7 +288,7 @@ def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
 
 
 def _resolved(endpoint: Endpoint, timer: Timer) -> tuple[int, Any]:
-    """Return family and address of the server. Of several addresses, the first one that takes a connection."""
+    """Return family and address of the server. Of several addresses, the first one to take a connection."""
     found = resolve(endpoint.host, endpoint.port, timer)
     for family, address in found[:-1]:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -340,7 +340,7 @@ class TcpStream:
         return bool(self._waiting)
 
     def write(self, buffers: list[bytes | memoryview], size_bytes: int) -> None:
-        """Send the buffers now, or keep what the socket does not take.
+        """Send the buffers now, or keep the rest the socket does not take.
 
         Raises:
             OSError: the peer is gone.
@@ -357,7 +357,7 @@ class TcpStream:
             self._want_write(True)
 
     def write_whole(self, data: bytes) -> None:
-        """Send one buffer now, or keep what the socket does not take.
+        """Send one buffer now, or keep the rest the socket does not take.
 
         Raises:
             OSError: the peer is gone.

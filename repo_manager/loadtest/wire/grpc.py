@@ -53,7 +53,7 @@ def _prefixed(endpoint: Endpoint) -> tuple[bytes, ...]:
 
 
 class GrpcConnection(WireConnection):
-    """One HTTP/2 connection that carries unary calls of one gRPC method.
+    """One HTTP/2 connection for unary calls of one gRPC method.
 
     Args:
         sock: connected socket in non-blocking mode.
@@ -90,7 +90,7 @@ class GrpcConnection(WireConnection):
         return self._peer.max_streams - self.in_flight if self.usable and self.ready else 0
 
     def _build_frames(self) -> None:
-        """Prebuild what does not change between requests. Again when the server's SETTINGS change it."""
+        """Prebuild the constant parts of requests. Again when the server's SETTINGS change it."""
         self._headers_prefix = frame(HEADERS, _END_HEADERS, 0, self._block)[:5]
         whole: list[tuple[bytes, bytes, int]] = []
         for message in self._messages:
@@ -139,13 +139,13 @@ class GrpcConnection(WireConnection):
         self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Queue what the flow control allows of the messages that wait."""
+        """Queue as much of the waiting messages as the flow control allows."""
         buffers, size = self._flow.frames()
         self._out += buffers
         self._out_bytes += size
 
     def flush(self) -> None:
-        """Write what was queued, and stamp the requests that count from their write."""
+        """Write the queue, and stamp the requests timed from their write."""
         if not self._out:
             return
         if self._unstamped:
@@ -163,11 +163,11 @@ class GrpcConnection(WireConnection):
         self._starts.update(dict.fromkeys(numbers, now_ns))
 
     def _answered(self, starts_ns: list[int], now_ns: int) -> int:
-        """Tell the sink of calls that ended well. Returns how many it wants next."""
+        """Tell the sink of successful calls. Returns how many it wants next."""
         return self._sink.completed(self, [now_ns - start_ns for start_ns in starts_ns], now_ns)
 
     def _dropped(self, start_ns: int) -> None:
-        """A call ended badly: a subclass forgets what it knows of it."""
+        """A call ended badly: a subclass forgets its state of it."""
 
     def take_lanes(self, lanes: list[Lane]) -> None:
         """A plain connection has none: see `TrackedGrpcConnection`."""
@@ -177,7 +177,7 @@ class GrpcConnection(WireConnection):
         return 0
 
     def on_readable(self) -> None:
-        """Read and handle what the server sent."""
+        """Read and handle the server's bytes."""
         data = self._received_now()
         if data is None:
             return
@@ -194,7 +194,7 @@ class GrpcConnection(WireConnection):
             self.flush()
 
     def _read_frames(self, data: bytes) -> list[int]:
-        """Handle every complete frame, keep the rest, return the starts of calls that ended well."""
+        """Handle every complete frame, keep the rest, return the starts of successful calls."""
         ended: list[int] = []
         position, end = self._skip, len(data)
         if position > end:
@@ -242,10 +242,10 @@ class GrpcConnection(WireConnection):
         return ended
 
     def _on_data(self, number: int, payload: bytes) -> None:
-        """Take a piece of a call's responses. Only told to a subclass that wants it."""
+        """Take a piece of a call's responses. Only told to an interested subclass."""
 
     def _end_call(self, number: int, block: bytes, flags: int, ended: list[int]) -> None:
-        """Handle trailers that were not seen before, or that carry an error."""
+        """Handle trailers not seen before, or with an error."""
         problem = self._blocks.read(block, flags)
         start = self._starts.pop(number, None)
         self._flow.forget(number)
@@ -259,7 +259,7 @@ class GrpcConnection(WireConnection):
             self._again(self._sink.failed(self, 1, problem, time.monotonic_ns()))
 
     def _again(self, count: int) -> None:
-        """Queue what the sink asks for. More than the server allows would be refused, so part is given back."""
+        """Queue the sink's requests. More than the server allows would be refused, so part is given back."""
         if count > 0:
             allowed = min(count, self.free_slots())
             self.submit(allowed)
@@ -325,7 +325,7 @@ class GrpcConnection(WireConnection):
         self._out_bytes += len(data)
 
     def expire(self, now_ns: int) -> None:
-        """Cancel and fail the streams that are older than the time-out (the oldest come first)."""
+        """Cancel and fail the streams older than the time-out (the oldest come first)."""
         expired: list[int] = []
         for number, start in self._starts.items():
             if now_ns - start <= self._timeout_ns:

@@ -32,7 +32,7 @@ _END_MARK = 256
 
 
 class HpackError(ValueError):
-    """A header block that breaks RFC 7541."""
+    """A header block in breach of RFC 7541."""
 
 
 def _codes() -> dict[tuple[int, int], int]:

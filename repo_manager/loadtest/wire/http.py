@@ -103,7 +103,7 @@ class HttpConnection(WireConnection):
             yield (head + body,) if len(body) < _JOIN_BELOW_BYTES else (head, body)
 
     def end_sequences(self) -> int:
-        """Send the last request of a sequence that is open. Returns how many requests that are."""
+        """Send the last request of an open sequence. Return the number of requests."""
         if self._lane is None or not self._lane.is_open or self.in_flight or not self.usable:
             return 0
         self._is_closing = True
@@ -163,10 +163,10 @@ class HttpConnection(WireConnection):
             self._fail_all(f"the connection broke while sending: {exc}")
 
     def on_readable(self) -> None:
-        """Read and handle what the server sent.
+        """Read and handle the server's bytes.
 
         A plain socket is read into the same memory again and again. Most reads hold a whole answer with the header
-        block of the last good one. Every step of that case adds to the client's cost per request.
+        block of the last good one. Every step of the common case adds to the client's cost per request.
         """
         if self._receive_into is None:
             data = self._received_now()
@@ -365,7 +365,7 @@ def _parse_head(head: bytes) -> tuple[int, int, bool]:
 
 
 def _problem_of(status: int, body: bytes) -> str | None:
-    """Return what is wrong with an answer, by its status and the beginning of its body. `None`: nothing."""
+    """Return the fault of an answer, by its status and the beginning of its body. `None`: nothing."""
     if status != 200:
         return _error_text(status, body)
     text = _uncompressed(body).lstrip()
@@ -376,7 +376,7 @@ def _problem_of(status: int, body: bytes) -> str | None:
 
 
 def _uncompressed(body: bytes) -> bytes:
-    """Return the beginning of a body that may be compressed."""
+    """Return the beginning of a body, perhaps a compressed one."""
     if body[:1] == b"{":
         return body
     try:

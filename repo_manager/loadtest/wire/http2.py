@@ -1,4 +1,4 @@
-"""The parts of HTTP/2 (RFC 9113) and HPACK (RFC 7541) that a gRPC load client needs."""
+"""The parts of HTTP/2 (RFC 9113) and HPACK (RFC 7541) for a gRPC load client."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
 
     Args:
         endpoint: address, path, headers and messages of the requests.
-        indexed: the first block enters the fields into the peer's dynamic table and later ones name them by
-            index, which is smaller and cheaper for the server. False: literals every time, for a peer whose table is
-            smaller than the standard's 4096 bytes.
+        indexed: the first block enters the fields into the peer's dynamic table and later ones name them by index,
+            smaller and cheaper for the server. False: literals every time, for a peer whose table is smaller than the
+            standard's 4096 bytes.
     """
     fields = [
         (":path", endpoint.path),
@@ -105,7 +105,7 @@ def request_blocks(endpoint: Endpoint, *, indexed: bool) -> tuple[bytes, bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class PeerSettings:
-    """What the server's SETTINGS frames say. The standard's initial values until then."""
+    """The values of the server's SETTINGS frames. The standard's initial values until then."""
 
     header_table_bytes: int = 4096
     max_streams: int = 1 << 30
@@ -127,8 +127,8 @@ class BlockReader:
     such a block is decoded once. All of them are forgotten when any other block arrives.
 
     Attributes:
-        initial: remembered good blocks that begin an answer.
-        is_ok: for each remembered block that ends a call, whether it ends it well.
+        initial: remembered good blocks at the beginning of an answer.
+        is_ok: remembered block at the end of a call -> whether the call succeeded.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class BlockReader:
 
 
 def _problem_of(fields: dict[str, str], *, is_end: bool) -> str | None:
-    """Return what is wrong according to `:status` and `grpc-status`."""
+    """Return the fault according to `:status` and `grpc-status`."""
     http = fields.get(":status", "200")
     status = fields.get("grpc-status")
     if status is None:
@@ -183,8 +183,8 @@ class SendFlow:
     """The connection's window, and the streams whose message is not wholly sent.
 
     Attributes:
-        window_bytes: what the connection may still send. A caller that sends a whole message takes it off itself.
-        kept: the streams that stay open after a message.
+        window_bytes: number of bytes the connection may still send. The sender of a whole message subtracts its size.
+        kept: the streams left open after a message.
     """
 
     def __init__(self, peer: PeerSettings) -> None:
@@ -230,7 +230,7 @@ class SendFlow:
             self._stream_windows[stream] += change
 
     def frames(self) -> tuple[list[bytes | memoryview], int]:
-        """Return what may be sent now, oldest stream first: buffers that share the messages' memory, and their size."""
+        """Return the bytes to send now, oldest stream first: buffers in the messages' memory, and their size."""
         out: list[bytes | memoryview] = []
         total = 0
         blocked: list[tuple[int, memoryview]] = []

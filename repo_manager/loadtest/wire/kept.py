@@ -1,4 +1,4 @@
-"""Calls of `ModelStreamInfer` that stay open and carry one request after another, as Triton's own clients use them.
+"""Lasting calls of `ModelStreamInfer`, one request after another, as Triton's own clients use them.
 
 Every request in flight has a call of its own, and a live sequence keeps one for all its requests. Triton marks the
 final response of a request to a decoupled model when the request asks for it. Any other request has one response.
@@ -48,7 +48,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         self._rotation = itertools.cycle(self._messages)
 
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
-        """Queue requests, each on a stream that has none. `flush` writes them.
+        """Queue requests, each on a free stream. `flush` writes them.
 
         Args:
             count: number of requests to queue.
@@ -73,7 +73,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         return number
 
     def _resting_stream(self, lane: Lane | None) -> int | None:
-        """Return the stream of a live sequence, or any other that waits for a request. `None`: there is none."""
+        """Return the stream of a live sequence, or any other free one. `None`: there is none."""
         if lane is not None:
             return lane.stream if lane.stream in self._flow.kept else None
         while self._resting:

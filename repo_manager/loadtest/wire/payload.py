@@ -76,7 +76,7 @@ def build_endpoint(
 
 
 def _keeps_streams(facts: TargetFacts, options: LoadTestOptions) -> bool:
-    """Return whether the calls are streams that carry one request after another."""
+    """Return whether the calls are streams of one request after another."""
     return options.wire == "grpc" and (facts.decoupled if options.streaming is None else options.streaming)
 
 
@@ -116,7 +116,7 @@ def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
 def _sequences(
     facts: TargetFacts, options: LoadTestOptions, messages: int, streams: Sequence[Sequence[int]]
 ) -> SequencePlan:
-    """Return what the sequences are made of: recorded ones, or lengths in rotation."""
+    """Return the material of the sequences: recorded ones, or lengths in rotation."""
     grpc = options.wire == "grpc"
     build = _grpc_sequence_parts if grpc else _http_sequence_parts
     no, yes = (
@@ -131,7 +131,7 @@ def _sequences(
 def _grpc_sequence_parts(
     options: LoadTestOptions, is_first: bool, is_last: bool, *, as_text: bool
 ) -> tuple[bytes, bytes]:
-    """Return what is before and after the correlation ID. Protobuf merges messages that follow one another."""
+    """Return the bytes before and after the correlation ID. Protobuf merges consecutive messages."""
     messages = require("tritonclient.grpc.service_pb2")
     identity, flags = messages.ModelInferRequest(), messages.ModelInferRequest()
     if as_text:
@@ -147,7 +147,7 @@ def _grpc_sequence_parts(
 def _http_sequence_parts(
     options: LoadTestOptions, is_first: bool, is_last: bool, *, as_text: bool
 ) -> tuple[bytes, bytes]:
-    """Return the start of a body before and after the correlation ID. What follows begins with the inputs."""
+    """Return the start of a body before and after the correlation ID. The next bytes begin with the inputs."""
     quote = b'"' if as_text else b""
     flags = {"sequence_start": is_first, "sequence_end": is_last, **_HTTP_PARAMETERS, **options.parameters}
     return b'{"parameters": {"sequence_id": ' + quote, quote + b", " + json.dumps(flags).encode()[1:] + b", "
@@ -222,7 +222,7 @@ def _set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
 def _http_body(
     sample: Sample, types: dict[str, str], options: LoadTestOptions, places: _Places, *, in_sequence: bool
 ) -> tuple[bytes, int]:
-    """Return a body and the length of its JSON part. Of a sequence without its start, which holds the parameters."""
+    """Return a body and the length of its JSON part. Of a sequence without its start, the part with the parameters."""
     raw = {name: b"" if name in places.inputs else raw_bytes(array) for name, array in sample.items()}
     document: dict[str, Any] = {
         "inputs": [

@@ -1,7 +1,7 @@
 """Sequences of requests on the wire: correlation IDs put into prebuilt requests, and the live sequences themselves.
 
 A request of a sequence begins with its parameters: `before`, the correlation ID in a fixed number of bytes, `after`.
-What follows is prebuilt as for any request. A live sequence (a `Lane`) has one request open at a time: the next one is
+The rest is prebuilt as for any request. A live sequence (a `Lane`) has one request open at a time: the next one is
 sent when the last one was answered.
 """
 
@@ -55,14 +55,14 @@ def drawn_lengths(text: str, seed: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class SequencePlan:
-    """What sequences are made of.
+    """The material of sequences.
 
     Attributes:
         parameters: (start, end) -> the bytes before and after the correlation ID.
         as_varint: whether the ID is a varint of protobuf, else it is digits.
         streams: recorded sequences, each the numbers of its requests' messages. Sent whole, in rotation.
         lengths: without recorded ones: lengths in rotation, of messages in rotation.
-        messages: how many messages there are.
+        messages: number of prebuilt messages in rotation.
     """
 
     parameters: tuple[tuple[tuple[bytes, bytes], tuple[bytes, bytes]], tuple[tuple[bytes, bytes], tuple[bytes, bytes]]]
@@ -92,10 +92,10 @@ class Lanes:
     """Where a worker's live sequences take their IDs and their requests from.
 
     Args:
-        plan: what sequences are made of.
+        plan: the material of sequences.
         worker: number of this worker, from 0.
         workers: how many workers there are. No two give the same ID.
-        seed: of the first ID, so a test that follows another soon does not meet the sequences it left.
+        seed: of the first ID, so a test soon after another does not meet its sequences.
     """
 
     def __init__(self, plan: SequencePlan, worker: int, workers: int, seed: int) -> None:
@@ -115,8 +115,8 @@ class Lane:
     """One live sequence after another, one request at a time.
 
     Attributes:
-        is_last: whether the request that was taken last ends its sequence.
-        began_ns: start of the sequence's first request. Set by the connection that sends it.
+        is_last: whether the latest request taken ends its sequence.
+        began_ns: start of the sequence's first request. Set by the sending connection.
         stream: the HTTP/2 stream of the open request.
     """
 
@@ -149,5 +149,5 @@ class Lane:
         return before + self._id + after, message
 
     def abandon(self) -> None:
-        """Leave the sequence, of which a request failed. The next request starts another one."""
+        """Leave the sequence of a failed request. The next request starts another one."""
         self.is_last = True

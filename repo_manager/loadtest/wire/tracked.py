@@ -1,8 +1,8 @@
-"""gRPC calls that are more than one question and one answer: requests of sequences, and streams of responses.
+"""gRPC calls beyond one question and one answer: requests of sequences, and streams of responses.
 
-This connection follows each call, which costs more CPU per request than the counts of the plain one. A request to a
-decoupled model is its own call of `ModelStreamInfer`, which closes its sending side. Its responses are the messages on
-that HTTP/2 stream, and its status comes after the last one. `kept.py` keeps such calls open.
+This connection follows each call, at more CPU per request than the counts of the plain one. A request to a decoupled
+model is its own call of `ModelStreamInfer`, with its sending side closed. Its responses are the messages on the HTTP/2
+stream, and its status comes after the last one. `kept.py` keeps such calls open.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _LENGTH_DELIMITED = 2
 
 
 class Call(int):
-    """The start of a call, in nanoseconds, with what is known of the call.
+    """The start of a call, in nanoseconds, with the state of the call.
 
     Attributes:
         lane: the live sequence it belongs to.
         last_ns: when its last response came. 0 before the first.
         problem: the error a response carries.
-        is_final: on a stream that is kept open: the final response has come.
+        is_final: on a lasting stream: the final response has come.
     """
 
     lane: Lane | None = None
@@ -73,7 +73,7 @@ class TrackedGrpcConnection(GrpcConnection):
         self._free.extend(lanes)
 
     def free_slots(self) -> int:
-        """Return how many more requests it can carry: streams the server allows, sequences that wait for one."""
+        """Return how many more requests it can carry: streams the server allows, sequences waiting for one."""
         allowed = super().free_slots()
         return min(allowed, len(self._free)) if self._endpoint.sequences is not None else allowed
 
@@ -158,7 +158,7 @@ class TrackedGrpcConnection(GrpcConnection):
             self._free.append(lane)
 
     def end_sequences(self) -> int:
-        """Send the last request of every sequence that is open. Returns how many requests that are."""
+        """Send the last request of every open sequence. Return the number of requests."""
         self._is_closing = True
         self._free = collections.deque(lane for lane in self._free if lane.is_open)
         count = self.free_slots()
@@ -199,7 +199,7 @@ class TrackedGrpcConnection(GrpcConnection):
         return place
 
     def _response(self, _number: int, call: Call, begin: bytes, now_ns: int) -> None:
-        """Take one whole response, of which the beginning was kept."""
+        """Take one whole response. Its beginning was kept."""
         field, value = next(fields_of(begin), (0, b""))
         if field == _ERROR_FIELD:
             call.problem = call.problem or value.decode("utf-8", "replace")

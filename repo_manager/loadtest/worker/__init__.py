@@ -1,1 +1,1 @@
-"""Load worker processes: schedules, the sending loop, what it records."""
+"""Load worker processes: schedules, the sending loop, its records."""

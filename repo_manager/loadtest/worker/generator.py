@@ -64,7 +64,7 @@ class Generator:
         """Connect, and wait until the server took every connection.
 
         Raises:
-            ServerUnreachableError: it did not.
+            ServerUnreachableError: no connection could be made.
         """
         try:
             self._open()
@@ -96,7 +96,7 @@ class Generator:
         """Return how many HTTP connections are opened before the load.
 
         A closed loop opens one connection, and the others together when the load runs. On an idle server, tritonserver
-        tends to give new connections to the same network thread. That thread then limits the throughput of large
+        tends to give new connections to the same network thread. The thread then limits the throughput of large
         requests.
         """
         if self._job.sequences:
@@ -242,7 +242,7 @@ class Generator:
         self._recorder.add_sends(len(batch), late, max(now_ns - batch[0], 0))
 
     def _send_backlog(self) -> None:
-        """Send what is due, oldest first, as far as connections are free."""
+        """Send the due requests, oldest first, as far as connections are free."""
         if self._job.protocol == "grpc":
             for connection in [
                 c for c in self._connections.values() if c.free_slots() > 0
@@ -354,7 +354,7 @@ class Generator:
         return 0
 
     def noted(self, name: str, values_ns: list[int], now_ns: int) -> None:
-        """Record what was measured besides whole requests.
+        """Record numbers other than whole requests.
 
         Args:
             name: name of the measured quantity.

@@ -71,7 +71,7 @@ class WorkerPool:
         """Give each worker its job and start them all at one moment.
 
         Returns:
-            That moment, in nanoseconds of the monotonic clock.
+            The beginning of the load, in nanoseconds of the monotonic clock.
 
         Raises:
             ServerUnreachableError: a worker could not connect.

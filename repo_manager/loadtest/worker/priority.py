@@ -1,7 +1,7 @@
-"""Priority for an open loop's worker: a send that waits for a CPU is late.
+"""Priority for an open loop's worker: a send kept waiting for a CPU is late.
 
 It takes the highest priority among ordinary processes, and no real-time class. The kernel wakes a real-time process on
-the CPU where it last ran. It takes that CPU from a server's thread even if another CPU is idle. Measured with client
+the CPU where it last ran. It takes the CPU from a server's thread even if another CPU is idle. Measured with client
 and server on two CPUs, 200 requests a second to a CNN of 1 ms: p99 1.2 times perf_analyzer's with the real-time class,
 1.0 times without, and as few sends late.
 
@@ -64,6 +64,6 @@ class SendPriority:
 
 
 def fine_timers() -> None:
-    """Ask the kernel for timers that are not rounded (50 us by default), where it lets a process do so."""
+    """Ask the kernel for exact timers, not rounded (50 us by default), where it lets a process do so."""
     with contextlib.suppress(OSError):
         _TIMER_SLACK.write_text("1", encoding="ascii")

@@ -1,4 +1,4 @@
-"""A load worker: its own process, told what to do over a pipe, answering with slices of time.
+"""A load worker: its own process, with orders over a pipe, and slices of time as answers.
 
 Started by `WorkerPool` with the number of an inherited socket. Messages, all pickled: in: `Job`, then `("start",
 monotonic ns)`, then `("stop",)`. Out: `("ready",)` or `("error", text, hint)`, then `Slice`s, then `("done",)`. The

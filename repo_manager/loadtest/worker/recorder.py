@@ -1,4 +1,4 @@
-"""Cuts a worker's answers into slices of time, by the moment at which each answer came.
+"""Cuts a worker's answers into slices of time, by the arrival of each answer.
 
 Ending a slice costs nothing. Counting it and handing it on costs almost a millisecond on an idle CPU. So the load loop
 chooses when to do it (`hand_over`): a closed loop is always busy with a request, an open one is not.
@@ -21,19 +21,19 @@ _KEPT_MESSAGES = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slice:
-    """What one worker (or all of them, merged) saw in one slice of time.
+    """The record of one worker (or of all, merged) for one slice of time.
 
     Attributes:
         index: number of the slice. Slice `k` covers `[k, k+1) * slice_ns` after the start of the load.
         length_ns: how long it lasted. Less than the others only for the last one.
-        latencies: of the requests that ended well in the slice.
+        latencies: of the successful requests of the slice.
         errors: how many requests ended in an error.
         messages: error message -> how often, at most 8 kinds.
-        sent: requests that were due in the slice and sent (open loop only; 0 in a closed loop).
+        sent: requests due in the slice and sent (open loop only; 0 in a closed loop).
         late: how many of them were sent more than 0.5 ms after their scheduled moment.
         max_late_ns: the largest such delay.
         cpu_ns: CPU time the process used.
-        run_queue_ns: time in which the process could run and had no CPU.
+        run_queue_ns: time the process was ready to run and had no CPU.
         details: more than whole requests: `sequence` (from a sequence's first request to its last answer), `first`
             (to a request's first response), `between` (from one response to the next).
     """
@@ -99,24 +99,24 @@ class Recorder:
         self._cpu_ns, self._wait_ns = _process_times()
 
     def begin(self, start_ns: int) -> None:
-        """Set the moment at which slice 0 begins."""
+        """Set the beginning of slice 0."""
         self.boundary_ns = start_ns + self.slice_ns
         self._cpu_ns, self._wait_ns = _process_times()
 
     def add(self, latencies_ns: list[int], now_ns: int) -> None:
-        """Count answers that came at `now_ns`."""
+        """Count answers received at `now_ns`."""
         if now_ns >= self.boundary_ns:
             self.roll(now_ns)
         self.latencies += latencies_ns
 
     def add_details(self, name: str, values_ns: list[int], now_ns: int) -> None:
-        """Count what was measured besides whole requests, at `now_ns`. See `Slice.details`."""
+        """Count numbers other than whole requests, at `now_ns`. See `Slice.details`."""
         if now_ns >= self.boundary_ns:
             self.roll(now_ns)
         self._details.setdefault(name, []).extend(values_ns)
 
     def add_errors(self, count: int, message: str, now_ns: int) -> None:
-        """Count requests that ended in an error at `now_ns`.
+        """Count requests failed at `now_ns`.
 
         Args:
             count: number of requests that ended.
@@ -134,7 +134,7 @@ class Recorder:
 
         Args:
             sent: number of sends in this round.
-            late: number of sends that missed their moment.
+            late: number of late sends.
             max_late_ns: delay of the latest send in nanoseconds.
         """
         self._sent += sent
@@ -142,7 +142,7 @@ class Recorder:
         self._max_late_ns = max(self._max_late_ns, max_late_ns)
 
     def roll(self, now_ns: int) -> None:
-        """End every slice that is over at `now_ns`."""
+        """End every slice over at `now_ns`."""
         while now_ns >= self.boundary_ns:
             self.finish(self.boundary_ns)
             self.boundary_ns += self.slice_ns
@@ -167,11 +167,11 @@ class Recorder:
 
     @property
     def kept_since_ns(self) -> int | None:
-        """When the oldest slice that was not handed on ended. `None` when there is none."""
+        """The end of the oldest slice not handed on. `None` when there is none."""
         return self._ended[0][0] if self._ended else None
 
     def hand_over(self) -> None:
-        """Count the slices that are over, and hand them on."""
+        """Count the finished slices, and hand them on."""
         for _, piece, latencies_ns, details in self._ended:
             cpu_ns, wait_ns = _process_times()
             self._emit(

@@ -1,4 +1,4 @@
-"""Arrival schedules: pure, seeded generators of the moments at which an open loop sends.
+"""Arrival schedules: pure, seeded generators of an open loop's sending times.
 
 A schedule yields chunks of offsets from the start of the load, int64 nanoseconds `[N]`, never descending.
 The same arguments always give the same moments, so several workers can each take every n-th arrival of one
@@ -193,8 +193,8 @@ class Job:
         worker: this worker's number, from 0.
         workers: how many workers share the schedule.
         slice_ns: length of a recorded slice of time.
-        max_in_flight: open loop: requests that may be open at once. What is due beyond that waits, and its waiting
-            counts as latency.
+        max_in_flight: open loop: most requests open at once. Further due ones wait, and their waiting counts as
+            latency.
         sequences: live sequences of this worker. 0 where requests belong to none.
         seed: of the sequences' IDs.
     """
