@@ -1,4 +1,4 @@
-"""What `add` is asked for, and what it did."""
+"""Options and results of `add`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["AddOptions", "Added", "Control", "SparsityMode"]
 
 
 class SparsityMode(str, enum.Enum):
-    """What `add` does about weights that are not 2:4."""
+    """How `add` treats weights without the 2:4 pattern."""
 
     REQUIRE = "require"
     REPORT = "report"
@@ -43,23 +43,23 @@ class AddOptions:
     """Options of `add`.
 
     Attributes:
-        precision: what the published version computes in.
+        precision: number format of the published version's arithmetic.
         backend: `auto` or a `Backend`'s name.
-        sparsity: whether weights that are not 2:4 stop the command, are reported, or are pruned.
+        sparsity: whether weights without the 2:4 pattern stop the command, are reported, or are pruned.
         calibration: .npz file, folder of .npy, or others. INT8 needs it. Others measure their drift on it,
             instead of on made-up inputs, when it is given.
-        config: what config.pbtxt says beyond what the model decides.
+        config: settings for config.pbtxt beyond those the model decides.
         engine: how an engine is built. The onnxruntime backend has none.
         convert: gates and exceptions of the conversion.
         accelerator: let Triton's onnxruntime backend run the model through TensorRT on the server's GPU. `None`: not.
         model_configs: name for tritonserver's `--model-config-name` -> a compute capability or a file, see
             `engine.config_variant`.
         control: also publish the matched controls, `NAME__dense` and, of an engine, `NAME__noflag`.
-        accuracy: held-out data on which the converted model is scored, and its limits. `None`: not scored.
-        target: the server the engine is for: what speaks against its load stops the command. `None`: not checked.
+        accuracy: held-out data to score the converted model on, and its limits. `None`: not scored.
+        target: the server the engine is for: an objection to a load there stops the command. `None`: not checked.
         prune_drift: with pruning on calibration data: prune the most compute whose drift stays below this, see
             `PruneOptions.max_drift`. `None`: every layer.
-        dry_run: do everything except publishing.
+        dry_run: make all checks and files, and publish nothing.
     """
 
     precision: Precision = Precision.FP32
@@ -86,7 +86,7 @@ class AddOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A control that was published beside the model: its name, version, and what comparing with it tells."""
+    """A control published beside the model: its name, version, and the meaning of a comparison with it."""
 
     name: str
     version: int
@@ -95,24 +95,24 @@ class Control:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Added(Summarized):
-    """What `add` did.
+    """The result of `add`.
 
     Attributes:
         name: the model's name.
         version: the new version's number. With `dry_run` the one it would get.
         path: the version's folder. With `dry_run` where it would be.
         published: false with `dry_run`.
-        backend: and why it was chosen.
+        backend: the backend, and the reason for its choice.
         batch_axis: whether the model has one, and how found out.
-        sparsity: of the published weights.
-        pruned: what pruning did, when it was asked for.
+        sparsity: the 2:4 report of the published weights.
+        pruned: result of pruning, when it was asked for.
         conversion: its checks and its drift against the source.
         golden: how a server's answer is compared.
         config: the config.pbtxt of the model.
-        config_kept: fields in which the existing config.pbtxt, which stays as it is, says something else.
-        engine: what is known of the engine: library, per-layer precision and sparsity evidence.
-        fit: what speaks against a load on `AddOptions.target`, as warnings.
-        controls: the controls. With `dry_run` those that would be published.
+        config_kept: fields with other values in the existing config.pbtxt, which is kept.
+        engine: facts of the engine: library, per-layer precision and sparsity evidence.
+        fit: objections to a load on `AddOptions.target`, as warnings.
+        controls: the controls. With `dry_run` those to be published.
         files: names in the version's folder.
     """
 
@@ -146,7 +146,8 @@ class Added(Summarized):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a run of `add` works for: name and repository, the backend, a scratch folder, and the gate of accuracy."""
+    """The surroundings of a run of `add`: name and repository, the backend, a scratch folder, and the gate of
+    accuracy."""
 
     name: str
     repository: Location

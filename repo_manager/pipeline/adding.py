@@ -62,11 +62,11 @@ def add(
     the model itself, each in one step.
 
     Args:
-        path: an ONNX file: a path, a URL of `open_source`, or what that gave.
+        path: an ONNX file: a path, a URL of `open_source`, or its result.
         name: the model's name in Triton.
         repository: the model repository's root. Created when missing.
-        options: `None` takes the defaults.
-        report: told what is being done.
+        options: precision, backend, batch size, gates and the like. `None` takes the defaults.
+        report: called with a line of text for each step.
         progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
         cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 
@@ -92,7 +92,7 @@ def add(
 
 @contextlib.contextmanager
 def _speaking_of(path: Path, work: Path) -> Iterator[None]:
-    """Let errors name the file given: the one that they are about is in a folder that is gone by then."""
+    """Let errors name the file given: the real one is in a folder gone by then."""
     made = re.compile(re.escape(str(work)) + r"/(?:[^\s:]*/)?(?P<stage>pruned|converted|dense)/model\.onnx")
 
     def said(text: str) -> str:
@@ -119,7 +119,7 @@ def _add(origin: _Origin, target: Target, options: AddOptions, watch: Watch) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """The file given, where it came from, and what pruning did to it."""
+    """The file given, its origin, and the result of pruning it."""
 
     source: Model
     record: Mapping[str, Any]
@@ -168,7 +168,7 @@ def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem,
     """Compare the engines with the server they are for.
 
     Raises:
-        GateError: they would not load there.
+        GateError: an engine would not load there.
     """
     if target is None:
         return ()
@@ -259,7 +259,7 @@ def _names(version: Prepared) -> tuple[Path, ...]:
 
 
 def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
-    """Collect what the manifest records beyond the files."""
+    """Collect the manifest's records beyond the files."""
     conversion, source = version.converted.conversion, origin.source
     converted = as_json(conversion)
     sparsity = converted.pop("sparsity")

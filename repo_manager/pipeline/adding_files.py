@@ -1,4 +1,4 @@
-"""`add` for what is not converted: a model's files for any backend, published as they are with their configuration."""
+"""`add` without a conversion: a model's files for any backend, published as they are with their configuration."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class FilesOptions:
-    """Options of `add` for a folder, or a file that is not converted.
+    """Options of `add` for a folder, or a file published as it is.
 
     Attributes:
-        backend: Triton's name of the backend. `None` takes the configuration's, else what the files say.
-        config: its config.pbtxt. `None` takes the folder's, else the model's existing one, else what the backend can
-            complete on its own.
-        sample: requests, and if known their responses, from which the golden sample is made: .npz, .npy, .json or
-            .jsonl. `None` runs nothing.
+        backend: Triton's name of the backend. `None` takes the configuration's, else the one the files suggest.
+        config: its config.pbtxt. `None` takes the folder's, else the model's existing one, else the backend's own
+            completion.
+        sample: requests, and if known their responses, the source of the golden sample: .npz, .npy, .json or .jsonl.
+            `None` runs nothing.
         uses: models its code asks (BLS). They are kept as long as it is there.
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
         target: the server an engine is for. `None`: not checked.
         origin: more about the source, for the manifest.
-        dry_run: do everything except publishing.
+        dry_run: make all checks and files, and publish nothing.
     """
 
     backend: str | None = None
@@ -69,20 +69,20 @@ class FilesOptions:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AddedFiles(Summarized):
-    """What `add` did with a folder or a file.
+    """The result of `add` for a folder or a file.
 
     Attributes:
         name: the model's name.
         version: the new version's number. With `dry_run` the one it would get.
         path: the version's folder. With `dry_run` where it would be.
         published: false with `dry_run`.
-        backend: what serves it.
+        backend: name of the Triton backend for it.
         config: the config.pbtxt of the model.
         golden: who recorded the sample: `embedded server`, `given`, `nobody` (inputs alone), or empty: there is none.
         requests: how many requests the sample has.
-        unreproducible: outputs that are not compared.
-        notes: what is worth knowing.
-        fit: what speaks against a load on `FilesOptions.target`, as warnings.
+        unreproducible: outputs left out of comparisons, as two runs differ.
+        notes: remarks for the user.
+        fit: objections to a load on `FilesOptions.target`, as warnings.
         files: names in the version's folder.
     """
 
@@ -120,7 +120,7 @@ def add_files(
     """Publish a model's files as the next version of `name`, as they are.
 
     With a sample, the version first runs on an embedded server, if this machine can run it. It must load and answer.
-    Its answers become the golden sample, which proves every later deploy. On any error the repository stays unchanged.
+    Its answers become the golden sample, the proof of every later deploy. On any error the repository stays unchanged.
 
     Args:
         path: a file (a plan, TorchScript, OpenVINO's .xml, ...), a folder, or a URL of `open_source`. A folder holds a
@@ -128,9 +128,9 @@ def add_files(
             layout, the newest version is taken.
         name: the model's name in Triton.
         repository: the model repository's root. Created when missing.
-        options: `None` takes the defaults.
-        trial: what it is tried with beyond the sample. `None`: nothing.
-        report: told what is being done.
+        options: backend, configuration, sample and the like. `None` takes the defaults.
+        trial: settings of the trial run, beyond the sample. `None`: nothing.
+        report: called with a line of text for each step.
 
     Raises:
         InputError: the files or the sample cannot be read.
@@ -168,7 +168,7 @@ def _add_files(
 
 @dataclasses.dataclass(frozen=True)
 class _Publication:
-    """What a version will be, except for its files."""
+    """The parts of a new version, except for its files."""
 
     config: ModelConfig
     text: str | None
@@ -180,7 +180,7 @@ class _Publication:
 def _tried(
     name: str, what: _Publication, run: TrialRun | str, options: FilesOptions, trial: Trial, report: Report
 ) -> _Publication:
-    """Complete the configuration by what the server found out, record the sample, and try what `trial` asks for."""
+    """Complete the configuration by the server's findings, record the sample, and make the runs `trial` asks for."""
     has_sample = options.sample is not None or bool(trial.requests)
     if isinstance(run, TrialRun) and not _is_complete(what.config):
         what = dataclasses.replace(what, config=_completed(what.config, run.config), text=None)
@@ -208,7 +208,7 @@ def _config_of(
     """Return the configuration, a person's own text of it, and notes.
 
     Raises:
-        UsageError: nothing says which backend serves it.
+        UsageError: no backend is named or evident.
         ConfigError: it is broken.
     """
     path = options.config or source.config
@@ -255,10 +255,10 @@ def _read(path: Path) -> str:
 
 
 def _labels(config: Path, file: str) -> tuple[str, ...]:
-    """Read a label file that is beside the configuration.
+    """Read a label file beside the configuration.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the label file is missing.
     """
     place = config.parent / file
     if not place.is_file():
@@ -270,7 +270,7 @@ def _check(config: ModelConfig, name: str) -> None:
     """Check the configuration by Triton's own rules.
 
     Raises:
-        ConfigError: one is broken, except for what the backend completes.
+        ConfigError: one is broken, except for fields the backend completes.
     """
     broken = [
         problem
@@ -311,7 +311,7 @@ def _check_fit(files: Mapping[str, Path], name: str, target: FitTarget | None) -
     """Compare the engines among the files with the server they are for.
 
     Raises:
-        GateError: they would not load there.
+        GateError: an engine would not load there.
     """
     plans = {place: file for place, file in files.items() if place.endswith(PLAN_SUFFIXES)}
     if target is None or not plans:
@@ -367,7 +367,7 @@ def _publish(
 
 
 def _details(source: GivenFiles, options: FilesOptions, recording: Recording) -> dict[str, Any]:
-    """Collect what the manifest records beyond the files."""
+    """Collect the manifest's records beyond the files."""
     origin: dict[str, Any] = {"path": source.path.name, **options.origin}
     if source.path.is_file():
         origin |= {"digest": sha256_file(source.path), "size_bytes": source.path.stat().st_size}

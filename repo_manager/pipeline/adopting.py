@@ -1,4 +1,4 @@
-"""Configurations for models that have none: what a server derives, written down."""
+"""Configurations for models without one: a server's own derivation, written down."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["write_configs"]
 def write_configs(
     repository: LocationLike, name: str | None, url: str | None, connection: ClientOptions, *, dry_run: bool = False
 ) -> tuple[ConfigChange, ...]:
-    """Write config.pbtxt for every model that has versions and no configuration.
+    """Write config.pbtxt for every model with versions and without a configuration.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: one model. `None`: all.
-        url: a server that has the models loaded. `None` computes what servers derive from ONNX files.
+        url: a server with the models loaded. `None` derives from ONNX files as servers do.
         connection: how to connect to it.
-        dry_run: only say what would be written.
+        dry_run: only list the configurations to write.
 
     Raises:
         ConfigError: only a server's backend can derive one, and no URL is given.

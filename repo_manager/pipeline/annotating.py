@@ -1,6 +1,7 @@
-"""Roll-outs as annotations in Grafana, where the settings name one: marks in every dashboard that asks for the tags.
+"""Roll-outs as annotations in Grafana, where the settings name one: marks in every dashboard with a query for the
+tags.
 
-It is separate from `deploying`, which knows no other system than what it rolls out to.
+It is separate from `deploying`, which knows no system other than its targets.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ _TAG = "repo-manager"
 def annotated(
     settings: Settings, action: str, what: str, options: RolloutOptions, report: Report
 ) -> Iterator[list[Rollout]]:
-    """Mark the time of a roll-out in Grafana, regardless of its outcome. One that changes nothing is not marked.
+    """Mark the time of a roll-out in Grafana, regardless of its outcome. A roll-out without a change is not marked.
 
-    A mark that cannot be made is reported, and the roll-out goes on.
+    A failed mark is reported, and the roll-out goes on.
 
     Args:
-        settings: say which Grafana, and the token. Without a URL nothing is done.
+        settings: the address and token of Grafana. Without a URL nothing is done.
         action: `deploy`, `rollback` or `undeploy`.
-        what: the model, and the version where it is known.
+        what: subject of the mark: the model, and the version where it is known.
         options: of the roll-out. A dry run is not marked.
-        report: told what could not be marked.
+        report: called with a line for a failed mark.
     """
     done: list[Rollout] = []
     if settings.grafana is None or options.dry_run:

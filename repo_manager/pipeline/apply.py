@@ -47,7 +47,7 @@ class ApplyOptions:
     """How to apply.
 
     Attributes:
-        prune: also remove what is not declared.
+        prune: also remove undeclared models and versions.
         sign: sign each version built. `None` does not.
         rollout: how to deploy.
         allow_code: call the functions the file names as calibration (`module:function`). Off, since anyone who writes
@@ -78,16 +78,16 @@ def apply(
 ) -> ApplyResult:
     """Plan, show, and apply.
 
-    Every model is brought to its declared state on its own: one that fails keeps what it had, and the others are done
-    all the same. What is not declared is removed last, and not at all when a model failed.
+    Every model is brought to its declared state on its own: a failed one keeps its old state, and the others are done
+    all the same. Undeclared models and versions are removed last, and not at all when a model failed.
 
     Args:
         declaration: the file, read and checked.
         base: the folder of its file.
         repository: where. Made when it does not exist.
         servers: clients of the servers the file names.
-        options: `None` takes the defaults.
-        report: told what is being done.
+        options: pruning, consent to run code, and the roll-out's options. `None` takes the defaults.
+        report: called with a line of text for each step.
         show: given the plan before anything is done.
 
     Raises:
@@ -106,7 +106,7 @@ def apply(
 
 @contextlib.contextmanager
 def fetching(report: Report = lambda _: None) -> Iterator[Callable[[str], FetchedSource]]:
-    """Give a function that fetches the source of a URL once; what it fetched is there while the block runs."""
+    """Give a function to fetch the source of a URL once. The copy stays while the block runs."""
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -127,11 +127,11 @@ def carry_out(
     options: ApplyOptions,
     report: Report = lambda _: None,
 ) -> ApplyResult:
-    """Execute the steps of plans, and nothing else. Call it inside the `planned` block that made them.
+    """Execute the steps of plans, and nothing else. Call it inside the `planned` block of the plans.
 
     Args:
         plans: the plan of each model.
-        declaration: that they were made from.
+        declaration: the declaration behind the plans.
         base: the folder of its file.
         repository: where. Made when it does not exist.
         servers: clients of the servers the file names.
@@ -205,7 +205,7 @@ class _Runner:
         return version
 
     def _allow_code(self, what: str, reference: str) -> None:
-        """Check that a `module:function` of the file may be called.
+        """Check whether a `module:function` of the file may be called.
 
         Raises:
             UsageError: neither the command nor the settings allow it.
@@ -249,7 +249,7 @@ class _Runner:
             remove(self.repository, name, step.version, force=step.version is None)
 
     def _serve(self, name: str, versions: tuple[int, ...]) -> None:
-        """Change the policy. What the settings ask of a deployment holds for it as well."""
+        """Change the policy. The settings' conditions on deployments hold for it as well."""
         if self.options.rollout.signed_by:
             check_served(self.repository, name, versions, self.options.rollout.signed_by)
         set_served_versions(self.repository, name, versions)
@@ -272,7 +272,7 @@ class _Runner:
 
 
 def _first_config(declared: Config, *, new: bool) -> ConfigOptions:
-    """Return what has to be in a model's configuration from the first version on; all else is set afterwards."""
+    """Return the fields a model's configuration needs from the first version on. All others are set afterwards."""
     if not new:
         return ConfigOptions()
     filename = declared.set.get("default_model_filename")

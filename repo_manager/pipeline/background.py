@@ -56,10 +56,10 @@ def ensure_server(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        url: the server's URL. `None` takes the running `serve` of the repository, else starts one, which goes on
-            running in the background.
+        url: the server's URL. `None` takes the running `serve` of the repository, else starts one, left running in the
+            background.
         timeout_s: how long a new server may take.
-        report: told what was started.
+        report: called with a line for a started server.
 
     Raises:
         ServerError: no server could be started.
@@ -114,17 +114,18 @@ def start_detached(options: ServeOptions) -> RunningServer:
 
 
 def _hand_over(process: subprocess.Popen[bytes], options: ServeOptions) -> None:
-    """Give a server in the background its options, by a pipe: no other process reads what a header's file holds."""
+    """Give a server in the background its options, by a pipe: no other process reads the content of a header's
+    file."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what ended it is in its log
         pickle.dump(options, pipe)
 
 
 def handed_over() -> ServeOptions:
-    """Return the options that `start_detached` gave this process.
+    """Return this process's options from `start_detached`.
 
     Raises:
-        UsageError: nobody did.
+        UsageError: the process was not started so.
     """
     try:
         options = pickle.load(sys.stdin.buffer)  # from our own process, the same code
@@ -159,13 +160,13 @@ def stop_running(
 ) -> RunningServer | None:
     """Stop the running `serve` of a repository. Return it, or `None` when there was none.
 
-    It is asked with SIGTERM. One that does not end by the last quarter of `timeout_s`, or its last 5 s, is killed with
-    all its processes.
+    It is asked with SIGTERM. A server still running in the last quarter of `timeout_s`, or its last 5 s, is killed
+    with all its processes.
 
     Args:
-        repository: whose server it is.
+        repository: repository of the server.
         timeout_s: until when it must be gone.
-        report: told it was killed.
+        report: called with a line when it was killed.
 
     Raises:
         ServerError: it still runs after `timeout_s`.
@@ -194,7 +195,7 @@ def stop_running(
 
 
 def _kill(running: RunningServer) -> None:
-    """Kill a server's processes. The `serve` that runs it ends first, so it starts no other one."""
+    """Kill a server's processes. Its `serve` ends first, so it starts no other one."""
     if running.owner and is_served(running.repository):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.owner, signal.SIGTERM)
@@ -203,7 +204,7 @@ def _kill(running: RunningServer) -> None:
 
 
 def log_of(repository: LocationLike) -> Path:
-    """Return the log of a repository's running embedded server, else of the last one that has ended.
+    """Return the log of a repository's running embedded server, else of the last ended one.
 
     Raises:
         ServerError: none is kept.
@@ -232,10 +233,10 @@ def _written_at(log: Path) -> float:
 
 
 def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Iterator[str]:
-    """Yield the last lines of a log, then what is added to it, until its server has ended.
+    """Yield the last lines of a log, then each added line, until its server has ended.
 
     Args:
-        repository: whose server it is.
+        repository: repository of the server.
         log: path of the log file.
         lines: how many from the end. 0: all.
     """

@@ -1,4 +1,4 @@
-"""`calibrate make`: from images or recorded requests to a file that calibration, load tests and samples read."""
+"""`calibrate make`: from images or recorded requests to a file for calibration, load tests and samples."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _YAML = (".yaml", ".yml")
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationOptions:
-    """Which samples are taken, and how images become inputs.
+    """The choice of samples, and the way from images to inputs.
 
     Attributes:
         samples: largest number, drawn at random. The order stays.
-        seed: of the draw.
+        seed: start of the random draw.
         image: `resize`, `mean`, `std`, `scale`, `color`, `layout` -> value, as in a load test.
         shapes: input -> its shape without the batch axis, where the model leaves sizes of images open.
     """
@@ -59,7 +59,7 @@ class CalibrationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class InputRange:
-    """What one input holds over all samples: its smallest and largest number, and the mean. `None` for texts."""
+    """The range of one input over all samples: its smallest and largest number, and the mean. `None` for texts."""
 
     name: str
     dtype: str
@@ -75,10 +75,10 @@ class MadeCalibration(Summarized):
 
     Attributes:
         path: the file, or the folder.
-        source: what it was made from.
-        available: how many samples that holds.
-        samples: how many were taken.
-        inputs: what each input holds. Its shape is that of one sample, `None` where they differ.
+        source: the images or requests it was made from.
+        available: number of samples in the source.
+        samples: number of samples taken.
+        inputs: the range of each input. Its shape is of one sample, `None` where they differ.
         digest: of the file, as the manifest of a version made with it records it. Of the content for a folder.
     """
 
@@ -101,14 +101,14 @@ def make_calibration(
     Args:
         model: the ONNX file the data are for.
         source: a folder of images or one image, or requests: .jsonl, .json (perf_analyzer's, too), .npz, .npy.
-        output: an .npz file; a `calibration.yaml` in the folder of the images, which says how they become inputs; or
+        output: an .npz file; a `calibration.yaml` in the folder of the images, with the recipe from image to input; or
             a folder for samples of different shapes, with one .npy file for each.
         options: `None` takes the defaults.
 
     Raises:
         InputError: the source cannot be read, or does not fit the model.
         CalibrationError: no range of values can be learnt from it, or shapes differ and `output` is one file.
-        UsageError: an image option is wrong, or `output` is a folder that exists.
+        UsageError: an image option is wrong, or `output` is an existing folder.
     """
     options = CalibrationOptions() if options is None else options
     source, output = Path(source), Path(output)
@@ -137,7 +137,7 @@ def _has_rows(signature: Signature) -> bool:
 
 
 def _facts(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> tuple[InputFacts, ...]:
-    """Return the inputs as requests have them: without the axis that counts samples.
+    """Return the inputs as requests have them: without the axis of samples.
 
     Raises:
         UsageError: a shape is of no input.

@@ -1,4 +1,4 @@
-"""Cards of a repository's versions, with what is known of their signatures and load tests.
+"""Cards of a repository's versions, with their signatures and load tests.
 
 It is separate from `report/card.py` because it opens the repository and reads the settings.
 """
@@ -55,7 +55,7 @@ def version_cards(
 
 
 def _signature(root: Location, name: str, version: int) -> str:
-    """Say what is known of a version's signature: the settings' keys decide whether it holds."""
+    """Return the state of a version's signature: the settings' keys decide whether it is valid."""
     keys = load_settings().signed_by
     if keys:
         try:

@@ -17,7 +17,7 @@ def connection_of(settings: Settings) -> ClientOptions:
         settings: a token in them comes before a file of one.
 
     Raises:
-        UsageError: a file cannot be read or does not hold what it must (its content is never quoted).
+        UsageError: a file cannot be read or has the wrong content (its content is never quoted).
     """
     if settings.tls_key is not None and settings.tls_cert is None:
         raise UsageError("--tls-key was given without --tls-cert", hint="Mutual TLS needs both.")

@@ -23,8 +23,8 @@ class PreparedControl:
     """A control, ready to be published.
 
     Attributes:
-        twin: what it is.
-        version: its files.
+        twin: kind of the control.
+        version: files and manifest of the new version.
         filled: weights whose zeros were filled. Empty for the one without the flag.
     """
 
@@ -33,7 +33,7 @@ class PreparedControl:
     filled: tuple[str, ...]
 
     def published_as(self, version: int) -> Control:
-        """Say what it became."""
+        """Describe the control made."""
         return Control(self.twin.name, version, self.twin.purpose)
 
 
@@ -41,8 +41,8 @@ def build_controls(main: Prepared, options: AddOptions, watch: Watch) -> tuple[P
     """Build the controls of a version.
 
     Args:
-        main: the version. Its layers that stayed in FP32 stay so in the twins, and its shapes are theirs.
-        options: that it was made with.
+        main: the version. Its layers left in FP32 stay so in the twins, and its shapes are theirs.
+        options: options the version was made with.
         watch: receives progress, and can stop the build.
 
     Raises:
@@ -67,7 +67,7 @@ def _build(main: Prepared, twin: ControlTwin, options: AddOptions, watch: Watch)
 
 
 def _matched(main: Prepared, options: AddOptions, *, sparse: bool) -> AddOptions:
-    """Fix what the version found out for itself, so its twins cannot find out something else."""
+    """Fix the version's own findings as options, so its twins cannot arrive at others."""
     found = (glob.escape(node.node) for node in main.converted.conversion.kept if node.is_found)
     kept = tuple(dict.fromkeys((*options.convert.keep_fp32, *found)))
     engine: dict[str, Any] = {"sparse": options.engine.sparse and sparse}

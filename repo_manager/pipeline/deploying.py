@@ -59,14 +59,14 @@ def deploy(
         name: name of the model.
         version: its number or a tag. `None` takes the newest.
         to: connected clients, URLs, or one `k8s://namespace/release` or `kserve://namespace/name`. `None` takes the
-            server of the settings, else the running `serve` of the repository, else starts one that goes on running.
+            server of the settings, else the running `serve` of the repository, else starts one, left running.
         options: how to roll out. `None` takes the defaults and the settings' keys.
         trial: how the version is tried first. `None`: not at all.
         connection: how to connect to URLs. `None` takes the settings.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Returns:
-        What was done. When the version was served already, nothing is changed, and an inference proves that it answers.
+        The roll-out's result. A version served already is left as it is, and proven by an inference.
 
     Raises:
         RepoManagerError: as `repo_manager.rollout.deploy`.
@@ -154,12 +154,12 @@ def undeploy(
         version: its number or a tag. `None`: all versions served.
         to: as for `deploy`, but no server is started. `None` without a running server: the model is no longer recorded
             as deployed, so `serve` does not load it.
-        options: how. `None` takes the defaults.
+        options: deadline and the like. `None` takes the defaults.
         connection: how to connect to URLs. `None` takes the settings.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Raises:
-        RepositoryError: a model that is served needs it.
+        RepositoryError: a served model needs it.
         RepoManagerError: as `repo_manager.rollout.deploy`.
     """
     repository = as_location(repository)
@@ -181,7 +181,7 @@ def undeploy(
 
 
 def _undeployed_alone(repository: Location, name: str, version: int | None, options: RolloutOptions) -> Rollout:
-    """Record that nothing of a model is deployed, where no server runs: the next `serve` does not load it.
+    """Record a model as not deployed, where no server runs: the next `serve` does not load it.
 
     Raises:
         ServerUnreachableError: one version alone is a matter of a server.
@@ -215,13 +215,13 @@ class _Reached:
 
 @dataclasses.dataclass(frozen=True)
 class _Where:
-    """Where a roll-out goes, and how, with the settings in place of what was left out.
+    """Targets and options of a roll-out, with the settings in place of missing ones.
 
     Attributes:
         to: `None`: to the repository's own server.
-        options: how.
-        connection: how to connect.
-        settings: of the user.
+        options: options of the roll-out, before the settings.
+        connection: certificates, headers and protocol of the connection.
+        settings: settings of the user, for options left out.
     """
 
     to: To | None
@@ -243,10 +243,11 @@ class _Where:
 
     @contextlib.contextmanager
     def reached(self, repository: Location, name: str, version: int, report: Report) -> Iterator[_Reached]:
-        """Find the server, and start one where none was named and none runs. Stop that one when the roll-out fails.
+        """Find the server, and start one where none was named and none runs. Stop the started one when the roll-out
+        fails.
 
         Raises:
-            RepositoryError: no server is started for a version that could not be deployed anyway.
+            RepositoryError: no server is started for a version not deployable anyway.
             ServerError: it does not start.
         """
         if self.to is not None:
@@ -267,7 +268,7 @@ class _Where:
 
 
 def _refuse_early(repository: Location, name: str, version: int, options: RolloutOptions) -> None:
-    """Refuse what needs no server to be refused.
+    """Make the refusals possible without a server.
 
     Raises:
         RepositoryError: the model's folder cannot be written, or a check speaks against the version.
@@ -283,7 +284,7 @@ def _refuse_early(repository: Location, name: str, version: int, options: Rollou
 
 
 def _planned_alone(repository: Location, name: str, version: int, options: RolloutOptions) -> Rollout:
-    """Plan for the server that would be started: it loads what the repository serves of models deployed before."""
+    """Plan for the server to be started: it loads the repository's models deployed before."""
     entry = find_model(repository, name)
     entry.version(version)
     deployed = model_state(repository, name).is_deployed

@@ -1,4 +1,4 @@
-"""What this machine has, and what each missing thing would bring."""
+"""The equipment of this machine, and the gain from each missing part."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Package:
     Attributes:
         name: of its distribution.
         version: `None` when it is not installed.
-        purpose: what it is for.
-        install: the command that installs it. Empty where it is there, or comes with every installation.
+        purpose: the steps in need of it.
+        install: the command to install it. Empty where it is there, or comes with every installation.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class EngineFit:
-    """One version with an engine: what it was built with, and what speaks against loading it on a server.
+    """One version with an engine: the library behind it, and the objections to its load on a server.
 
     Attributes:
         model: `NAME:VERSION`.
-        backend: which one loads it.
+        backend: the backend for the engine.
         built_with: the library's version. Empty where it is not on record.
-        compute_capabilities: GPUs it is for. Empty where that is not on record.
-        problems: those that would make the load fail first.
+        compute_capabilities: GPUs it is for. Empty where they are not on record.
+        problems: reasons for a failed load first.
     """
 
     model: str
@@ -78,7 +78,7 @@ class EngineFit:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What was found.
+    """The findings.
 
     Attributes:
         system: the operating system and processor.
@@ -86,9 +86,9 @@ class Machine:
         cpus: processors this process may use.
         memory_bytes: the machine's memory.
         gpus: NVIDIA GPUs. Empty when there is none or no driver.
-        packages: what is installed.
+        packages: installed packages with their versions.
         tritonserver: the embedded server's binary. `None` when there is none.
-        perf_analyzer: the binary that `--client perf_analyzer` would run. `None` when there is none.
+        perf_analyzer: the binary for `--client perf_analyzer`. `None` when there is none.
         engines: the engines of a repository against a server. Empty where none was asked about.
     """
 

@@ -1,4 +1,4 @@
-"""`ensemble`: published models become one, which is run and recorded before it is published."""
+"""`ensemble`: published models become one, run and recorded before its publication."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class EnsembleOptions:
         maps: `SOURCE=TARGET` decisions about inputs: see `triton_config.joining.TensorMap`.
         outputs: the tensors it returns. None: every output no later model takes.
         pin: ask for each model's version by number: the one named, else the newest its config.pbtxt serves. Without it
-            only the versions that are named are pinned.
-        sample: requests for the golden sample, as for `FilesOptions`. `None` takes those of the golden sample of the
-            model that all inputs are for, where there is one.
+            only named versions are pinned.
+        sample: requests for the golden sample, as for `FilesOptions`. `None` takes those of the golden sample, where a
+            single model takes all inputs.
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
-        dry_run: do everything except publishing.
+        dry_run: make all checks and files, and publish nothing.
     """
 
     maps: tuple[str, ...] = ()
@@ -60,13 +60,13 @@ class EnsembleOptions:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MadeEnsemble(Summarized):
-    """What `make_ensemble` did.
+    """The result of `make_ensemble`.
 
     Attributes:
-        added: what was published.
+        added: the published ensemble.
         models: its models, with the version where one is pinned.
-        edges: what each input takes.
-        left_out: optional inputs that get nothing, as `MODEL.INPUT`.
+        edges: each input with its source.
+        left_out: optional inputs without a source, as `MODEL.INPUT`.
     """
 
     added: AddedFiles
@@ -87,16 +87,16 @@ def make_ensemble(
     trial: Trial | None = None,
     report: Report = lambda _: None,
 ) -> MadeEnsemble:
-    """Publish an ensemble of models that are in the repository.
+    """Publish an ensemble of models of the repository.
 
     Args:
-        repository: where the models are.
-        name: the ensemble's name. If there is such a model, it is the same ensemble: it gets another version, which
-            records what its models answer now.
-        models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order in which data flows through them.
-        options: `None` takes the defaults.
-        trial: what it is tried with before it is published. `None`: the sample alone.
-        report: told what is being done.
+        repository: repository with the models, and for the ensemble.
+        name: the ensemble's name. If there is such a model, it is the same ensemble: it gets another version, with its
+            models' present answers.
+        models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order of the data's way.
+        options: inputs, outputs, pins and the like. `None` takes the defaults.
+        trial: settings of the trial run before its publication. `None`: the sample alone.
+        report: called with a line of text for each step.
 
     Raises:
         UsageError: the tensors can be matched in more than one way, or an option does not fit.
@@ -138,10 +138,10 @@ def make_ensemble(
 
 
 def _require_same(repository: Location, name: str, config: ModelConfig) -> None:
-    """Check that a model of the name, if there is one, is this very ensemble.
+    """Check an existing model of the name: it must be this very ensemble.
 
     Raises:
-        RepositoryError: it is another one.
+        RepositoryError: the name belongs to another model.
     """
     content = read_config_bytes(repository, name)
     if content is None:
@@ -180,7 +180,7 @@ def _part(repository: Location, text: str, pin: bool) -> Part:
 
 
 def _first_requests(repository: Location, joined: Joined) -> tuple[Exchange, ...]:
-    """Return the recorded requests of the one model that all inputs are for. None where there is no such."""
+    """Return the recorded requests of the one model with all inputs. None where there is no such."""
     own = [edge for edge in joined.edges if edge.source.startswith("input:")]
     takers = {edge.model for edge in own}
     if len(takers) != 1:

@@ -1,4 +1,4 @@
-"""A model's files as they are given to `add`: which they are, which backend they look like, and how it finds them."""
+"""A model's files as given to `add`: their names, their apparent backend, and the names it expects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SKIPPED = ("__pycache__",)
 
 
 def is_converted(path: Path, backend: str | None) -> bool:
-    """Return whether `add` converts what was given for this backend. Anything else is published as it is.
+    """Return whether `add` converts the given files for this backend. Anything else is published as it is.
 
     Args:
         path: path of the given file or folder.
@@ -58,9 +58,9 @@ class GivenFiles:
     """The files given.
 
     Attributes:
-        path: as given.
+        path: path of the file or folder, as given.
         files: path in the version's folder -> file.
-        backend: what they look like. Empty when they look like nothing known.
+        backend: the apparent backend. Empty when they look like nothing known.
         config: a config.pbtxt among them. `None` without.
     """
 
@@ -71,10 +71,10 @@ class GivenFiles:
 
     @classmethod
     def find(cls, path: Path) -> GivenFiles:
-        """Look at what was given.
+        """Look at the given path.
 
         Raises:
-            InputError: it is not there, holds no file, or one that is a Git LFS pointer.
+            InputError: it does not exist, holds no file, or one is a Git LFS pointer.
         """
         found = cls._find(path)
         for file in filter(None, (*found.files.values(), found.config)):
@@ -107,7 +107,7 @@ class GivenFiles:
         return cls(path, files, (marked or by_name or [""])[0], config if config.is_file() else None)
 
     def files_for(self, config: ModelConfig) -> dict[str, Path]:
-        """Return the files under the names by which the backend finds them."""
+        """Return the files under the names the backend expects."""
         files = dict(self.files)
         wanted = str(config.message().default_model_filename) or _DEFAULT_NAMES.get(config.backend, "")
         if self.path.is_file() and wanted and wanted not in files:

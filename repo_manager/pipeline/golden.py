@@ -19,11 +19,11 @@ __all__ = ["GoldenFacts", "golden_sample"]
 
 @dataclasses.dataclass(frozen=True)
 class GoldenFacts:
-    """What the manifest says of the golden sample.
+    """The manifest's entry for the golden sample.
 
     Attributes:
         tolerance: largest allowed `max|served - reference| / max|reference|` of an output.
-        unreproducible: outputs that differ between two runs. They are not compared.
+        unreproducible: outputs with differences between two runs. They are not compared.
         index_limits: integer input -> the rows of the table it picks from: made-up values stay below.
     """
 
@@ -40,7 +40,8 @@ def golden_sample(
     repeatable: bool = False,
     threads: int | None = None,
 ) -> tuple[Golden, GoldenFacts]:
-    """Run a model and keep its outputs. Twice, keeping what came out the same, unless it is certain to repeat itself.
+    """Run a model and keep its outputs. Twice, keeping the outputs equal in both, unless it is certain to repeat
+    itself.
 
     Args:
         model: the converted ONNX file.

@@ -42,11 +42,11 @@ _STDIN = "-"
 
 @dataclasses.dataclass(frozen=True)
 class InferOptions:
-    """What is sent, and how.
+    """The requests, and the way to send them.
 
     Attributes:
         data: .npz, .npy, .json, .jsonl, an image or a folder of images; `-` reads JSON from standard input, and text
-            that begins with `{` is JSON itself; `None` sends the version's golden sample.
+            with `{` at its beginning is JSON itself; `None` sends the version's golden sample.
         golden: send the golden sample, and compare the answers with it.
         image: how images become inputs, as in a load test.
         shapes: input -> shape without the batch axis, for images.
@@ -54,7 +54,7 @@ class InferOptions:
         resume: the sequence was started by earlier requests.
         keep_open: later requests go on with the sequence.
         parameters: custom parameters of each request.
-        top: how many labels are named.
+        top: number of labels shown per answer.
         timeout_s: of each request, and the most each question about the model takes.
     """
 
@@ -114,10 +114,10 @@ def infer(
     Args:
         repository: where labels and the golden sample are looked up. The server may serve another one.
         name: name of the model.
-        version: its number, which need not be in the repository, or a tag. `None` leaves the choice to the server.
+        version: its number, even one missing in the repository, or a tag. `None` leaves the choice to the server.
         to: the server, gRPC for a decoupled model. `None` takes the server of the settings, else the running `serve`
             of the repository.
-        options: what is sent, and how. `None` sends the golden sample.
+        options: the requests, and the way to send them. `None` sends the golden sample.
         connection: how to connect. `None` takes the settings.
         on_answer: given each response as it comes.
 
@@ -162,7 +162,7 @@ def infer(
 def _recorded(
     repository: Location, name: str, version: int | None, facts: TargetFacts, config: ModelConfig
 ) -> Reference | None:
-    """Return the recorded sample of the version that answers, or `None` when there is none here."""
+    """Return the recorded sample of the answering version, or `None` without one here."""
     number = int(facts.version) if version is None and facts.version.isdecimal() else version
     try:
         entry = find_model(repository, name).version(number or 0)
@@ -206,7 +206,7 @@ def _sent(
 
 
 def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str, Array]], str]:
-    """Read what will be sent. One request each, batch axis included."""
+    """Read the requests. One request each, batch axis included."""
     text = str(options.data)
     if text == _STDIN or text.lstrip().startswith("{"):
         with work_folder("repo-manager-infer-") as folder:
@@ -253,7 +253,7 @@ def _standard_input() -> str:
 
 
 def _json_lines(text: str) -> str:
-    """Return one document as one line. What has several stays as it is."""
+    """Return one document as one line. Requests with several stay as they are."""
     try:
         return json.dumps(json.loads(text))
     except (ValueError, RecursionError):
@@ -261,7 +261,7 @@ def _json_lines(text: str) -> str:
 
 
 def _wanted(facts: TargetFacts) -> str:
-    """Say what the model's inputs are, with a request to begin from."""
+    """Describe the model's inputs, with a request to begin from."""
     listed = ", ".join(
         f"{item.name} ({item.datatype}, {list(item.shape)}{', optional' if item.optional else ''})"
         for item in facts.inputs

@@ -1,4 +1,4 @@
-"""What `infer` was answered: responses with their labels, and how they are written to a file."""
+"""The answers for `infer`: responses with their labels, and their form in a file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WrittenOutput:
 
     @classmethod
     def of(cls, array: Array) -> WrittenOutput:
-        """Return an output as JSON has it. Strings that are no UTF-8 are escaped."""
+        """Return an output as JSON has it. Strings other than UTF-8 are escaped."""
         dtype = "bytes" if array.dtype.kind == "O" else str(array.dtype)
         return cls(dtype, array.shape, _storable(array).tolist())
 
@@ -59,7 +59,7 @@ class AnswerDocument:
         request: the number of the request it answers, from 1.
         response: its number among the responses to this request, from 1.
         outputs: output name -> type, shape and values.
-        elapsed_ns: since the request was sent.
+        elapsed_ns: time since the request was sent.
         labels: output with labels -> for each sample of the batch its highest values.
     """
 
@@ -78,8 +78,8 @@ class InferenceDocument:
         model: the model.
         version: the version asked. `None`: the server chose.
         url: the server.
-        source: where the requests are from.
-        requests: how many were sent.
+        source: the origin of the requests: a file, or the golden sample.
+        requests: number of requests sent.
         sequence: correlation ID. `None` without a sequence.
         answers: every response, in order.
         comparisons: with the golden sample, where sent.
@@ -100,10 +100,10 @@ class Answer:
     """One response.
 
     Attributes:
-        request: which request it answers, from 1.
-        response: which of that request's responses it is, from 1.
+        request: number of the request it answers, from 1.
+        response: number among the request's responses, from 1.
         outputs: output name -> array, batch axis included. Strings as bytes.
-        elapsed_ns: since the request was sent.
+        elapsed_ns: time since the request was sent.
         labels: output with labels -> for each sample of the batch its highest values.
     """
 
@@ -114,21 +114,21 @@ class Answer:
     labels: Mapping[str, tuple[tuple[Label, ...], ...]] = dataclasses.field(default_factory=dict)
 
     def document(self) -> AnswerDocument:
-        """Return it as JSON has it: outputs with type, shape and values. Strings that are no UTF-8 escaped."""
+        """Return it as JSON has it: outputs with type, shape and values. Strings other than UTF-8 are escaped."""
         outputs = {name: WrittenOutput.of(array) for name, array in self.outputs.items()}
         return AnswerDocument(self.request, self.response, outputs, self.elapsed_ns, self.labels)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inference(Summarized):
-    """All that was asked and answered.
+    """All requests and answers.
 
     Attributes:
         model: the model.
         version: the version asked. `None`: the server chose.
         url: the server.
-        source: where the requests are from.
-        requests: how many were sent.
+        source: the origin of the requests: a file, or the golden sample.
+        requests: number of requests sent.
         sequence: correlation ID. `None` without a sequence.
         answers: every response, in order.
         comparisons: with the golden sample, where sent.

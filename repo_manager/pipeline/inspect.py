@@ -1,4 +1,4 @@
-"""One ONNX file: what goes in, what comes out, and how sparse its weights are."""
+"""One ONNX file: its inputs and outputs, and how sparse its weights are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Inspection", "inspect_model"]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inspection(Summarized):
-    """What `repo-manager inspect` shows.
+    """The result of `repo-manager inspect`.
 
     Attributes:
         path: the file.
@@ -34,7 +34,7 @@ class Inspection(Summarized):
         signature: inputs, outputs, opset.
         parameters: the number of stored weight values.
         sparsity: the 2:4 state of every weight.
-        pruned: what pruning did, from the manifest of the version the file belongs to. `None`: it does not say.
+        pruned: result of pruning, from the manifest of the version the file belongs to. `None`: it does not say.
     """
 
     path: Path
@@ -80,7 +80,7 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
 
 
 def _pruned(path: Path) -> Mapping[str, Any] | None:
-    """Read what pruning did, if the file is in a version."""
+    """Read the result of pruning, if the file is in a version."""
     if not path.parent.name.isdigit():
         return None  # Triton's versions are numbers
     try:

@@ -1,6 +1,6 @@
-"""What a version's record tells a load test of its inputs: sizes of dynamic axes, ranges of integers.
+"""A version's record of its inputs, for a load test: sizes of dynamic axes, ranges of integers.
 
-It is separate from the options that use it because a load test itself knows nothing of repositories.
+It is separate from the options because a load test itself knows nothing of repositories.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["KnownInputs", "known_inputs"]
 
 @dataclasses.dataclass(frozen=True)
 class KnownInputs:
-    """What is known of a version's inputs.
+    """The facts of a version's inputs.
 
     Attributes:
         shapes: input with dynamic axes -> the golden sample's shape, without the batch axis.
         ranges: integer input -> `[low, high)`: the rows of the table it picks from, where the manifest names them,
-            else what the golden sample holds, on which the model is known to run.
+            else the range of the golden sample, proven to run on the model.
         golden: the golden sample's requests, batch axis included: all of a sequence, else the first.
         why_golden: why they are sent where nothing else is asked for, since random ones would mean nothing to the
             model. Empty where random ones do.
@@ -112,7 +112,7 @@ def _ranges(inputs: Mapping[str, NDArray[Any]], limits: Mapping[str, int]) -> di
 
 
 def _index_limits(folder: Path) -> dict[str, int]:
-    """Return what `add` wrote down. Older versions and those of other tools have none."""
+    """Return the record of `add`. Older versions and those of other tools have none."""
     try:
         golden = read_manifest(folder).golden
     except RepositoryError:

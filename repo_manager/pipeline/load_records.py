@@ -74,7 +74,7 @@ def kept_load_tests(repository: LocationLike, name: str, version: int | None = N
 
 
 def read_kept(name: str, tests: Iterable[KeptLoadTest], version: int | None = None) -> tuple[LoadTestReport, ...]:
-    """Return the reports of records. Those of a newer repo-manager that cannot be read are left out.
+    """Return the reports of records. Unreadable ones of a newer repo-manager are left out.
 
     Args:
         name: name of the model.

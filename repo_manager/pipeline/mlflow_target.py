@@ -54,11 +54,11 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
     ) -> dict[str, Any]:
-        """Publish the model as the next version of `name`, and deploy that.
+        """Publish the model as the next version of `name`, and deploy it.
 
         Args:
             name: the model's name in Triton.
-            model_uri: what `add` takes: models:/, runs:/, s3://, a path, ...
+            model_uri: source as for `add`: models:/, runs:/, s3://, a path, ...
             flavor: must be `triton`. `None`: `triton`.
             config: options of the target, as in `target_help`. `None`: the defaults.
             endpoint: must be `None`: MLflow's endpoints are not supported.
@@ -170,7 +170,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
 
 
 def run_local(target: str, name: str, model_uri: str, flavor: str | None = None, config: Any = None) -> Any:
-    """Deploy on the embedded server of this machine, which is what happens without `to` in any case.
+    """Deploy on the embedded server of this machine, as happens without `to` in any case.
 
     Args:
         target: name of the MLflow target, with the repository.
@@ -183,7 +183,7 @@ def run_local(target: str, name: str, model_uri: str, flavor: str | None = None,
 
 
 def target_help() -> str:
-    """Return what `mlflow deployments help -t repo-manager` shows."""
+    """Return the text of `mlflow deployments help -t repo-manager`."""
     return (
         f"Target: {_SCHEME}, or {_SCHEME}:REPOSITORY with the model repository: a folder, or s3://, gs://, as://.\n"
         "A deployment is a model of that repository: create and update call `repo-manager add` and `deploy`, delete "

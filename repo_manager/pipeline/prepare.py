@@ -52,13 +52,13 @@ class Watch:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A model in the wanted precision, and what was found out about it on the way.
+    """A model in the wanted precision, and the findings on the way.
 
     Attributes:
         model: the source, after pruning.
         signature: of it.
         axis: whether the first axis is a batch axis.
-        sample: one input of each kind.
+        sample: one value of each input, for the golden sample.
         conversion: the checks.
         output: the converted file.
     """
@@ -76,13 +76,13 @@ class Prepared:
     """A version, except for its number.
 
     Attributes:
-        target: where it goes.
-        converted: what it was made of.
+        target: name, repository and backend it is made for, and a scratch folder.
+        converted: the model in the wanted precision.
         config: its configuration.
         config_kept: see `Added`.
-        artifact: what its backend loads.
+        artifact: the file for its backend.
         files: name in its folder -> file now.
-        golden: how answers are compared.
+        golden: the golden sample's entry for the manifest.
     """
 
     target: Target
@@ -95,19 +95,19 @@ class Prepared:
 
 
 def convert_and_build(model: Model, target: Target, options: AddOptions, watch: Watch) -> tuple[Prepared, AddOptions]:
-    """Convert the model and build what its backend loads.
+    """Convert the model and build its backend's file.
 
-    Layers that the conversion made INT8, and that the builder turns out to compute in floating point, are left out of
-    a second conversion: the first engine would be slower than an honest one.
+    Layers made INT8 by the conversion, but computed in floating point by the builder, are left out of a second
+    conversion: the first engine would be slower than an honest one.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         target: name, repository and backend of the version.
         options: settings of the conversion and of the version.
         watch: receives progress, and can stop the build.
 
     Returns:
-        The version, and the options with what was found out, for its controls.
+        The version, and the options with the findings, for its controls.
 
     Raises:
         InputError, GateError: as `convert_model` and `build_version`.
@@ -131,7 +131,7 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     """Find out how the model is fed, check the options against it, and convert it.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         target: name, repository and backend of the version.
         options: settings of the conversion and of the version.
         watch: receives progress, and can stop the build.
@@ -164,7 +164,7 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
 
 
 def build_version(converted: Converted, target: Target, options: AddOptions, watch: Watch) -> Prepared:
-    """Make what the backend loads, and the golden sample, which runs on the processor while an engine is built.
+    """Make the backend's file, and the golden sample. The sample runs on the processor while an engine is built.
 
     Args:
         converted: the converted model and its checks.
@@ -211,7 +211,7 @@ def build_version(converted: Converted, target: Target, options: AddOptions, wat
 
 
 def _file_name(name: str, backend: Backend, config: ModelConfig) -> str:
-    """Return what a file is called in the version's folder: the configuration may name the model's."""
+    """Return a file's name in the version's folder: the configuration may name the model's."""
     return config.model_filename if name == DEFAULT_FILENAMES[str(backend)] else name
 
 
@@ -230,7 +230,7 @@ def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: b
 
 
 def _repeats_itself(model: Model) -> bool:
-    """Return whether the graph is of ONNX's own operators, none of which draws random numbers."""
+    """Return whether the graph is of ONNX's own operators, without any for random numbers."""
     return all(
         node.domain in ("", "ai.onnx", "ai.onnx.ml") and not node.op_type.startswith(_RANDOM)
         for node in nodes_of(model.graph_only)

@@ -1,4 +1,5 @@
-"""`add --preprocess`: a model, the model that makes its input of images, and an ensemble of both, proven on images."""
+"""`add --preprocess`: a model, another one that makes its input of images, and an ensemble of both, proven on
+images."""
 
 from __future__ import annotations
 
@@ -51,13 +52,13 @@ _CODE = ("model.py", "rm_pixels.py")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AddedWithImages(Summarized):
-    """What `add_with_images` did.
+    """The result of `add_with_images`.
 
     Attributes:
         added: the model.
-        preprocess: the model that makes its input of encoded images. `None`: the newest version does it already.
+        preprocess: the model from encoded images to its input. `None`: the newest version does it already.
         ensemble: both as one. `None` with `dry_run`.
-        images: the files that proved it.
+        images: the image files of the proof.
     """
 
     added: Added
@@ -67,7 +68,7 @@ class AddedWithImages(Summarized):
 
     @property
     def beside(self) -> tuple[AddedFiles, ...]:
-        """What was published beside the model."""
+        """The models published beside it."""
         ensemble = None if self.ensemble is None else self.ensemble.added
         return tuple(each for each in (self.preprocess, ensemble) if each is not None)
 
@@ -79,11 +80,11 @@ class AddedWithImages(Summarized):
 
 @dataclasses.dataclass(frozen=True)
 class ImageModels:
-    """Images, and what makes inputs of them.
+    """Images, and the recipe from image to input.
 
     Attributes:
-        recipe: what is done with an image.
-        images: files that prove it.
+        recipe: the steps from an image to an input.
+        images: image files for the proof.
     """
 
     recipe: ImageRecipe
@@ -91,10 +92,10 @@ class ImageModels:
 
     @classmethod
     def read(cls, path: Path, signature: Signature) -> ImageModels:
-        """Read the YAML file, and see that it fits the model and that there are images.
+        """Read the YAML file, and check it against the model, and for images.
 
         Raises:
-            CalibrationError: it does not.
+            CalibrationError: the file does not fit the model.
             InputError: there are no images.
         """
         recipe = read_recipe(path)
@@ -135,17 +136,17 @@ def add_with_images(
     progress: BuildProgress | None = None,
     cancelled: threading.Event | None = None,
 ) -> AddedWithImages:
-    """Publish a model, `NAME_preprocess`, which makes its input of encoded images, and `NAME_ensemble` of both.
+    """Publish a model, `NAME_preprocess` for the way from encoded images to its input, and `NAME_ensemble` of both.
 
-    The preprocessing model runs the code that reads calibration images, with the recipe of the same YAML file. Both
-    new models run on an embedded server before they are published: the preprocessing must give exactly what
-    calibration reads, and the ensemble what the model answers to that.
+    The preprocessing model runs the code for calibration images, with the recipe of the same YAML file. Both new
+    models run on an embedded server before they are published: the preprocessing must give exactly the values
+    calibration reads, and the ensemble the model's answers to them.
 
     Args:
         path: an ONNX file with one input, an image. As `add`.
         name: name of the model.
         repository: the model repository: a folder, or a URL of object storage.
-        preprocess: the YAML file that says how images become the input. Its folder holds images.
+        preprocess: the YAML file with the recipe from image to input. Its folder holds images.
         options: settings of the conversion and of the version. `None`: the defaults.
         report: called with one line per step.
         progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
@@ -177,7 +178,7 @@ def add_with_images(
 
 @contextlib.contextmanager
 def _says_published(published: Sequence[str]) -> Iterator[None]:
-    """Let an error say which versions are published by then, and that no server serves them."""
+    """Let an error name the versions published by then, served by no server."""
     try:
         yield
     except RepoManagerError as exc:
@@ -193,12 +194,12 @@ def _says_published(published: Sequence[str]) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """The input of the model that images become.
+    """The model's input made of images.
 
     Attributes:
         name: its name.
         data_type: its type in config.pbtxt.
-        dims: its shape for one image, without the batch axis that `max_batch_size` adds.
+        dims: its shape for one image, without the batch axis added by `max_batch_size`.
         batch: `max_batch_size` of the model.
     """
 
@@ -212,7 +213,7 @@ class _Wanted:
         """Read it from the model's config.pbtxt.
 
         Raises:
-            InputError: its type is none that images can have.
+            InputError: images cannot have its type.
         """
         content = read_config_bytes(repository, model) or b""
         config = parse_config(content.decode(errors="replace"), where=f"{model}/{CONFIG_FILENAME}")
@@ -233,7 +234,7 @@ class _Wanted:
         return [each.reshape(shape) for each in found.prepared(NUMPY_OF_TRITON[self.datatype])]
 
     def image_requests(self, found: ImageModels) -> list[dict[str, Array]]:
-        """Return a request for each image, and where batches are taken one of all that fit."""
+        """Return a request for each image, and where batches are taken one of as many as fit."""
         images = [np.array([[file.read_bytes()]], object) for file in found.images]
         if self.batch == 0:
             return [{_IMAGE: each[0]} for each in images]
@@ -283,7 +284,7 @@ class _Check:
 
     Attributes:
         model: the model.
-        preprocess: what makes its input.
+        preprocess: the preprocessing model.
         found: the images.
         wanted: the input.
     """

@@ -44,8 +44,8 @@ class QuickstartModel:
     """One precision of the shipped model, all the way to its load test.
 
     Attributes:
-        added: conversion and publishing.
-        rollout: how it came into service.
+        added: result of conversion and publishing.
+        rollout: result of its deployment.
         accuracy: share of the held-out images the served model classified right, 0 to 1.
         images: how many held-out images there were.
         load: its load test.
@@ -60,13 +60,13 @@ class QuickstartModel:
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """What quickstart did.
+    """The result of quickstart.
 
     Attributes:
-        folder: where everything is.
+        folder: the folder with all files of the quickstart.
         repository: the model repository in it.
-        machine: what was found on this machine.
-        decisions: what was therefore done, in words.
+        machine: the findings on this machine.
+        decisions: the choices made from them, in words.
         inspection: of the shipped model.
         models: one per precision.
     """
@@ -122,7 +122,7 @@ def quickstart(
 
 
 def _decisions(machine: Machine) -> tuple[str, ...]:
-    """Say what was found and what follows."""
+    """Describe the findings and the choices."""
     tensorrt = "TensorRT" if machine.has("tensorrt") else "no TensorRT"
     if not machine.gpus:
         return (

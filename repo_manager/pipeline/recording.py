@@ -50,13 +50,13 @@ _NOT_HERE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What is known of a version's answers before it is published.
+    """The facts of a version's answers before its publication.
 
     Attributes:
         golden: the sample. `None` when none was given, or a decoupled model cannot run here.
         by: `embedded server`, `given` (the outputs are in the sample), or `nobody`: the inputs alone are kept.
         note: why nobody has run it here. Empty when it ran.
-        unreproducible: outputs that differ from run to run. They are not compared.
+        unreproducible: outputs with differences from run to run. They are not compared.
         parts: model it needs -> the version the answers come from.
     """
 
@@ -69,11 +69,11 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What a version is tried with before it is published, beyond its sample.
+    """Settings of a version's trial run before its publication, beyond its sample.
 
     Attributes:
-        requests: what is sent where no sample is given. Their responses, where they have some, are the reference.
-        parts: model it needs -> the version to run it with, whatever that model's config.pbtxt serves.
+        requests: requests to send where no sample is given. Their responses, where they have some, are the reference.
+        parts: model it needs -> the version to run it with, whatever the other model's config.pbtxt serves.
         check: given the running version, after the sample. It raises where something is wrong.
     """
 
@@ -84,13 +84,13 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class TrialRun:
-    """A version that runs on a server of its own.
+    """A version running on a server of its own.
 
     Attributes:
         client: of that server.
-        config: what the server runs it with, completed.
-        kind: how it is asked.
-        parts: model it needs -> the version that answered for it.
+        config: the configuration the server runs it with, completed.
+        kind: plain calls, sequences or decoupled responses.
+        parts: model it needs -> the version behind its answers.
     """
 
     client: TritonClient
@@ -115,8 +115,8 @@ def trial_run(
         name: name of the model.
         files: path in the version's folder -> file.
         config: its configuration. The backend may complete it.
-        repository: where the models are that it needs.
-        needs: those models, the inner ones first: the parts of an ensemble, or what its code asks, each with the
+        repository: repository with the models it needs.
+        needs: those models, the inner ones first: the parts of an ensemble, or the models its code asks, each with the
             configuration it runs with. `None`: its own.
         timeout_s: for the start and the load.
 
@@ -161,7 +161,7 @@ def _places_of(repository: Path, name: str, needs: Iterable[str]) -> dict[str, P
     """Return the folders of the models a model needs.
 
     Raises:
-        InputError: one is not there.
+        InputError: a needed model is missing.
     """
     places = {needed: repository / needed for needed in needs}
     absent = [needed for needed, place in places.items() if not place.is_dir()]
@@ -187,7 +187,7 @@ def _loaded(client: TritonClient, models: Sequence[str], timeout_s: float) -> Tr
 def needs_of(
     repository: Location, name: str, config: ModelConfig, parts: Mapping[str, int]
 ) -> dict[str, ModelConfig | None]:
-    """Return what a model needs, directly or through others, in the order of loading.
+    """Return a model's needed models, direct or through others, in the order of loading.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -196,7 +196,7 @@ def needs_of(
         parts: model -> version, as in `Trial`.
 
     Returns:
-        Name -> configuration that serves what `parts` says, else what the model's own does, and every version asked
+        Name -> configuration to serve the versions in `parts`, else those of the model's own, and every version asked
         for by number. `None`: as the model has it.
     """
     if not models_of(config):
@@ -306,7 +306,8 @@ def record(
 
     Args:
         name: name of the model.
-        exchanges: what is sent. Where there are responses, those are the reference, and the run is compared with them.
+        exchanges: requests to send. Where there are responses, those are the reference, and the run is compared with
+            them.
         run: the running version, or why there is none.
         tolerance: largest accepted error of each output.
         timeout_s: deadline of the call in seconds.
@@ -367,7 +368,7 @@ def _require_alike(
     answers: Sequence[Sequence[Mapping[str, Array]]],
     tolerance: float,
 ) -> None:
-    """Compare a run with the responses that came with the sample.
+    """Compare a run with the responses of the given sample.
 
     Raises:
         GateError: an output is wrong, or there are more or fewer responses.

@@ -1,4 +1,4 @@
-"""What `serve` is asked for, and what that means for the embedded server of a repository."""
+"""Options of `serve`, and their meaning for the embedded server of a repository."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class ServeOptions(ServerSettings):
         repository: the model repository.
         load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
         timeout_s: how long the server may take to be ready.
-        auto_complete: let Triton fill in what a config.pbtxt leaves out, at about a second a load. `None`: only where
-            a model of the repository needs it.
-        restart: start a server that ended on its own, with a failure, again.
+        auto_complete: let Triton fill in fields missing in a config.pbtxt, at about a second a load. `None`: only
+            where a model of the repository needs it.
+        restart: start a server again after it ended on its own, with a failure.
         pass_env: names of environment variables the server, and so the models' code, gets besides those it needs.
-        signed_by: public keys one of which must vouch for each version loaded. Empty asks for no signature.
+        signed_by: public keys, of which one must vouch for each version loaded. Empty asks for no signature.
     """
 
     repository: Location
@@ -70,10 +70,10 @@ def deployed_models(repository: Location) -> tuple[str, ...]:
 
 
 def check_models(options: ServeOptions) -> None:
-    """Check that a local repository is there, and the models named, before a server is started.
+    """Check for a local repository, and the models named, before a server is started.
 
     Raises:
-        RepositoryError: they are not.
+        RepositoryError: the repository or a model is missing.
     """
     folder = local_folder(options.repository)
     if folder is None:
@@ -91,7 +91,7 @@ def server_options(options: ServeOptions) -> ServerOptions:
     Under the policy `signed_by`, models are left out no key vouches for. They are in the server's failures.
 
     Raises:
-        RepositoryError: a model that was named is not vouched for.
+        RepositoryError: a named model is not vouched for.
     """
     load: tuple[str, ...] = options.load
     deployed = load in ((), (_DEPLOYED,))
@@ -135,9 +135,9 @@ def not_vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, st
 
 
 def needs_auto_complete(repository: Location) -> bool:
-    """Return whether any model's config.pbtxt leaves out what Triton would fill in: backend, inputs or outputs.
+    """Return whether any model's config.pbtxt lacks a field Triton would fill in: backend, inputs or outputs.
 
-    What `add` writes is complete. A broken file counts as incomplete: the server will say what is wrong.
+    A file from `add` is complete. A broken file counts as incomplete: the server will report the fault.
     """
     for model in scan(repository, deep=False):
         try:

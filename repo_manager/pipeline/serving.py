@@ -39,13 +39,13 @@ def serve_until_ended(
     """Run the embedded server in this process until it ends or this process is interrupted.
 
     A model whose stub process has died is unloaded and loaded again: Triton keeps it READY and answers every request
-    with an error. With `restart`, a server that ended on its own is started again on the same ports, at most
+    with an error. With `restart`, a server ended on its own is started again on the same ports, at most
     `_MAX_RESTARTS` times in a row within a minute of each other.
 
     Args:
-        options: what to serve, and where.
+        options: repository, models, ports, policy and restarts.
         on_ready: called whenever a server is ready: once, and after each restart.
-        report: told what was repaired.
+        report: called with a line for each repair.
         log_output: the server's log is copied there while it runs. `None` leaves it in its file.
 
     Raises:
@@ -58,7 +58,7 @@ def serve_until_ended(
 
 
 def _settle_trials(repository: Location, report: Callable[[str], None]) -> None:
-    """Let a server that starts serve what was proven, where a roll-out was killed before its proof."""
+    """Let a starting server serve the proven versions, where a roll-out was killed before its proof."""
     names = {entry.name for entry in scan(repository, deep=False)}
     for name, state in model_states(repository).items():
         if state.unproven is None or name not in names:
@@ -125,7 +125,7 @@ def _serve_once(
 
 
 def _vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, list[object]]:
-    """Return under the policy model -> what the file system remembers of the files a load of it runs."""
+    """Return under the policy model -> inodes and times of the files a load of it runs."""
     found: dict[str, list[object]] = {}
     for name in names if options.signed_by else ():
         with contextlib.suppress(RepoManagerError):
@@ -136,10 +136,10 @@ def _vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, list[
 
 
 def _drop_exchanged(server: EmbeddedServer, options: ServeOptions, before: Mapping[str, list[object]]) -> None:
-    """Unload what was changed between the check of its signature and the load.
+    """Unload models changed between the check of their signature and the load.
 
     Raises:
-        RepositoryError: a model that was named is not vouched for.
+        RepositoryError: a named model is not vouched for.
     """
     now = _vouched_for(options, server.options.load)
     odd = [name for name in server.options.load if options.signed_by and now.get(name) != before.get(name)]
@@ -157,7 +157,7 @@ def _require_vouched(options: ServeOptions, name: str) -> None:
     """See under the policy a model may be loaded again.
 
     Raises:
-        ServerError: no key vouches for what it is now.
+        ServerError: no key vouches for its present files.
     """
     refused = not_vouched_for(options, [name]) if options.signed_by else {}
     if refused:

@@ -1,4 +1,4 @@
-"""The configuration of a version that `add` makes: derived from the model, with what the engine options put into it."""
+"""The configuration of a version from `add`: derived from the model, with the entries of the engine options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from repo_manager.types import Backend
 __all__ = ["check_backend_options", "config_options", "existing_config", "fields_kept", "serving_config"]
 
 _ACCELERATED = ("sparse", "workspace_bytes", "shapes")
-"""Engine options that TensorRT inside ONNX Runtime knows, too."""
+"""Engine options known to TensorRT inside ONNX Runtime, too."""
 
 
 def check_backend_options(options: AddOptions, backend: Backend) -> None:
@@ -98,7 +98,7 @@ _OPTION_OF = {
 def config_options(
     options: ConfigOptions, target: Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
 ) -> ConfigOptions:
-    """Fill in what was not asked for: the existing model's largest batch and file, the sample's sizes for warm-up.
+    """Fill in options left out: the existing model's largest batch and file, the sample's sizes for warm-up.
 
     Args:
         options: fields of config.pbtxt the caller chose.
@@ -140,7 +140,7 @@ def serving_config(
 
     Raises:
         ConfigError: the model cannot be served so.
-        UsageError: the options contradict each other, or the model that is there already.
+        UsageError: the options contradict each other, or the existing model.
     """
     backend = target.choice.backend
     derived = derive_config(target.name, signature, axis, backend, options.config)
@@ -183,7 +183,7 @@ def _with_profile(
 
 
 def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
-    """Compare with the config.pbtxt that is there: all versions share it, and publishing leaves it as it is.
+    """Compare with the existing config.pbtxt: all versions share it, and publishing leaves it as it is.
 
     Args:
         target: name, repository and backend of the version.
@@ -191,10 +191,10 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
         options: settings of the conversion and of the version.
 
     Returns:
-        The fields in which it says something else, for a note. Empty for a new model.
+        The fields where it differs, for a note. Empty for a new model.
 
     Raises:
-        UsageError: what was asked for would not take effect: it loads other files, or has no such accelerator.
+        UsageError: the options would not take effect: it loads other files, or has no such accelerator.
     """
     existing = existing_config(target)
     if existing is None:

@@ -1,4 +1,4 @@
-"""`snapshot`: freeze what pods are to serve, and write the chart's values that pin it, for Argo CD or Flux."""
+"""`snapshot`: freeze the models for pods, and write the chart's values for it, for Argo CD or Flux."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HEAD = "# Written by `repo-manager snapshot`; it holds only the pin, and is rew
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """A snapshot, and the values file that names it.
+    """A snapshot, and its values file.
 
     Attributes:
         pin: the snapshot.
@@ -55,13 +55,13 @@ def snapshot(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        targets: what is to change, each `NAME` or `NAME:VERSION`. Empty takes every model as its policy serves it.
-        values: a YAML file for the pin alone. What it pins now stays, except for `targets`. `None` writes no file. The
+        targets: models to change, each `NAME` or `NAME:VERSION`. Empty takes every model as its policy serves it.
+        values: a YAML file for the pin alone. Its present pins stay, except for `targets`. `None` writes no file. The
             other models are then taken as the repository's policies serve them.
-        mounted: the repository's URL or path, as the pods see it. `None`: what the file says, else as this machine
-            sees it.
+        mounted: the repository's URL or path, as the pods see it. `None`: as in the file, else as this machine sees
+            it.
         options: see `pin_snapshot`. `None` takes the defaults.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Raises:
         UsageError: a model is named twice.
@@ -102,19 +102,19 @@ def fetch(
 
     Args:
         url: place of the snapshot, `<repository>.snapshots/<id>`.
-        cache: the folder, which pods of one machine share.
-        signed_by: public keys one of which must vouch for each version. Empty takes the settings'.
-        keep: how many snapshots stay beside it that no process serves.
+        cache: the folder, shared by the pods of one machine.
+        signed_by: public keys, of which one must vouch for each version. Empty takes the settings'.
+        keep: number of snapshots kept beside it and served by no process.
         link: is made a symbolic link to the snapshot's folder. `None`: none is made.
-        report: told what is being done.
+        report: called with a line of text for each step.
 
     Returns:
         The snapshot. Nobody removes it until it is closed.
 
     Raises:
         UsageError: the URL names no snapshot.
-        RepositoryError: there is no such snapshot, it is not what its id says, a signature does not hold, or there is
-            no room for it.
+        RepositoryError: there is no such snapshot, its content does not fit its id, a signature does not hold, or
+            there is no room for it.
     """
     return fetch_snapshot(
         as_location(url),
@@ -127,16 +127,16 @@ def fetch(
 
 
 def values_text(pin: Pin) -> str:
-    """Return the chart's values that pin a snapshot, as YAML. What it holds is a comment, which a diff shows."""
+    """Return the chart's values for a snapshot, as YAML. Its models are a comment, for a diff to show."""
     held = [f"#   {name}: {', '.join(map(str, versions))}" for name, versions in sorted(pin.models.items())]
     return "\n".join([_HEAD, "# It holds:", *held, yaml.safe_dump(pin.values, sort_keys=False)])
 
 
 def pinned_by(files: Sequence[Path]) -> dict[str, str]:
-    """Return what values files pin: file -> URL of the snapshot.
+    """Return the pins of values files: file -> URL of the snapshot.
 
     Raises:
-        InputError: one cannot be read, or pins nothing: a mistyped name must not count as one that pins nothing.
+        InputError: one cannot be read, or pins nothing: a mistyped name must not count as a file without pins.
     """
     found = {}
     for file in files:
@@ -151,7 +151,7 @@ def _pinned_in(file: Path) -> tuple[str | None, str | None]:
     """Return a values file's `repository.url` and `repository.snapshot`. Nothing when it does not exist.
 
     Raises:
-        InputError: it holds more than these, which would be lost, or cannot be read.
+        InputError: it holds other values, which would be lost, or cannot be read.
     """
     try:
         text = read_regular(file).decode()

@@ -27,7 +27,7 @@ __all__ = ["refuse_while_ready", "status", "watch_status"]
 
 
 def refuse_while_ready(repository: LocationLike, name: str, version: int | None) -> None:
-    """Check that the repository's own running server, where there is one, does not serve what will be removed.
+    """Check the repository's own running server, where there is one: it must not serve versions about to be removed.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -35,7 +35,7 @@ def refuse_while_ready(repository: LocationLike, name: str, version: int | None)
         version: one version. `None`: any.
 
     Raises:
-        RepositoryError: it does.
+        RepositoryError: the server serves one of them.
     """
     running = running_server(as_location(repository))
     if running is None:
@@ -60,11 +60,11 @@ def status(
     timeout_s: float = 10.0,
     connection: ClientOptions | None = None,
 ) -> RepositoryStatus:
-    """Show what servers serve, and where they differ from the repository. Nothing is changed.
+    """Show the served state of servers, and its differences from the repository. Nothing is changed.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: the model. `None` for all that were deployed or are loaded.
+        name: the model. `None` for all deployed or loaded ones.
         to: connected clients or URLs. `None` takes the server of the settings, else the running `serve`.
         timeout_s: how long to wait for each answer.
         connection: how to connect to URLs, except for its own time. `None` takes the settings.
@@ -100,18 +100,18 @@ def watch_status(
     timeout_s: float = 10.0,
     connection: ClientOptions | None = None,
 ) -> Iterator[RepositoryStatus | ServerError]:
-    """Look at the status again and again, for ever. A server that is away for a moment ends nothing.
+    """Look at the status again and again, for ever. A server away for a moment ends nothing.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model. `None`: all models that were deployed or are loaded.
+        name: name of the model. `None`: all models deployed or loaded.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
-        interval_s: the pause after each look.
+        interval_s: seconds between two looks.
         timeout_s: deadline of the call in seconds.
         connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
 
     Yields:
-        What is seen, or why nothing is.
+        The state seen, or the reason for none.
 
     Raises:
         RepositoryError: there is no such model.
