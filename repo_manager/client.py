@@ -10,7 +10,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from repo_manager.errors import InputError, RepoManagerError, ServerRefusedError
 from repo_manager.files import reason_of
 from repo_manager.server.client import TritonClient
-from repo_manager.server.transport import ClientOptions
+from repo_manager.server.transport import ClientOptions, StreamRequest
 
 __all__ = [
     "Answer",
@@ -269,12 +269,52 @@ class VersionedClient:
             try:
                 answer = self._client().infer(self.model, version, inputs, outputs=outputs, timeout_s=timeout_s)
             except ServerRefusedError as exc:
-                if version is None or not _NOT_THERE.search(exc.message):
-                    raise
-                not_there.append(version)
-                self._gone[version] = time.monotonic() + self._refresh_s
+                self._pass_over(version, exc, not_there)
             else:
                 return Answer(version, answer, tuple(not_there))
+
+    def stream(
+        self,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        key: str | bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Answer]:
+        """Send one request to a decoupled model, on a version chosen by the weights. gRPC only.
+
+        A version that is not there is replaced by another one, as in `infer`. No response is lost or repeated.
+
+        Args:
+            inputs: as for `infer`.
+            key: as for `infer`.
+            timeout_s: deadline of each attempt, until its final response. `None` takes the options' `timeout_s`.
+
+        Yields:
+            One answer per response, as it arrives.
+
+        Raises:
+            UsageError: the URL is HTTP.
+            ServerRefusedError: as `infer`.
+            ServerUnreachableError: no final response.
+        """
+        self._refresh()
+        not_there: list[int] = []
+        while True:
+            version = self._choose(key, not_there)
+            responses = self._client().stream(self.model, version, [StreamRequest(inputs)], timeout_s=timeout_s)
+            try:
+                for outputs in responses:
+                    yield Answer(version, outputs, tuple(not_there))
+                return
+            except ServerRefusedError as exc:
+                self._pass_over(version, exc, not_there)
+
+    def _pass_over(self, version: int | None, refusal: ServerRefusedError, not_there: list[int]) -> None:
+        """Leave out a version that is not there. Raise any other refusal again."""
+        if version is None or not _NOT_THERE.search(refusal.message):
+            raise refusal
+        not_there.append(version)
+        self._gone[version] = time.monotonic() + self._refresh_s
 
     def _choose(self, key: str | bytes | None, not_there: list[int]) -> int | None:
         """Return a version. `None` leaves the choice to the server, which knows what is there."""

@@ -7,8 +7,9 @@
     │   ├── CalibrationError             the calibration data
     │   ├── ConfigError                  a config.pbtxt
     │   ├── RepositoryError              the model repository on disk
+    │   │   ├── ConcurrentChangeError 5  somebody else changes the same: try again
     │   │   ├── LockHeldError         5  another process holds a lock: try again
-    │   │   └── StoreUnreachableError 5  the object store does not answer: try again
+    │   │   └── StoreUnreachableError 5  the object store gives no usable answer: try again
     │   ├── EngineError                  a TensorRT engine that cannot be built, read or run here
     │   └── MissingDependencyError       an optional package that this step needs
     ├── GateError                     4  a gate (sparsity, drift, objective) failed
@@ -31,6 +32,7 @@ import re
 __all__ = [
     "CalibrationError",
     "ChangesNeededError",
+    "ConcurrentChangeError",
     "ConfigError",
     "EngineError",
     "GateError",
@@ -122,6 +124,12 @@ class RepositoryError(InputError):
     """The model repository, or something in it, is not what it must be."""
 
 
+class ConcurrentChangeError(RepositoryError):
+    """Somebody else changed what this command was changing; the same command succeeds when it is alone."""
+
+    exit_code = 5
+
+
 class LockHeldError(RepositoryError):
     """Another process holds a lock for longer than this one waits; the same command succeeds once it is free."""
 
@@ -129,7 +137,7 @@ class LockHeldError(RepositoryError):
 
 
 class StoreUnreachableError(RepositoryError):
-    """The object store of a repository does not answer; the same command succeeds once it does."""
+    """The object store of a repository gives no usable answer; the same command succeeds once it does."""
 
     exit_code = 5
 

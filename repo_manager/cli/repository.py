@@ -11,7 +11,7 @@ import typer
 from repo_manager.cli.option_groups import grouped
 from repo_manager.cli.options import Output
 from repo_manager.cli.repository_options import ModelName, RepositoryFlag, model_versions
-from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.errors import RepositoryError, StoreUnreachableError, UsageError
 from repo_manager.report.repository_tables import model_view, models_view
 from repo_manager.report.version_tables import history_view, kept_tests_view, version_view
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
@@ -100,6 +100,8 @@ def list_command(place: RepositoryFlag, output: Output) -> None:
     models = scan(root, deep=False)
     try:
         states = model_states(root)
+    except StoreUnreachableError:
+        raise
     except RepositoryError as exc:
         terminal.warn(exc.message)
         states = {}

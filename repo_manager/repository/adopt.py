@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.errors import ConcurrentChangeError, ConfigError, RepositoryError
 from repo_manager.lfs import LFS_HINT, LFS_MOST_BYTES, LFS_POINTER, is_lfs_pointer
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import MANIFEST_FILENAME
@@ -139,7 +139,9 @@ def _adopt_model(store: Store, name: str, dry_run: bool) -> list[Adoption]:
                 key = f"{name}/{plan.version}/{MANIFEST_FILENAME}"
                 store.put(key, manifest_text(plan.manifest).encode(), new=True)
             except ChangedMeanwhileError as exc:
-                raise RepositoryError(f"{name}:{plan.version} was adopted by somebody else at this moment") from exc
+                raise ConcurrentChangeError(
+                    f"{name}:{plan.version} was adopted by somebody else at this moment", hint="Run the command again."
+                ) from exc
     return [dataclasses.replace(plan, applied=True) for plan in plans]
 
 
@@ -157,7 +159,7 @@ def _check_unchanged(read: ModelView, now: ModelView, plans: list[Adoption]) -> 
                 sizes = {entry.name: entry.size_bytes for entry in before.files}
                 changed = [entry.name for entry in after.files if sizes.pop(entry.name, None) != entry.size_bytes]
                 found = ", ".join([*changed, *sizes]) or MANIFEST_FILENAME
-            raise RepositoryError(
+            raise ConcurrentChangeError(
                 f"{plan.name}:{plan.version} was changed by somebody else at the same time: {found}",
                 hint="Nothing was written. Adopt again when its files are complete.",
             )

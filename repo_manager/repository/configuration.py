@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from repo_manager.errors import ConfigError, ModelError, RepositoryError
+from repo_manager.errors import ConcurrentChangeError, ConfigError, ModelError, RepositoryError
 from repo_manager.files import sha256_file
 from repo_manager.optional import installed_version
 from repo_manager.repository.ensembles import problems_around
@@ -108,7 +108,7 @@ def edit_config(
         view = with_beside(store, changeable_model(store, name))
         before = view.config_text() if view.has_config else ""
         if based_on is not None and before != based_on:
-            raise RepositoryError(
+            raise ConcurrentChangeError(
                 f"{view.config_place} was changed by somebody else at the same time{_fields_between(based_on, before)}"
             )
         return _change(store, view, before, text, dry_run)
@@ -168,7 +168,7 @@ def _change(
     try:
         store.replace_if(view, {**(beside or {}), CONFIG_FILENAME: after.encode()})
     except ChangedMeanwhileError as exc:
-        raise RepositoryError(
+        raise ConcurrentChangeError(
             f"{view.config_place} was changed at the same time", hint="Run the command again."
         ) from exc
     return dataclasses.replace(change, applied=True)
@@ -325,7 +325,7 @@ def _insisting(repository: Location, name: str, write: Callable[[Store], R]) -> 
                     return write(store)
             except ChangedMeanwhileError:
                 time.sleep(_TICK_S * (attempt + 1))
-        raise RepositoryError(
+        raise ConcurrentChangeError(
             f"{store.location / name / CONFIG_FILENAME} was changed by others {_ATTEMPTS} times in a row",
             hint="Run the command again when no one else changes this model.",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.errors import ConcurrentChangeError, ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import check_file_name
 from repo_manager.repository.location import LocationLike
@@ -95,7 +95,9 @@ def set_labels(
                 if contents:
                     store.replace_if(view, contents)
             except ChangedMeanwhileError as exc:
-                raise RepositoryError(f"{name} was changed at the same time", hint="Run the command again.") from exc
+                raise ConcurrentChangeError(
+                    f"{name} was changed at the same time", hint="Run the command again."
+                ) from exc
         return dataclasses.replace(change, applied=bool(contents))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.errors import ConcurrentChangeError, ConfigError, RepositoryError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import LocationLike
 from repo_manager.repository.look import existing_model, with_versions
@@ -106,7 +106,7 @@ def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
         try:
             store.replace_if(view, {CONFIG_FILENAME: text.encode()})
         except ChangedMeanwhileError as exc:
-            raise RepositoryError(
+            raise ConcurrentChangeError(
                 f"{view.config_place} was changed at the same time", hint="Run the command again."
             ) from exc
         return True

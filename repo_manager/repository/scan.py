@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from repo_manager.errors import ConfigError, RepositoryError
+from repo_manager.errors import ConfigError, RepositoryError, StoreUnreachableError
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location, LocationLike
 from repo_manager.repository.look import each, existing_model, with_versions
@@ -121,7 +121,8 @@ def scan(repository: LocationLike, *, deep: bool = True) -> tuple[ModelEntry, ..
             about a second.
 
     Raises:
-        RepositoryError: the root cannot be read. A broken model is listed with its problems.
+        RepositoryError: the root cannot be read, or the store stops answering. A broken model is listed with its
+            problems.
     """
     with disk_errors(f"list {repository}"):
         store = open_store(repository)
@@ -147,6 +148,8 @@ def _entry_or_none(store: Store, name: str, *, deep: bool) -> ModelEntry | None:
         view = store.look(name)
     except OSError as exc:
         return _broken(store, name, f"cannot be read: {exc.strerror or exc}")
+    except StoreUnreachableError:
+        raise
     except RepositoryError as exc:
         return _broken(store, name, exc.message)
     if not view.exists or (view.work and not view.versions):

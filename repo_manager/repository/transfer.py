@@ -13,7 +13,7 @@ from repo_manager.repository.configuration import replace_config
 from repo_manager.repository.ensembles import ensembles_in, models_needed
 from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.layout import is_bytecode, validate_model_name, version_number
-from repo_manager.repository.location import LocationLike, as_location
+from repo_manager.repository.location import Location, LocationLike, as_location
 from repo_manager.repository.look import changeable_model, with_beside, with_versions
 from repo_manager.repository.manifest import Manifest
 from repo_manager.repository.plan.configuration import ConfigChange
@@ -44,11 +44,13 @@ class CopyOptions:
         keep_number: the copy has the same number, and it must be free, else it takes the next number there.
         with_config: the target's config.pbtxt becomes the source's, with labels and variants, except for the version
             policy. Without it, the config.pbtxt of an existing model stays as it is.
+        again: also copy content that exists under another number, for an ensemble that pins this number.
     """
 
     target_name: str | None = None
     keep_number: bool = True
     with_config: bool = False
+    again: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -91,6 +93,7 @@ class _Copy:
     manifest: Manifest
     text: str
     progress: Callable[[int], None] | None
+    again: bool
 
 
 class _IdenticalError(Exception):
@@ -142,7 +145,7 @@ def copy_version(
         text, config = _source_config(view, new_name)
         _check_whole(content, manifest, f"{name}:{version}")
         there = open_store(target, may_be_new=True)
-        twin = _identical_version(there, new_name, manifest)
+        twin = None if options.again else _identical_version(there, new_name, manifest)
         made = Transfer(f"{name}:{version}", new_name, twin or 0, twin is not None, manifest.size_bytes, None)
         exists, beside = there.look(new_name).has_config, files_beside(config)
         if exists and options.with_config:
@@ -154,7 +157,8 @@ def copy_version(
         if dry_run:
             return made if twin is not None else _numbered(made, target, manifest, config, number)
         if twin is None:
-            made = _brought(made, _Copy(origin, name, version, manifest, text, progress), target, config, number)
+            copy = _Copy(origin, name, version, manifest, text, progress, options.again)
+            made = _brought(made, copy, target, config, number)
         if made.config is not None:
             made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside))
     return made
@@ -185,7 +189,7 @@ def _published(
     manifest, told = copy.manifest, copy.progress or (lambda _: None)
 
     def claiming() -> None:
-        twin = _identical_version(open_store(target, may_be_new=True), name, manifest)
+        twin = None if copy.again else _identical_version(open_store(target, may_be_new=True), name, manifest)
         if twin is not None:
             raise _IdenticalError(twin)
 
@@ -218,8 +222,9 @@ def copy_needed(
 ) -> tuple[Transfer, ...]:
     """Copy a model's needed models missing in the target, in the order of loading.
 
-    Of each, the versions pinned by ensembles are copied. They keep their numbers, so the ensembles find them. Where
-    none is asked for, the newest served is copied, else the newest, unless the target has another.
+    Of each, the versions pinned by ensembles are copied. They keep their numbers, so the ensembles find them. A
+    version that exists in the target under such a number must have the same content. Where none is pinned, the newest
+    served is copied, else the newest, unless the target has another.
 
     Args:
         source: the repository to copy from.
@@ -230,29 +235,50 @@ def copy_needed(
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:
-        RepositoryError: as `copy_version`.
+        RepositoryError: as `copy_version`, or a version that an ensemble asks for by number has other content there.
     """
     origin, there = open_store(source), open_store(target, may_be_new=True)
     ensembles = ensembles_in(origin)
     needed = models_needed(origin, name, ensembles)
     pins = {key: config for key, config in ensembles.items() if key in (name, *needed)}
-    done = []
+    wanted: list[tuple[str, int, CopyOptions]] = []
     for each in needed:
         present, asked_for = there.look(each), pinned_versions(pins, each)
-        if present.exists and not asked_for.keys() - set(present.versions):
+        if present.exists and not asked_for:
             continue
         view = changeable_model(origin, each)
         pinned = [version for version in asked_for if version in view.versions]
-        if not pinned and present.exists:
+        both = [version for version in pinned if version in present.versions]
+        _check_same(with_versions(origin, view, both), with_versions(there, present, both), there.location)
+        if pinned:
+            options = CopyOptions(again=True)
+            wanted += [(each, version, options) for version in pinned if version not in both]
+        elif not present.exists:
+            served = served_versions(view.parsed_config(), view.versions)
+            wanted.append((each, max(served or view.versions), CopyOptions(keep_number=keep_number)))
+    return tuple(
+        copy_version(source, each, version, target, options, dry_run=dry_run, progress=progress)
+        for each, version, options in wanted
+    )
+
+
+def _check_same(source: ModelView, target: ModelView, place: Location) -> None:
+    """Check that versions which both repositories have are the same, as far as both have a manifest.
+
+    Raises:
+        RepositoryError: one is another.
+    """
+    for version, content in source.contents.items():
+        found = target.contents.get(version)
+        if found is None or not (found.has_manifest and content.has_manifest):
             continue
-        served = served_versions(view.parsed_config(), view.versions)
-        options = CopyOptions(keep_number=keep_number or bool(pinned))
-        done += [
-            copy_version(source, each, version, target, options, dry_run=dry_run, progress=progress)
-            for version in pinned or [max(served or view.versions)]
-            if version not in present.versions
-        ]
-    return tuple(done)
+        if found.manifest().digest != content.manifest().digest:
+            raise RepositoryError(
+                f"{source.name}:{version} in {place} has other content than the version copied, and an ensemble asks "
+                "for it by number",
+                hint="Point the ensemble to another version: publish this one under a new number, or change its "
+                "model_version.",
+            )
 
 
 def _look(store: Store, name: str, version: int) -> tuple[ModelView, VersionView]:

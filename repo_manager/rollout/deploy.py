@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from repo_manager.errors import RepositoryError, UsageError
+from repo_manager.errors import ConcurrentChangeError, RepositoryError, UsageError
 from repo_manager.optional import deferred
 from repo_manager.repository.location import Location
 from repo_manager.repository.stores import open_store
@@ -136,7 +136,7 @@ def rollback(
         def confirm() -> None:
             now = reach.previous(repository, name)
             if now != version:
-                raise RepositoryError(
+                raise ConcurrentChangeError(
                     f"{name} was deployed by somebody else at the same time: the version before is {now} now, not "
                     f"{version}",
                     hint="Nothing was changed. See `repo-manager status`, then run the command again.",

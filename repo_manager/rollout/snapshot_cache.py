@@ -194,7 +194,7 @@ def _fetch(url: Location, cache: Path, chosen: str, reason: str, report: Report)
     removed = _make_room(cache, chosen, size)
     report(f"snapshot {chosen}: {reason}; fetching {size / 1e6:.1f} MB")
     try:
-        written = write_snapshot(work, models)
+        written = write_snapshot(work, models, links=False)
         fault = _fault_of(work, written.id)
         if fault is not None:
             raise RepositoryError(

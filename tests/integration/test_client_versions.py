@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.python_models import write_python_model
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.client import VersionedClient, VersionWeights, published_name
-from repo_manager.errors import InputError, ServerRefusedError, ServerUnreachableError
+from repo_manager.errors import InputError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.repository.configuration import change_config, set_served_versions
 from repo_manager.rollout.deploy import deploy
 from repo_manager.server.client import TritonClient
@@ -130,6 +132,32 @@ def test_other_errors_are_not_tried_again(url: str, model: str) -> None:
         client.infer({"x": X}, timeout_s=1.0)
     with pytest.raises(InputError):
         VersionedClient(url, model, {1: 0.0})
+
+
+def test_streams_follow_the_weights_and_pass_over_a_version_that_is_not_there(
+    repository: Path, client: TritonClient, server: EmbeddedServer
+) -> None:
+    write_python_model(repository, "streamed", kind="repeat", versions=(1, 2), extra="version_policy { all { } }")
+    client.load("streamed")
+    request = {"IN": np.array([3, 5], np.int32)}
+    try:
+        with VersionedClient(server.grpc_url, "streamed", {1: 0.5, 2: 0.5}, seed=1) as versioned:
+            for key in ("a", "b", "c", "d", "e"):
+                answers = list(versioned.stream(request, key=key))
+                version = answers[0].version
+                assert version in (1, 2)
+                assert [int(each.outputs["OUT"][0]) for each in answers] == [3 * version, 5 * version]
+                assert versioned.weights is not None
+                assert version == versioned.weights.choose(random.Random(), key=key)
+        with VersionedClient(server.grpc_url, "streamed", {9: 1.0}) as versioned:
+            answers = list(versioned.stream(request))
+            assert [(each.version, each.not_there) for each in answers] == [(None, (9,))] * 2
+            with pytest.raises(ServerRefusedError, match="unexpected"):
+                list(versioned.stream({"NO": request["IN"]}))
+        with VersionedClient(server.http_url, "streamed") as versioned, pytest.raises(UsageError, match="gRPC"):
+            list(versioned.stream(request))
+    finally:
+        client.unload("streamed")
 
 
 def in_threads(work: Callable[[], None], threads: int, errors: list[str]) -> list[threading.Thread]:

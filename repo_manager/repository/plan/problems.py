@@ -38,6 +38,7 @@ _BYTES_OF = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8,
 }  # fmt: skip
+_ENVIRONMENT, _MODEL_DIRECTORY = "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY"
 _GPU_FILES = "put the file here, or correct cc_model_filenames: such a GPU cannot load the model"
 _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one can change with a version"
 
@@ -90,6 +91,7 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
                 yield _link_problem(view.level.links[folder], f"{name}/{folder}")
     if config is not None:
         yield from _data_files(view, config)
+        yield from _environment(view, config)
         yield from _policy_problems(view, config)
     if not view.versions:
         empty = not view.level.files and not view.folders
@@ -176,6 +178,18 @@ def _data_files(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
             yield Problem(where, f"is missing, and {what} reads it", rule="data-file")
         elif size is not None and needed is not None and size < needed:
             yield Problem(where, f"has {size} bytes, and {what} needs {needed}", rule="data-file")
+
+
+def _environment(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
+    """Check that the environment of a Python model is in the model's folder, if that is where it should be."""
+    message = config.message()
+    path = message.parameters[_ENVIRONMENT].string_value if _ENVIRONMENT in message.parameters else ""
+    start, folder, below = path.partition(f"{_MODEL_DIRECTORY}/")
+    parts = [part for part in below.split("/") if part not in ("", ".")]
+    there = {*(entry.name for entry in view.level.files), *view.level.folders, *view.level.links}
+    if message.backend == "python" and folder and not start and parts and parts[0] not in {"..", *there}:
+        text = f"is missing, and the parameter {_ENVIRONMENT} names it"
+        yield Problem(f"{view.name}/{'/'.join(parts)}", text, rule="data-file")
 
 
 def _lookalikes(view: ModelView) -> Iterator[Problem]:

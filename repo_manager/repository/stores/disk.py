@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from repo_manager.errors import LockHeldError, RepositoryError
+from repo_manager.errors import ConcurrentChangeError, LockHeldError, RepositoryError
 from repo_manager.files import fsync_directory, read_regular, sha256_file, take_lock, write_atomic
 from repo_manager.repository.file_system import copy_durably, write_durably
 from repo_manager.repository.layout import (
@@ -234,7 +234,7 @@ class DiskStore:
                 return
             ready = staging / "put"
             if FileRecord(*copy_durably(content, ready)) != record and record is not None:
-                raise RepositoryError(f"{content} was changed at the same time", hint="Run the command again.")
+                raise ConcurrentChangeError(f"{content} was changed at the same time", hint="Run the command again.")
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.resolve() != path.parent:
                 raise RepositoryError(

@@ -94,11 +94,11 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as exc:
         raise UnreadableImage(f"cannot be read as an image: {exc}") from exc
     if recipe.resize is not None:
-        factor = recipe.resize / min(found.size)
-        wide, high = max(width, round(found.width * factor)), max(height, round(found.height * factor))
+        wide, high = _resized(found.size, recipe.resize)
+        wide, high = max(width, wide), max(height, high)
         _check_pixels("resized, it has", (wide, high), pillow.MAX_IMAGE_PIXELS)
         found = found.resize((wide, high), pillow.Resampling.BILINEAR)
-        left, top = (found.width - width) // 2, (found.height - height) // 2
+        left, top = round((wide - width) / 2), round((high - height) / 2)  # as torchvision's CenterCrop: half to even
         found = found.crop((left, top, left + width, top + height))
     else:
         found = found.resize((width, height), pillow.Resampling.BILINEAR)
@@ -110,6 +110,14 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
     if recipe.layout == "nchw":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
+
+
+def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Return width and height once the shorter side is `shorter`. The longer one is truncated, as torchvision does."""
+    width, height = size
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
 
 
 def _check_pixels(what: str, size: tuple[int, int], most: int | None) -> None:

@@ -125,7 +125,12 @@ def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
 
 
 def write_snapshot(
-    root: Location, models: Sequence[SnapshotModel], *, signed_by: Sequence[Path] = (), dry_run: bool = False
+    root: Location,
+    models: Sequence[SnapshotModel],
+    *,
+    signed_by: Sequence[Path] = (),
+    dry_run: bool = False,
+    links: bool = True,
 ) -> Snapshot:
     """Write a snapshot, unless it is there.
 
@@ -139,6 +144,7 @@ def write_snapshot(
         signed_by: keys of which one must vouch for each version. Empty asks for no signature. Versions of an earlier
             snapshot were checked when they came into it.
         dry_run: only name the snapshot, and write nothing.
+        links: on disk, hard links instead of copies. Without them, an edit of the snapshot never reaches its source.
 
     Raises:
         RepositoryError: a model or version is missing, a version has no manifest, or the place cannot be written.
@@ -160,7 +166,7 @@ def write_snapshot(
     with disk_errors(f"write the snapshot {target}"):
         folder = local_folder(target)
         if folder is not None:
-            _write_folder(folder, contents, record)
+            _write_folder(folder, contents, record, links=links)
         else:
             _write_objects(store, contents, record)
     _check_signatures(root, models, signed_by)  # the copied files are the ones that were vouched for
@@ -275,7 +281,7 @@ def _beside(source: Store, view: ModelView) -> dict[str, bytes]:
     return {key: data for key, data in read.items() if data is not None}
 
 
-def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes) -> None:
+def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes, *, links: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(_STAGING, target.parent) as staging:
         for name, content in contents.items():
@@ -285,7 +291,7 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
                 file.write_bytes(data)
             for number in content.versions:
                 with content.source.fetch(name, number) as folder:
-                    _take_version(folder, staging / name / str(number))
+                    copy_folder(folder, staging / name / str(number), _link_or_copy if links else shutil.copy2)
             for signature, data in content.signatures.items():
                 (staging / signature).write_bytes(data)
         (staging / SNAPSHOT_FILENAME).write_bytes(record)
@@ -297,16 +303,11 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes)
             raise RepositoryError(f"{target} exists but is incomplete", hint="Delete it and run the command again.")
 
 
-def _take_version(source: Path, target: Path) -> None:
-    """Link or copy a version's folder."""
-
-    def take(file: Path, place: Path) -> None:
-        try:
-            os.link(file, place, follow_symlinks=False)
-        except OSError:  # Another file system, or one without links.
-            shutil.copy2(file, place)
-
-    copy_folder(source, target, take)
+def _link_or_copy(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place, follow_symlinks=False)
+    except OSError:  # Another file system, or one without links.
+        shutil.copy2(file, place)
 
 
 def _write_objects(target: Store, contents: Mapping[str, _Content], record: bytes) -> None:

@@ -90,7 +90,9 @@ def test_a_refused_edit_is_kept_and_a_failed_editor_changes_nothing(
         monkeypatch.setenv("EDITOR", editor)
         assert run("config", "digits", "-r", repository, "--edit").code == 2
     monkeypatch.setenv("EDITOR", f"sh -c 'echo \"# first\" | cat - {path} > {path}.new && mv {path}.new {path}' --")
-    assert "changed by somebody else" in run("config", "digits", "-r", repository, "--edit").err
+    beaten = run("config", "digits", "-r", repository, "--edit")
+    assert "changed by somebody else" in beaten.err
+    assert beaten.code == 5, "it would succeed now, so it is no bad input"
     assert path.read_text() == "# first\n" + before
     monkeypatch.setenv("EDITOR", f"sh -c 'sed -i s/^max_batch_size:.*/max_batch_size:3/ {path}' --")
     assert (

@@ -82,6 +82,29 @@ def test_resize_and_crop_keep_the_middle(tmp_path):
     assert 70 < stretched["x"].mean() < 100
 
 
+@pytest.mark.parametrize(
+    ("size", "resize", "left", "resized"),
+    [
+        ((5, 4), 4, 0, (5, 4)),  # half a pixel: to the even 0
+        ((7, 4), 4, 2, (7, 4)),  # 1.5: to the even 2
+        ((9, 4), 4, 2, (9, 4)),  # 2.5: to the even 2
+        ((29, 8), 4, 5, (14, 4)),  # 14.5 wide, cut down
+        ((31, 8), 4, 6, (15, 4)),  # 15.5 wide, cut down; 5.5 to the even 6
+    ],
+)
+def test_resize_and_centre_crop_round_as_torchvision(tmp_path, size, resize, left, resized):
+    """`int(size * long / short)` of its Resize, `int(round((width - crop_width) / 2.0))` of its CenterCrop."""
+    for name, turned in (("wide", False), ("high", True)):
+        ramp = np.tile(np.arange(size[0], dtype=np.uint8) * 8, (size[1], 1))
+        picture = Image.fromarray(ramp.T.copy() if turned else ramp)
+        picture.save(tmp_path / f"{name}.png")
+        whole = np.asarray(picture.resize(resized[::-1] if turned else resized, Image.Resampling.BILINEAR))
+        expected = whole[left : left + 4] if turned else whole[:, left : left + 4]
+        gray = facts(InputFacts("x", "UINT8", (1, 4, 4)))
+        (sample,) = make_samples(gray, options(data=tmp_path / f"{name}.png", image={"resize": str(resize)}))
+        np.testing.assert_array_equal(sample["x"][0, 0], expected)
+
+
 def test_a_recipe_beside_the_images_is_taken_and_options_go_over_it(folder):
     (folder / "calibration.yaml").write_text("size: [4, 6]\nscale: 1\nmean: [100, 100, 100]\n")
     samples = make_samples(facts(NCHW), options(data=folder))

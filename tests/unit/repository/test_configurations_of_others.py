@@ -77,6 +77,7 @@ def test_nothing_is_refused_and_nothing_is_lost(tmp_path: Path, shape: str) -> N
     (tmp_path / "m" / "1").mkdir(parents=True)
     for name in ("model.py", "model.savedmodel", "model.dali"):
         (tmp_path / "m" / "1" / name).write_text("x")
+    (tmp_path / "m" / "env.tar.gz").write_bytes(b"")
     path = tmp_path / "m" / "config.pbtxt"
     path.write_text(SHAPES[shape])
     before = parse_config(SHAPES[shape]).message()

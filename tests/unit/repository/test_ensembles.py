@@ -15,7 +15,7 @@ from repo_manager.repository.configuration import change_config
 from repo_manager.repository.remove import gc, remove
 from repo_manager.repository.scan import scan
 from repo_manager.repository.stores.disk import DiskStore
-from repo_manager.repository.transfer import copy_needed, copy_version
+from repo_manager.repository.transfer import CopyOptions, copy_needed, copy_version
 from repo_manager.repository.verify import verify
 from repo_manager.triton_config.problems import Severity
 
@@ -157,6 +157,41 @@ def test_a_copy_takes_along_the_versions_that_are_asked_for_by_number(tmp_path: 
     assert copy_needed(source, "ens", target) == ()
     renumbered = copy_needed(source, "ens", other, keep_number=False)
     assert sorted((each.source, each.version) for each in renumbered) == [("opt:3", 1), ("scale:2", 2)]
+
+
+def pinned_ensemble(root: Path, versions: tuple[int, ...]) -> None:
+    """Write an ensemble that asks for scale:2, with manifests."""
+    for name, kind in (("scale", "scale"), ("opt", "opt"), ("ens", "ens")):
+        write_python_model(root, name, kind=kind, versions=versions)
+        adopt(root, name)
+    config = root / "ens" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"scale" model_version: -1', '"scale" model_version: 2'))
+
+
+def test_a_copy_names_a_version_asked_for_by_number_that_is_another_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    pinned_ensemble(source, (1, 2))
+    copy_version(source, "scale", 2, target)
+    assert [each.source for each in copy_needed(source, "ens", target, dry_run=True)] == ["opt:2"]
+    for file in ("model.py", "manifest.json"):
+        (target / "scale" / "2" / file).unlink()
+    (target / "scale" / "2" / "model.py").write_text("# another\n")
+    adopt(target, "scale")
+    with pytest.raises(RepositoryError, match=r"scale:2 in .* has other content than the version copied"):
+        copy_needed(source, "ens", target)
+    assert [each.name for each in scan(target)] == ["scale"]
+
+
+def test_a_copy_brings_a_version_under_the_number_asked_for_although_it_is_there_under_another(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    pinned_ensemble(source, (2,))
+    copy_version(source, "scale", 2, target, CopyOptions(keep_number=False))
+    assert (target / "scale" / "1").is_dir()
+    assert sorted((each.source, each.version) for each in copy_needed(source, "ens", target)) == [
+        ("opt:2", 2),
+        ("scale:2", 2),
+    ]
+    assert [entry.version for entry in scan(target)[-1].versions] == [1, 2]
 
 
 def test_verify_names_a_model_that_code_asks_and_that_is_missing(tmp_path: Path) -> None:

@@ -130,6 +130,30 @@ def test_data_files_of_warm_up_and_initial_states(root: Path, put: Put) -> None:
     assert found() == []
 
 
+@pytest.mark.parametrize(
+    ("path", "missing"),
+    [
+        ("$$TRITON_MODEL_DIRECTORY/env.tar.gz", ["m/env.tar.gz"]),
+        ("$$TRITON_MODEL_DIRECTORY/./envs/one", ["m/envs/one"]),
+        ("$$TRITON_MODEL_DIRECTORY/../shared.tar.gz", []),
+        ("/opt/env.tar.gz", []),
+    ],
+)
+def test_the_environment_of_a_python_model_is_looked_for(root: Path, put: Put, path: str, missing: list[str]) -> None:
+    folder = put().path.parent
+    parameter = f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{path}" }} }}'
+    (folder / "config.pbtxt").write_text(f'backend: "python" {parameter}')
+
+    def found() -> list[str]:
+        return [each.where for each in verify(root, models=False) if each.rule == "data-file"]
+
+    assert found() == missing
+    for file in missing:
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_bytes(b"")
+    assert found() == []
+
+
 def test_a_digest_is_compared_only_when_wanted(root: Path, put: Put) -> None:
     path = put().path
     (path / "model.onnx").write_bytes(b"MODEL " * 100)

@@ -21,7 +21,6 @@ from repo_manager.files import sha256_bytes
 from repo_manager.pipeline.snapshot import fetch, snapshot
 from repo_manager.repository.signing import SigningKey, sign_version
 from repo_manager.rollout import snapshot_cache
-from repo_manager.rollout.targets import snapshot_files
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +31,27 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def snapshots(tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Four snapshots, a version in each; no file of theirs is a link to a file of the cache."""
-    monkeypatch.setattr(snapshot_files.os, "link", _no_link)
+def snapshots(tmp_path: Path, published: Path) -> list[Path]:
+    """Four snapshots, a version in each."""
     shutil.copytree(published, tmp_path / "repository")
     made = [snapshot(tmp_path / "repository", (f"scale:{version}",)).pin for version in (1, 2, 3, 4)]
     return [Path(each.url) for each in made]
 
 
-def _no_link(*_: object, **__: object) -> None:
-    raise OSError("another file system")
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+def test_an_edit_in_the_cache_reaches_neither_the_snapshot_nor_the_repository(
+    snapshots: list[Path], cache: Path, tmp_path: Path
+) -> None:
+    (file,) = (snapshots[0] / "scale" / "1").glob("model.*")
+    sources = [file, tmp_path / "repository" / "scale" / "1" / file.name]
+    before = [source.read_bytes() for source in sources]
+    with fetch(snapshots[0], cache) as fetched, (fetched.folder / "scale" / "1" / file.name).open("ab") as edited:
+        edited.write(b"more")
+    assert [source.read_bytes() for source in sources] == before
 
 
 def ids_in(cache: Path) -> set[str]:

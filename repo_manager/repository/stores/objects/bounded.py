@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import StoreUnreachableError
 from repo_manager.repository.stores.objects.retry import TransientError
 
 __all__ = ["outlive_aborts", "run_within"]
@@ -142,7 +142,7 @@ def run_within(request: Coroutine[Any, Any, R], timeout_s: float | None) -> R:
 
     Raises:
         TransientError: no answer in time.
-        RepositoryError: its answer has no end.
+        StoreUnreachableError: its answer has no end.
         Exception: any exception of the request.
     """
     future = _LOOP.submit(_watched(request, timeout_s))
@@ -161,14 +161,14 @@ async def _watched(request: Coroutine[Any, Any, R], timeout_s: float | None) -> 
             if task.done():
                 return task.result()
             if _ABORTS.stopped.is_set():
-                raise RepositoryError(
+                raise StoreUnreachableError(
                     "the store announces an answer that is larger than the memory of this machine",
                     hint="Check the endpoint: a store answers a listing in pages of 1,000 names.",
                 )
             if time.monotonic() >= end:
                 raise TransientError(f"no answer within {timeout_s:.3g} s")
             if timeout_s is not None and _resident_bytes() - before > _MOST_GROWTH_BYTES:
-                raise RepositoryError(
+                raise StoreUnreachableError(
                     f"the store's answer takes more than {_MOST_GROWTH_BYTES >> 20} MiB and was called off",
                     hint="Check the endpoint: a store answers a listing in pages of 1,000 names.",
                 )

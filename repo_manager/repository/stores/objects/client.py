@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from repo_manager.errors import RepoManagerError, RepositoryError
+from repo_manager.errors import ConcurrentChangeError, RepoManagerError, RepositoryError
 from repo_manager.files import document
 from repo_manager.optional import require
 from repo_manager.repository.location import ObjectRepository
@@ -191,7 +191,7 @@ class ObjectClient:
                 found = await self._api.get_async(self._store, key, options=options)
                 data = bytes(await found.bytes_async())
             except (*self._missing, self._errors.PreconditionError) as exc:
-                raise RepositoryError(
+                raise ConcurrentChangeError(
                     f"{self.location / key} was changed at the same time", hint="Run it again."
                 ) from exc
             if len(data) != end - start:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConcurrentChangeError
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.types import Digest
 
@@ -97,5 +97,5 @@ def read_part(path: Path, measured: Measured, number: int) -> bytes:
         file.seek((number - 1) * measured.part_bytes)
         data = file.read(measured.part_bytes)
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != measured.part_md5s[number - 1]:
-        raise RepositoryError(f"{path} was changed while it was uploaded", hint="Run the command again.")
+        raise ConcurrentChangeError(f"{path} was changed while it was uploaded", hint="Run the command again.")
     return data

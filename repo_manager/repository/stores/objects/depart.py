@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConcurrentChangeError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.plan.removal import without_versions
 from repo_manager.repository.signing_files import beside_signature_name, signature_name
@@ -42,7 +42,7 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
 
     def mark(ledger: Ledger) -> Ledger:
         if not departure.force and ledger.state.tags != before.tags:
-            raise RepositoryError(f"{name} was tagged at the same time", hint="Run the command again.")
+            raise ConcurrentChangeError(f"{name} was tagged at the same time", hint="Run the command again.")
         marked = dataclasses.replace(ledger, state=departure.forget(ledger.state))
         for version in departure.versions:
             entry = Pending("remove", holder, files=files[version], whole=departure.whole)
@@ -55,7 +55,7 @@ def discard_versions(store: ObjectClient, departure: Departure) -> None:
     except (RepositoryError, ChangedMeanwhileError) as exc:
         _unmark(store, name, departure.versions, before)
         if isinstance(exc, ChangedMeanwhileError):
-            raise RepositoryError(f"{name} was changed at the same time", hint="Run the command again.") from exc
+            raise ConcurrentChangeError(f"{name} was changed at the same time", hint="Run the command again.") from exc
         raise
     for version in departure.versions:
         _delete_version(store, name, version, files[version])
@@ -97,7 +97,7 @@ def _take_out_of_policy(store: ObjectClient, departure: Departure) -> None:
     if not isinstance(policy, tuple) or not set(policy) & set(departure.versions):
         return
     if not departure.force:
-        raise RepositoryError(
+        raise ConcurrentChangeError(
             f"{view.name}: a version was deployed at the same time and stays", hint="Run the command again."
         )
     text = None if departure.whole else without_versions(now, departure.versions)

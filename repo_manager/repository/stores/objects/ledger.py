@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConcurrentChangeError, RepositoryError
 from repo_manager.repository.layout import STATE_FILENAME
 from repo_manager.repository.state import ModelState
 from repo_manager.repository.state_file import format_entry, parse_entry
@@ -138,7 +138,7 @@ def change_ledger(store: ObjectClient, name: str, change: Callable[[Ledger], Led
             return dataclasses.replace(after, mark=mark)
         except ChangedMeanwhileError as exc:
             if time.monotonic() > deadline:
-                raise RepositoryError(
+                raise ConcurrentChangeError(
                     f"{store.location / ledger_key(name)} was changed by others each time for {_CONTENTION_S:g} s",
                     hint="Run the command again when fewer work on this model.",
                 ) from exc

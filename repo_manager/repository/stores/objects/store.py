@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from repo_manager.errors import RepositoryError
+from repo_manager.errors import ConcurrentChangeError, RepositoryError
 from repo_manager.files import kept_folder, work_folder
 from repo_manager.repository.layout import is_component, version_number
 from repo_manager.repository.location import ObjectRepository
@@ -183,7 +183,7 @@ class ObjectStore:
             return
         measured = measure(content, self.client.options.part_bytes)
         if record is not None and measured.record != record:
-            raise RepositoryError(f"{content} was changed at the same time", hint="Run the command again.")
+            raise ConcurrentChangeError(f"{content} was changed at the same time", hint="Run the command again.")
         if new and self.client.head(key) is not None:
             raise ChangedMeanwhileError(key)
         folder, _, file = key.rpartition("/")
