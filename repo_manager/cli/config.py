@@ -60,9 +60,8 @@ def edited(text: str, *, name: str) -> Iterator[str]:
     try:
         yield file.read_text(encoding="utf-8")
     except (InputError, UnicodeDecodeError) as exc:
-        known = isinstance(exc, InputError)
-        message = exc.message if known else f"{name} is not UTF-8 text: {exc}"
-        raise (type(exc) if known else InputError)(
+        message = exc.message if isinstance(exc, InputError) else f"{name} is not UTF-8 text: {exc}"
+        raise (type(exc) if isinstance(exc, InputError) else InputError)(
             f"{message}\nYour text is kept in {file}",
             hint=f"Correct it there, then run: repo-manager config NAME --file {file}",
         ) from exc

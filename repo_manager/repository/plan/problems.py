@@ -38,6 +38,7 @@ _BYTES_OF = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8,
 }  # fmt: skip
+_PYTHON_FILE = "model.py"  # as a runtime it makes a backend in Python of the backend's own folder
 _ENVIRONMENT, _MODEL_DIRECTORY = "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY"
 _GPU_FILES = "put the file here, or correct cc_model_filenames: such a GPU cannot load the model"
 _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one can change with a version"
@@ -92,6 +93,7 @@ def model_problems(view: ModelView) -> Iterator[Problem]:
     if config is not None:
         yield from _data_files(view, config)
         yield from _environment(view, config)
+        yield from _runtime(view, config)
         yield from _policy_problems(view, config)
     if not view.versions:
         empty = not view.level.files and not view.folders
@@ -190,6 +192,21 @@ def _environment(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
     if message.backend == "python" and folder and not start and parts and parts[0] not in {"..", *there}:
         text = f"is missing, and the parameter {_ENVIRONMENT} names it"
         yield Problem(f"{view.name}/{'/'.join(parts)}", text, rule="data-file")
+
+
+def _runtime(view: ModelView, config: ModelConfig) -> Iterator[Problem]:
+    """Name a backend's library that is neither the usual one nor in the model's folder: the server must have it."""
+    message = config.message()
+    usual = f"libtriton_{message.backend}.so"
+    here = {entry.name for entry in view.level.files}.union(*map(top_names, view.contents.values()))
+    if (
+        message.runtime
+        and message.runtime != usual
+        and (message.runtime == _PYTHON_FILE or message.runtime not in here)
+    ):
+        text = f"runtime is {message.runtime!r}, which has to be in the server's folder of backend {message.backend!r}"
+        where = f"{view.name}/{CONFIG_FILENAME}"
+        yield Problem(where, text, Severity.WARNING, "a server without it refuses the model", rule="runtime")
 
 
 def _lookalikes(view: ModelView) -> Iterator[Problem]:

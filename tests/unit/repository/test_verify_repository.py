@@ -154,6 +154,21 @@ def test_the_environment_of_a_python_model_is_looked_for(root: Path, put: Put, p
     assert found() == []
 
 
+def test_a_runtime_that_the_server_must_have_is_named(root: Path, put: Put) -> None:
+    folder = put().path.parent
+
+    def found(runtime: str) -> list[tuple[str, str]]:
+        (folder / "config.pbtxt").write_text(f'backend: "onnxruntime" runtime: "{runtime}"')
+        return [(each.severity.value, each.what) for each in verify(root, models=False) if each.rule == "runtime"]
+
+    assert found("libtriton_onnxruntime.so") == []
+    missing = [("warning", "runtime is 'libmine.so', which has to be in the server's folder of backend 'onnxruntime'")]
+    assert found("libmine.so") == missing
+    (folder / "libmine.so").write_bytes(b"")
+    assert found("libmine.so") == []
+    assert len(found("model.py")) == 1
+
+
 def test_a_digest_is_compared_only_when_wanted(root: Path, put: Put) -> None:
     path = put().path
     (path / "model.onnx").write_bytes(b"MODEL " * 100)
