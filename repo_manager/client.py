@@ -286,7 +286,7 @@ class VersionedClient:
 
         Args:
             inputs: as for `infer`.
-            key: as for `infer`.
+            key: as for `infer`. `None` draws for each request.
             timeout_s: deadline of each attempt, until its final response. `None` takes the options' `timeout_s`.
 
         Yields:
