@@ -30,8 +30,8 @@ class BatchAxis:
     """Whether Triton may stack requests along the first axis, and why (not).
 
     Attributes:
-        kind: the verdict, or what was asked for against it.
-        reason: how it was found out, or what makes the samples depend on each other.
+        kind: the verdict, or the user's choice against it.
+        reason: the evidence, or the cause of a dependence between samples.
         stackable: an unbatched model's shapes would let requests be stacked, and `max_batch_size` can be forced.
         forced: batched because somebody asked for it, although `reason` speaks against it.
     """
@@ -47,7 +47,7 @@ class BatchAxis:
         return self.kind == "batched"
 
     def asked_for(self, max_batch_size: int | None) -> BatchAxis:
-        """Return the verdict after somebody has asked for batches, which is his to decide where shapes allow it.
+        """Return the verdict after the user has asked for batches, their decision where shapes allow it.
 
         Args:
             max_batch_size: largest batch asked for. `None`: nothing was asked.
@@ -64,7 +64,7 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
     decides. Where it does not tell, two samples run alone and beside neighbours of very different sizes.
 
     Args:
-        model: the model to run.
+        model: the model to judge.
         signature: of the same model.
         samples: real inputs with the batch axis first. Rows 0 and 1 are used. `None`, or fewer than two rows, takes
             made inputs.
@@ -88,7 +88,7 @@ def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None =
     """Decide by running. The graph is asked again with sizes the model runs with. See `find_batch_axis`.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         signature: the model's inputs and outputs.
         samples: input samples: input name -> array, batch axis included. `None`: made-up samples.
     """

@@ -1,4 +1,4 @@
-"""Rules of operators that compute: the table of all. Here quantisation, attention, noise and losses."""
+"""Rules of computing operators: the table of all. Here quantisation, attention, noise and losses."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _quantized_concat(call: Call) -> list[Value]:
 
 
 def _attention(call: Call) -> list[Value]:
-    """The fused attentions of ONNX Runtime that start from [batch, length, hidden]: each row on its own."""
+    """The fused attentions of ONNX Runtime on [batch, length, hidden]: each row on its own."""
     value, weight = call.value(0), call.optional(1)
     sizes = call.get("qkv_hidden_sizes")
     width = sizes[-1] if sizes else value.dims[-1]
@@ -119,7 +119,7 @@ def _attention(call: Call) -> list[Value]:
 
 
 def _scaled_attention(call: Call) -> list[Value]:
-    """ONNX's own Attention: Q, K, V of rank 3 or 4, and a mask that broadcasts."""
+    """ONNX's own Attention: Q, K, V of rank 3 or 4, and a broadcast mask."""
     query, value, mask = call.value(0), call.value(2), call.optional(3)
     if len([name for name in call.node.output if name]) > 1 or call.optional(4) is not None:
         raise UnknownError("it keeps a cache")

@@ -1,4 +1,4 @@
-"""Rules of operators that run graphs of their own (If, Loop, Scan), and of those on sequences of values."""
+"""Rules of operators with graphs of their own (If, Loop, Scan), and of those on sequences of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of operators that compute by element or along axes: arithmetic, casts, reductions, normalisations, sorting."""
+"""Rules of operators by element or along axes: arithmetic, casts, reductions, normalisations, sorting."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _aligned(arrays: Sequence[NDArray[Any] | None]) -> list[NDArray[Any]]:
 
 
 def _without_zeros(values: Sequence[Value]) -> list[Marks]:
-    """Return the marks of factors. What a known zero meets has no part in the product."""
+    """Return the marks of factors. A factor of a known zero has no part in the product."""
     marks = [value.marks for value in values]
     for value in values:
         numbers = value.numbers
@@ -176,14 +176,14 @@ def _arg(call: Call) -> list[Value]:
 
 
 def _if_one(value: Value, axis: int, result: Value) -> Value:
-    """Return what is chosen or shared out along an axis: of one element only, that depends on nothing."""
+    """Return the result of a choice or share along an axis: of one element only, it depends on nothing."""
     if value.dims[axis] != 1 or value.is_sized(axis):
         return result
     return Value(result.shape, np.zeros((1,) * result.rank, np.uint16))
 
 
 def along(value: Value, axes: Sequence[int]) -> Value:
-    """Return what an operator gives that makes each element depend on all along some axes."""
+    """Return the result of an operator whose elements depend on all others along some axes."""
     if not axes or not value.rank:
         return value
     return Value(value.shape, packed(value.marks | reduced(value, axes, keep=True).marks))
@@ -231,7 +231,7 @@ def _skip_layer_norm(call: Call) -> list[Value]:
 
 
 def _per_channel(call: Call, result: Value) -> Value:
-    """Add the parameters that stand one a channel, on axis 1."""
+    """Add the parameters given one a channel, on axis 1."""
     marks = result.marks
     for each in call.given[1:]:
         marks = marks | each.marks.reshape((1, -1) + (1,) * (result.rank - 2))
@@ -255,7 +255,7 @@ def _instance_norm(call: Call) -> list[Value]:
 
 
 def _rowwise(call: Call) -> list[Value]:
-    """Each row along axis 0 of the first input, and only that. The shape stays."""
+    """Each row along axis 0 of the first input, and nothing else. The shape stays."""
     return [by_rows(call, call.value(0).dims, inputs=[0])] * max(1, len(call.node.output))
 
 
@@ -265,7 +265,7 @@ def by_rows(call: Call, shape: tuple[int, ...], *, inputs: Sequence[int] | None 
     Args:
         call: the node and its inputs.
         shape: shape of the value.
-        inputs: positions of the inputs that count. `None`: all inputs.
+        inputs: positions of the inputs to count. `None`: all inputs.
     """
     marks: Marks = np.zeros((1,) * len(shape), np.uint16)
     for index, value in enumerate(call.inputs):

@@ -1,10 +1,10 @@
-"""Find out from the graph alone whether the samples of a batch depend on each other, and which operator does it.
+"""Find out from the graph alone whether the samples of a batch depend on each other, and name the operator behind it.
 
 The model is followed with a few samples. Each element of each value carries the samples it depends on
 (`batch_values`), through reshapes, transposes and index arithmetic as through computations. In the end each row of
 each output must depend on its own sample and on no other. Numbers the graph decides, shapes and indices, are computed
 on the way. The model is followed twice, with different numbers of samples: an axis whose length differs follows the
-number of samples, and what counts along it depends on that number.
+number of samples, and a count along it depends on the number.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ else:
 __all__ = ["GraphVerdict", "judge_graph"]
 
 _FIRST, _SECOND = 5, 3
-"""Numbers of samples: an operator that fixes one of them fails with the other."""
+"""Numbers of samples: an operator fixed to one of them fails with the other."""
 _MAX_STEPS = 60_000
 _MAX_KNOWN_ELEMENTS = 4096
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "ai.onnx.ml")
@@ -75,7 +75,7 @@ _ERRORS = (
 
 @dataclass(frozen=True)
 class GraphVerdict:
-    """What the graph says of a batch.
+    """The graph's word on a batch.
 
     Attributes:
         kind: `independent`: proven. `dependent`: a node makes samples depend on each other. `unknown`: a run must
@@ -94,7 +94,7 @@ def judge_graph(model: Model, shapes: Mapping[str, Sequence[int]] | None = None)
 
     Args:
         model: whose inputs all have the samples along their first axis.
-        shapes: shape per input with which the model runs, the first axis is replaced. `None`: usual sizes.
+        shapes: shape per input the model runs with. The first axis is replaced. `None`: usual sizes.
     """
     proto = model.graph_only
     try:
@@ -132,7 +132,7 @@ def _follow(model: Model, proto: onnx.ModelProto, shapes: Mapping[str, Sequence[
 
 
 def _judge_output(name: str, walk: _Walk, other: _Walk) -> GraphVerdict | None:
-    """Return what speaks against an output, or `None`."""
+    """Return the objection to an output, or `None`."""
     value, first, samples = walk.results[name], other.results[name], walk.samples
     if value.shape is None:
         if bin(common(value) & SAMPLES).count("1") > 1:
@@ -232,7 +232,7 @@ class _Walk:
         return numpy_helper.to_array(tensor)
 
     def node(self, node: onnx.NodeProto, scope: dict[str, Value], path: str) -> None:
-        """Follow one node. What it gives goes into `scope`."""
+        """Follow one node. Its results go into `scope`."""
         inputs = [scope[name] if name else None for name in node.input]
         given = [value for value in inputs if value is not None]
         try:
@@ -264,7 +264,7 @@ class _Walk:
         """Return a node's outputs.
 
         Raises:
-            UnknownError: unknown what it does. Other exceptions: it does not fit its inputs.
+            UnknownError: no rule covers it. Other exceptions: it does not fit its inputs.
         """
         if node.domain not in _DOMAINS:
             raise UnknownError(f"an operator of domain {node.domain}")
@@ -286,7 +286,7 @@ class _Walk:
         return rule(call)
 
     def constant(self, attributes: Mapping[str, Any]) -> Value:
-        """Return what a Constant node holds."""
+        """Return the value of a Constant node."""
         name, held = next(iter(attributes.items()))
         if name == "value":
             return constant(self.numbers(held), held.dims)
@@ -296,7 +296,7 @@ class _Walk:
         return constant(array, array.shape)
 
     def unknown(self, node: onnx.NodeProto, values: Sequence[Value]) -> list[Value]:
-        """Return what is left to say of an operator that unknown, or that hides something."""
+        """Return the result for an unknown or opaque operator."""
         rest = loose(values)
         results = []
         for name in node.output:
@@ -308,7 +308,7 @@ class _Walk:
         return results
 
     def guessed_rows(self, values: Sequence[Value], shape: tuple[int, ...]) -> Marks:
-        """Return the marks of an output whose rows are the inputs', which is a guess and marked so by the caller."""
+        """Return the marks of an output whose rows are the inputs', a guess, marked so by the caller."""
         rows = np.zeros((1,) * len(shape), np.uint16)
         for value in values:
             if not value.marks.any():

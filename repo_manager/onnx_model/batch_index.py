@@ -1,4 +1,4 @@
-"""Rules of operators that pick or place elements by indices which may be data: gather, scatter, compress."""
+"""Rules of operators to pick or place elements by indices, perhaps data: gather, scatter, compress."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def _gather(call: Call) -> list[Value]:
 
 
 def _index_marks(value: Value, axis: int, index: Value) -> Marks:
-    """Return the marks of an index: one that says which sample is fine as long as it picks among samples.
+    """Return the marks of an index: a sample's number as an index is fine as long as it picks among samples.
 
-    An index into several samples that data decides besides is left to a run, see `spread`.
+    An index into several samples decided by data as well is left to a run, see `spread`.
     """
     if value.varies(axis):
         return index.marks & np.uint16(~SIZE & 0xFFFF)
@@ -101,7 +101,7 @@ def _components(value: Value, index: Value, first: int) -> tuple[list[NDArray[np
 
 
 def _row_marks(index: Value) -> Marks:
-    """Return the marks of each index tuple, without what only says which sample."""
+    """Return the marks of each index tuple, without the part for the sample's number."""
     marks: Marks = np.bitwise_or.reduce(index.marks, axis=-1)
     return marks & np.uint16(~SIZE & 0xFFFF)
 

@@ -1,4 +1,4 @@
-"""Rules of operators that put elements elsewhere, cut some out, or make shapes of them."""
+"""Rules of operators to move elements, cut some out, or make shapes of them."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _concat(call: Call) -> list[Value]:
 
 
 def _concat_known(values: Sequence[Value], axis: int) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
-    """Join what is known of some values. A value of which nothing is known leaves a gap."""
+    """Join the facts of some values. An unknown value leaves a gap."""
     if all(value.known is None for value in values) or sum(math.prod(value.dims) for value in values) > 1 << 16:
         return None, None
     known = [np.zeros(v.dims, np.int64) if v.known is None else np.broadcast_to(v.known, v.dims) for v in values]

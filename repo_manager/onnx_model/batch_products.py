@@ -1,4 +1,4 @@
-"""Rules of operators that multiply: matrix products, einsum, recurrences."""
+"""Rules of multiplying operators: matrix products, einsum, recurrences."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _PLACES = {"float16": 4e-3, "bfloat16": 3e-2}  # share of the largest magnitude 
 _SAME_KERNELS = 4  # units in the last place: threads that split a sum otherwise
 _BUDGET_S = 20.0
 _LARGER = 8
-"""A batch that is tried once besides: the default of `max_batch_size`."""
+"""A batch tried once besides: the default of `max_batch_size`."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Trial:
     Attributes:
         session: runs the model, by one thread.
         first: a sample, inputs of one row.
-        second: another one.
-        neighbours: what is put beside them, of very different sizes.
+        second: another random sample.
+        neighbours: samples to put beside them, of very different sizes.
     """
 
     session: Session
@@ -51,10 +51,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run shows.
+    """The evidence of a run.
 
     Attributes:
-        reason: in words.
+        reason: the evidence, in words.
         stackable: the outputs' shapes are those of samples in a row all the same.
     """
 
@@ -184,8 +184,8 @@ def _beside_neighbours(trial: Trial) -> str | None:
 def _batches(trial: Trial) -> Iterator[tuple[tuple[int, int, int], list[Arrays]]]:
     """Yield (sample, size, its place) and the batch.
 
-    Both samples come at both ends, in batches of 2, 3 and 8. Then the neighbours do, of which a quiet one shows what a
-    sample with large values of its own hides.
+    Both samples come at both ends, in batches of 2, 3 and 8. Then the neighbours differ: a quiet one shows effects
+    hidden by a sample with large values of its own.
     """
     samples = (trial.first, trial.second, *trial.neighbours)
     beside = (trial.second, trial.first, *trial.neighbours)
@@ -205,7 +205,7 @@ def _batch(sample: Arrays, neighbour: Arrays, size: int, place: int) -> list[Arr
 
 
 def _on_another_place(trial: Trial, names: Sequence[str]) -> str | None:
-    """Hold the rows of a sample that is twice in a batch against each other: only their rounding may differ."""
+    """Compare the rows of a sample put into a batch twice: only their rounding may differ."""
     twice = trial.session.run(_stacked([trial.first, trial.first]))
     for name in names:
         if not _close(twice[name][1:], twice[name][:1], _PLACES.get(twice[name].dtype.name, 2e-5)):
@@ -214,7 +214,7 @@ def _on_another_place(trial: Trial, names: Sequence[str]) -> str | None:
 
 
 def _against_one(trial: Trial, together: Arrays, alone: Sequence[Arrays]) -> str | None:
-    """Tell rounding apart from a dependence on the number of samples, for outputs that changed beside another.
+    """Tell rounding apart from a dependence on the number of samples, for outputs changed beside another sample.
 
     Another batch size takes other kernels, and a model can blow their rounding up (a normalisation over nearly constant
     values). Then at least a sample's rows are the same beside itself and beside another.
@@ -229,7 +229,7 @@ def _against_one(trial: Trial, together: Arrays, alone: Sequence[Arrays]) -> str
 
 
 def _shape_reason(name: str, together: NDArray[Any], alone: Sequence[NDArray[Any]]) -> str | None:
-    """Return why an output's shapes show that samples are not stacked, or `None`."""
+    """Return why an output's shapes contradict stacked samples, or `None`."""
     if any(value.ndim == 0 for value in (together, *alone)):
         return f"output '{name}' is a scalar"
     if any(value.shape[0] != 1 for value in alone):

@@ -1,8 +1,8 @@
-"""What the batch analysis knows of a value, and one operator as its rules see it.
+"""The batch analysis's facts of a value, and one operator as its rules see it.
 
-The mark of an element says which samples it depends on. A model is followed with a few samples. Every value carries
-one bit set per element, a mark: bit i says the element depends on sample i. Marks that are equal along an axis are
-stored once, so a value of a million elements usually costs as many words as there are samples."""
+The mark of an element names the samples it depends on. A model is followed with a few samples. Every value carries one
+bit set per element, a mark: bit i says the element depends on sample i. Marks equal along an axis are stored once, so
+a value of a million elements usually costs as many words as there are samples."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ _SEVERAL = np.array([bin(number).count("1") > 1 for number in range(256)])
 
 
 class UnknownError(Exception):
-    """The graph does not tell what an operator does with the samples."""
+    """The graph does not tell an operator's effect on the samples."""
 
 
 @dataclass(frozen=True)
 class Blame:
-    """The operator that made samples depend on each other.
+    """The first operator to make samples depend on each other.
 
     Attributes:
-        node: its name, or that of its first output.
+        node: its name, or its first output's.
         op_type: its type.
-        why: what it does, in words that follow "it".
+        why: its effect, in words to follow "it".
     """
 
     node: str
@@ -87,11 +87,11 @@ class Value:
         shape: with the analysed number of samples. `None` when it depends on data.
         marks: one mark per element, broadcastable to `shape` and of the same rank. 0-d when the shape is `None`.
         known: the numbers themselves where the graph decides them (shapes, indices, masks), in `shape`.
-        sure: which of `known` are decided. `None`: all.
-        extent: marks of what the unknown shape depends on.
+        sure: true where a value of `known` is decided. `None`: all.
+        extent: marks of the samples the unknown shape depends on.
         sized: per axis, whether its length follows the number of samples. Empty: no axis.
         items: the members of a sequence.
-        blame: the first operator on the way that mixed samples.
+        blame: the first operator on the way to mix samples.
     """
 
     shape: tuple[int, ...] | None
@@ -125,7 +125,7 @@ class Value:
 
     @property
     def full(self) -> Marks:
-        """The marks in the value's shape, as a view that must not be written to."""
+        """The marks in the value's shape, as a read-only view."""
         if math.prod(self.dims) > _MAX_ELEMENTS:
             raise UnknownError("a value is too large")
         return np.broadcast_to(self.marks, self.dims)
@@ -186,11 +186,11 @@ def is_mixed(value: Value) -> bool:
 
 
 def packed(marks: NDArray[Any], shape: Sequence[int] | None = None) -> Marks:
-    """Store once what is equal along an axis.
+    """Store equal values along an axis once.
 
     Args:
         marks: dependence of each element on the samples.
-        shape: shape of the value. `None`: that of the array.
+        shape: shape of the value. `None`: the array's.
     """
     result: Marks = np.asarray(marks, np.uint16)
     for axis in range(result.ndim):
@@ -204,7 +204,7 @@ def packed(marks: NDArray[Any], shape: Sequence[int] | None = None) -> Marks:
 
 
 def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape that NumPy broadcasts to. `ValueError` when there is none."""
+    """Return NumPy's broadcast shape. `ValueError` when there is none."""
     return np.broadcast_shapes(*shapes)
 
 
@@ -213,7 +213,7 @@ def _at_rank(marks: Marks, rank: int) -> Marks:
 
 
 def join(shape: tuple[int, ...], marks: Sequence[Marks]) -> Marks:
-    """Unite marks that broadcast to a shape."""
+    """Unite marks, broadcast to a shape."""
     result: Marks = np.zeros((1,) * len(shape), np.uint16)
     for each in marks:
         result = result | _at_rank(each, len(shape))
@@ -221,7 +221,7 @@ def join(shape: tuple[int, ...], marks: Sequence[Marks]) -> Marks:
 
 
 def loose(values: Sequence[Value], *, extra: int = MAYBE) -> Value:
-    """Return a value of which only its origin is known: what all elements of its origins share, and a doubt."""
+    """Return a value known by its origin only: the common marks of all elements of its origins, and a doubt."""
     marks, extent = 0, 0
     for value in values:
         marks |= common(value) | (MAYBE if total(value) & (SAMPLES | MAYBE) else 0)
@@ -251,7 +251,7 @@ def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
 
 
 def restructured(value: Value, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Value:
-    """Return what an operator gives that only puts elements elsewhere: the change works on marks and numbers alike."""
+    """Return the result of an operator to move elements only: the change works on marks and numbers alike."""
     marks = change(value.full)
     known = sure = None
     if value.known is not None:
@@ -275,14 +275,14 @@ def with_marks(value: Value, extra: int) -> Value:
 
 @dataclass(frozen=True)
 class Call:
-    """A node and what is known of its inputs.
+    """A node and the facts of its inputs.
 
     Attributes:
         node: the node.
         inputs: `None` for an input left out.
         attributes: by name, subgraphs left out.
         opset: version of the node's domain.
-        samples: how many samples are analysed.
+        samples: number of samples analysed.
     """
 
     node: onnx.NodeProto
@@ -292,7 +292,7 @@ class Call:
     samples: int
 
     def value(self, index: int) -> Value:
-        """Return an input that must be there."""
+        """Return a required input."""
         found = self.optional(index)
         if found is None:
             raise UnknownError(f"input {index} is missing")
@@ -304,7 +304,7 @@ class Call:
 
     @property
     def given(self) -> tuple[Value, ...]:
-        """The inputs that are there."""
+        """The inputs present."""
         return tuple(value for value in self.inputs if value is not None)
 
     def get(self, name: str, default: Any = None) -> Any:

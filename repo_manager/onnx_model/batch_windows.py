@@ -1,4 +1,4 @@
-"""Rules of operators that slide a window or resample: convolutions, pooling, resizing, grids."""
+"""Rules of operators with a sliding window or a new grid: convolutions, pooling, resizing, grids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["WINDOW_RULES"]
 
 
 def _window(marks: Marks, axis: int, length: int, geometry: tuple[int, int, int, int], out: int) -> Marks:
-    """Unite what a sliding window covers. Geometry: kernel, stride, dilation, padding before."""
+    """Unite the marks under a sliding window. Geometry: kernel, stride, dilation, padding before."""
     if marks.shape[axis] == 1:
         return marks
     kernel, stride, dilation, before = geometry
@@ -99,7 +99,7 @@ def _convolution(x: int, w: int, bias: int | None) -> Rule:
 
 
 def _by_group(marks: Marks, channels: int, group: int, outputs: int) -> Marks:
-    """Unite the input channels of each group, and repeat that for the group's outputs."""
+    """Unite the input channels of each group, and repeat the union for the group's outputs."""
     if marks.shape[1] == 1:
         return marks
     grouped = marks.reshape((marks.shape[0], group, channels // group, *marks.shape[2:]))

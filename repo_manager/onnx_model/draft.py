@@ -1,4 +1,4 @@
-"""A model while it is being converted: a light graph, and weights that are read only when needed.
+"""A model during conversion: a light graph, and weights read only when needed.
 
 The graph holds no initializers. Each weight is a promise to produce its values. So copying a draft costs microseconds,
 regardless of the model's size, and at most one weight's values are in memory at a time.
@@ -32,7 +32,7 @@ class Weight:
         data_type: `onnx.TensorProto.DataType` number.
         shape: its dims.
         load: returns the values, shape as stated (types below a byte are not loaded: see `tensor`).
-        tensor: the tensor to store as it is, for types that NumPy cannot hold, else `None`.
+        tensor: the tensor to store as it is, for types beyond NumPy, else `None`.
     """
 
     data_type: int
@@ -84,7 +84,7 @@ def weight_of_array(array: Array, data_type: int | None = None) -> Weight:
 
     Args:
         array: values of the weight.
-        data_type: element type, a `TensorProto` constant. `None`: that of the array.
+        data_type: element type, a `TensorProto` constant. `None`: the array's.
     """
     number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if data_type is None else data_type
     return Weight(number, array.shape, lambda: array)
@@ -150,7 +150,7 @@ def captured_names(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def used_names(graph: onnx.GraphProto) -> set[str]:
-    """Return every value that something reads: nodes, their bodies, and the graph's outputs."""
+    """Return every value with a reader: nodes, their bodies, and the graph's outputs."""
     used = {value.name for value in graph.output}
     for node in graph.node:
         used.update(node.input)

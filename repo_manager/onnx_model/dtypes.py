@@ -75,7 +75,7 @@ def dtype_name(data_type: int, where: str) -> str:
 
 
 def stored_bits(data_type: int, where: str) -> int:
-    """Return how many bits one element takes in `raw_data`. 0 for strings, which cannot be stored there.
+    """Return how many bits one element takes in `raw_data`. 0 for strings: they cannot be stored there.
 
     Raises:
         ModelError: the number is no known element type.

@@ -1,4 +1,4 @@
-"""Seeded, sensible inputs for a model that came without data."""
+"""Seeded, sensible inputs for a model without data."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _SAME_VALUES = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape",
 
 
 def index_limits(model: Model) -> dict[str, int]:
-    """Return, per input that reaches a Gather's indices unchanged, the size of the smallest table it picks from.
+    """Return, per input used unchanged as a Gather's indices, the size of the smallest table it picks from.
 
-    Inputs that are no indices are left out. Only the main graph is looked at.
+    Inputs not used as indices are left out. Only the main graph is looked at.
     """
     graph = model.graph_only.graph
     tables = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -86,7 +86,7 @@ def natural_inputs(
 ) -> dict[str, NDArray[Any]]:
     """Make one array per input: floats standard normal, integers 0 or 1, strings words.
 
-    Integers stay that small so that they work as indices, masks and token numbers. A scalar or one-element integer is
+    Integers stay so small to work as indices, masks and token numbers. A scalar or one-element integer is
     1. The same symbol gets the same size everywhere.
 
     Args:
@@ -97,7 +97,7 @@ def natural_inputs(
         limits: input name -> exclusive upper limit of its integers (`index_limits`). `None`: no limits.
 
     Raises:
-        ModelError: an input of a type that NumPy cannot make, or too large.
+        ModelError: an input of a type beyond NumPy, or too large.
     """
     generator = np.random.default_rng(seed)
     known = {**_first_axes(signature, 1 if batch is None else batch), **_guessed_sizes(signature), **(sizes or {})}
@@ -178,7 +178,7 @@ def given_sizes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> 
 def usual_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Return a shape per tensor input: batch 1, 64 along dynamic image axes, 16 along others.
 
-    Inputs that are no tensors, or absurdly large, are left out.
+    Inputs other than tensors, or absurdly large ones, are left out.
     """
     initialised = {tensor.name for tensor in proto.graph.initializer}
     specs = []
@@ -197,12 +197,12 @@ def usual_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _first_axes(signature: Signature, batch: int) -> dict[str, int]:
-    """Give a symbol that is some input's first axis the batch's size on every axis, as in a recurrent state."""
+    """Give the symbol of some input's first axis the batch's size on every axis, as in a recurrent state."""
     return {spec.shape[0]: batch for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
 
 
 def _guessed_sizes(signature: Signature) -> dict[str, int]:
-    """Give image-like axes (the last two of a rank-4 float) a size that convolutions survive."""
+    """Give image-like axes (the last two of a rank-4 float) a size large enough for convolutions."""
     sizes: dict[str, int] = {}
     for spec in signature.inputs:
         if spec.shape is None or len(spec.shape) < 4 or not spec.dtype.startswith(("float", "uint8")):
@@ -245,7 +245,7 @@ def find_sizes(
     budget_s: float = 10.0,
     given: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Find sizes for the dynamic axes with which the model runs, trying a few usual ones.
+    """Find sizes for the dynamic axes the model runs with, trying a few usual ones.
 
     Args:
         session: session that runs the model.

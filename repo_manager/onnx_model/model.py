@@ -59,7 +59,7 @@ class Model:
         graph_only: the model without its large weights, its nodes in topological order. Their bytes are read
             through `weights`.
         weights: gives the stored bytes and the values of any tensor of `graph_only`.
-        reordered: whether the file has its nodes in another order, which ONNX does not allow and runtimes take.
+        reordered: whether the file has its nodes in another order, against ONNX's rule but taken by runtimes.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Model:
         """The whole model in memory, external data included. Read once. Do not change it.
 
         Raises:
-            ModelError: the files are no longer what they were.
+            ModelError: the files have changed since.
         """
         return self.rebuild()
 
@@ -87,11 +87,11 @@ class Model:
         Memory: the model once, plus its largest tensor.
 
         Args:
-            replace: called with each tensor and its place in the order of `walk.tensors_of`; what it
-                returns is stored as that tensor's `raw_data`; `None` keeps the original bytes.
+            replace: called with each tensor and its place in the order of `walk.tensors_of`; its result is stored as
+                the tensor's `raw_data`; `None` keeps the original bytes.
 
         Raises:
-            ModelError: the files are no longer what they were.
+            ModelError: the files have changed since.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.graph_only)
@@ -117,8 +117,8 @@ def load_model(path: StrPath, *, hashed: bool = True) -> Model:
         hashed: `False` leaves `Model.digest` empty: hashing takes most of the time of a large file.
 
     Raises:
-        ModelError: missing, a directory, empty, truncated, not ONNX, rejected by the checker, external data that is
-            missing, short or outside the model's folder. One message naming the file.
+        ModelError: missing, a directory, empty, truncated, not ONNX, rejected by the checker, external data missing,
+            short or outside the model's folder. One message naming the file.
     """
     path = Path(path)
     size_bytes = _file_size(path)
@@ -154,10 +154,10 @@ def graph_as_stored(model: Model) -> onnx.ModelProto:
     """Read the model's file once more, weights inside the file included, and sort it. External data stays outside.
 
     Returns:
-        A copy the caller owns, and that refers to external files by their names.
+        A copy owned by the caller, with external files named by their names.
 
     Raises:
-        ModelError: the file is no longer what it was.
+        ModelError: the file has changed since.
     """
     try:
         proto: onnx.ModelProto = onnx.load_model(model.path, load_external_data=False)
@@ -222,7 +222,7 @@ _HEAD_BYTES = 512
 
 
 def _other_file(path: Path) -> ModelError | None:
-    """Say what a file is that is no ONNX file, by how it begins. `None` where that is unknown."""
+    """Return the kind of a file other than ONNX, by its beginning. `None` where unknown."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     for start, what, hint in _OTHERS:
@@ -240,7 +240,7 @@ def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
     """Read the graph, and where its weights are.
 
     Raises:
-        ModelError: it is no ONNX file. With what it is instead, where known.
+        ModelError: it is no ONNX file. With its kind, where known.
     """
     try:
         return _decoded(path)

@@ -1,4 +1,4 @@
-"""Sort nodes topologically, as ONNX asks. float16 tools write graphs that are not (onnxconverter-common#208)."""
+"""Sort nodes topologically, as ONNX asks. float16 tools write unsorted graphs (onnxconverter-common#208)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _SHOWN_NODES = 6
 def sort_nodes(proto: onnx.ModelProto) -> bool:
     """Put every node behind those whose results it reads, in place: graphs, bodies, functions, training graphs.
 
-    The order stays as it is where the edges leave it free. A body's node may read names from outside. The node that
-    holds the body then comes after their producers.
+    The order stays as it is where the edges leave it free. A body's node may read names from outside. The node with
+    the body then comes after their producers.
 
     Returns:
         Whether anything moved.
@@ -48,7 +48,7 @@ def _sort_graph(graph: onnx.GraphProto) -> tuple[bool, set[str]]:
 
 
 def _sort_list(nodes: Any, given: Iterable[str], where: str) -> tuple[bool, set[str]]:
-    """As `_sort_graph`, for a repeated field of nodes and the names that are there before the first one runs."""
+    """As `_sort_graph`, for a repeated field of nodes and the names present before the first one runs."""
     known = set(given)
     moved = False
     reads: list[set[str]] = []
@@ -78,7 +78,7 @@ def _sort_list(nodes: Any, given: Iterable[str], where: str) -> tuple[bool, set[
 
 
 def _order(sources: Sequence[Collection[int]], nodes: Sequence[onnx.NodeProto], where: str) -> list[int]:
-    """Return the indexes in topological order. Of the nodes that are ready the first one comes first."""
+    """Return the indexes in topological order. Of the ready nodes the first one comes first."""
     readers: dict[int, list[int]] = {}
     waits = {}
     for index, found in enumerate(sources):
@@ -103,7 +103,7 @@ def _order(sources: Sequence[Collection[int]], nodes: Sequence[onnx.NodeProto], 
 def _cycle(
     waiting: Mapping[int, int], sources: Sequence[Collection[int]], nodes: Sequence[onnx.NodeProto], where: str
 ) -> ModelError:
-    """Walk backwards from a node that never gets ready until a node comes again."""
+    """Walk backwards from a never ready node until a node comes again."""
     path = [next(iter(waiting))]
     while path[-1] not in path[:-1]:
         path.append(min(source for source in sources[path[-1]] if source in waiting))

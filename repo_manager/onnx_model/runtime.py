@@ -1,7 +1,7 @@
-"""The process that foreign models run in, as its owner sees it: one for all models, started when one is needed.
+"""The process for foreign models, as its owner sees it: one for all models, started when one is needed.
 
-ONNX Runtime neither ends an operator nor a load when it is asked to, allocates what a graph asks for, and may crash on
-one. So it runs in a process of its own killed by a deadline, a signal, or the end of its owner.
+ONNX Runtime neither ends an operator nor a load on request, allocates what a graph asks for, and may crash on one. So
+it runs in a process of its own killed by a deadline, a signal, or the end of its owner.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API|ACCESS|PRIVATE)_?
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeLimits:
-    """What a model may take while ONNX Runtime loads or runs it.
+    """Limits of a model while ONNX Runtime loads or runs it.
 
     Attributes:
         timeout_s: how long one load or one run may take.
-        memory_bytes: how much memory all loaded models may have together. `None`: three quarters of what is free.
+        memory_bytes: how much memory all loaded models may have together. `None`: three quarters of the free memory.
     """
 
     timeout_s: float = 600.0
@@ -79,7 +79,7 @@ class RuntimeLimits:
 
 @dataclasses.dataclass(frozen=True)
 class SessionSource:
-    """What is loaded, and how.
+    """A model to load, and how.
 
     Attributes:
         model: its path, or its bytes.
@@ -97,7 +97,8 @@ class SessionSource:
 
 
 class RuntimeLateError(InputError):
-    """A load or a run took too long: no `ModelError`, which a trial of a model takes for a finding, and goes on."""
+    """A load or a run took too long: no `ModelError`, since a trial of a model takes one for a finding, and goes
+    on."""
 
 
 class RuntimeRefusedError(Exception):
@@ -196,7 +197,7 @@ class RuntimeProcess:
         """Run the loaded model `number` once, on `inputs` (name -> array). Errors name `where`, as `Session.run` does.
 
         Returns:
-            Its outputs in order. Of one that is no tensor the name of its type.
+            Its outputs in order. For anything but a tensor the name of its type.
 
         Raises:
             RuntimeRefusedError: an input or an operator failed.
@@ -242,7 +243,7 @@ class RuntimeProcess:
     def _exchange(
         self, header: dict[str, Any] | None, arrays: Sequence[NDArray[Any]], timeout_s: float, what: str
     ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        """Ask and wait for the answer. Whatever interrupts that kills the process."""
+        """Ask and wait for the answer. Any interruption kills the process."""
         deadline = time.monotonic() + timeout_s
         try:
             if header is not None:

@@ -1,10 +1,10 @@
-"""The process that foreign models run in: ONNX Runtime, and nothing of ours.
+"""The process for foreign models: ONNX Runtime, and nothing of ours.
 
-Run as `python runtime_child.py SOCKET MEMORY_BYTES`. Standard input is a pipe that only the owner can write to: its end
-is the owner's death, however it died, and the kernel then ends this process, whatever it computes.
+Run as `python runtime_child.py SOCKET MEMORY_BYTES`. Standard input is a pipe only the owner can write to: its end is
+the owner's death, however it died, and the kernel then ends this process, even in a computation.
 
 A message is a length (8 bytes), JSON, and the content of the arrays the JSON describes, one after another. The owner
-takes no pickle from here: what a model makes of this process must not reach the owner.
+takes no pickle from here: a model in control of this process must not reach the owner.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def end_with_owner() -> None:
-    """Have the kernel send SIGIO, which ends a process, when the pipe's other end is closed."""
+    """Have the kernel send SIGIO, which ends the process, when the pipe's other end is closed."""
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
@@ -76,7 +76,7 @@ def limit_memory(size_bytes: int) -> None:
 def answer_to(
     header: dict[str, Any], arrays: list[Any], sessions: dict[int, Any]
 ) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
-    """Do what a message asks for.
+    """Carry out a message's order.
 
     Args:
         header: the message: the verb and its arguments.

@@ -79,7 +79,7 @@ class Session:
             self._process.close(self._number)
 
     def _open(self) -> dict[str, list[dict[str, Any]]]:
-        """Load the model in the process that runs now."""
+        """Load the model in the process running now."""
         self._process: RuntimeProcess = runtime_process()
         try:
             self._number, described = self._process.open(self._source, self.where)
@@ -123,7 +123,7 @@ class Session:
 
 
 def _size_bytes(model: Model | Path | str | onnx.ModelProto) -> int:
-    """Return a model's size. 0 when it is unknown, which the load then explains."""
+    """Return a model's size. 0 when unknown: the load then explains it."""
     if isinstance(model, onnx.ModelProto):
         return int(model.ByteSize())
     if isinstance(model, Path | str):

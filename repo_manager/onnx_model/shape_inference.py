@@ -62,7 +62,7 @@ _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeE
 
 
 def shape_value(node: onnx.NodeProto, shape: Sequence[int]) -> NDArray[Any]:
-    """Return what Shape or Size gives for a tensor of this shape."""
+    """Return the result of Shape or Size for a tensor of this shape."""
     if node.op_type == "Size":
         return np.array(int(np.prod(np.array(shape, dtype=object), initial=1)) % 2**63, np.int64)
     bounds = {attribute.name: int(attribute.i) for attribute in node.attribute}
@@ -74,7 +74,7 @@ def evaluate(
 ) -> dict[str, NDArray[Any]]:
     """Return a node's outputs computed from known small inputs. Empty when it is not such a node.
 
-    The caller has made sure, by shape inference, that the outputs are small.
+    The caller has proven the outputs small, by shape inference.
 
     Args:
         node: node of the graph.
@@ -111,7 +111,7 @@ _MAX_DEPTH = 20
 
 @functools.cache
 def _errors() -> tuple[type[BaseException], ...]:
-    """Return what inference raises on a broken graph."""
+    """Return the exceptions of inference on a broken graph."""
     return (
         onnx.shape_inference.InferenceError,
         onnx.checker.ValidationError,
@@ -130,7 +130,7 @@ def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onn
 
     Args:
         proto: the model. Large weights may be cut out of it.
-        shapes: shape per input. An input that is missing keeps its fixed sizes, its dynamic ones become 1.
+        shapes: shape per input. A missing input keeps its fixed sizes, its dynamic ones become 1.
 
     Raises:
         ModelError: a given shape contradicts the input's rank.
@@ -173,7 +173,7 @@ def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> b
 
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Infer from the shapes a model's inputs state. The result states what was found in `value_info`."""
+    """Infer from the shapes a model's inputs state. The result states the findings in `value_info`."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except _errors():
@@ -237,7 +237,7 @@ class _Walk:
         self.nodes = 0
 
     def graph(self, graph: onnx.GraphProto, known: _Known, depth: int) -> None:
-        """Walk one graph in order. Write what was found into its `value_info`."""
+        """Walk one graph in order. Write the findings into its `value_info`."""
         for values in (graph.value_info, graph.output, graph.input):
             for value in values:
                 known.types[value.name] = value.type
@@ -261,7 +261,7 @@ class _Walk:
                     graph.value_info.add(name=name).type.CopyFrom(kind)
 
     def tensor(self, name: str, tensor: onnx.TensorProto, known: _Known) -> None:
-        """Note the type of a constant, and its value when that is small."""
+        """Note the type of a constant, and its value when small."""
         known.types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         if tensor.data_type == onnx.TensorProto.STRING or is_external(tensor):
             return

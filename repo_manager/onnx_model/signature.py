@@ -1,4 +1,4 @@
-"""What a model takes and gives: names, element types and shapes."""
+"""Inputs and outputs of a model: names, element types and shapes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def signature_of(model: Model) -> Signature:
     """Return a model's signature.
 
     Raises:
-        ModelError: an input or output that is not a tensor (sequence, map, optional), or of an unknown type.
+        ModelError: an input or output other than a tensor (sequence, map, optional), or of an unknown type.
     """
     return signature_of_proto(model.graph_only, where=str(model.path))
 
@@ -103,8 +103,8 @@ def resolve_shape(
 
     Args:
         spec: the tensor. An unknown rank is taken as a scalar.
-        batch: size of a dynamic first dimension that `sizes` does not name.
-        sizes: size per symbol, or per `"input:axis"`, which wins over the symbol. `None`: usual sizes.
+        batch: size of a dynamic first dimension missing in `sizes`.
+        sizes: size per symbol, or per `"input:axis"`, with precedence over the symbol. `None`: usual sizes.
         default: size of every other dynamic dimension.
 
     Raises:
@@ -126,7 +126,7 @@ def resolve_shape(
 
 
 def _symbol_size(symbol: str | None, sizes: Mapping[str, int], fallback: int, default: int) -> int:
-    """Return the size of a symbol, which can be a sum or product of others (`past_length + 1`)."""
+    """Return the size of a symbol, or of a sum or product of symbols (`past_length + 1`)."""
     if symbol is None:
         return fallback
     if symbol in sizes:

@@ -65,7 +65,7 @@ def named(draft: Draft) -> Draft:
 
 
 def without_unused(draft: Draft) -> Draft:
-    """Drop nodes whose results nothing reads, then weights that nothing reads.
+    """Drop nodes without a reader, then weights without one.
 
     Requires: nodes in topological order. Ensures: every node and weight left has a reader.
     """

@@ -23,11 +23,11 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 _CHECKER_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
 _MESSAGE_CHARACTERS = 300
 MAX_NODES = 200_000
-"""After expanding local functions. Far above any real model, far below what fills a machine's memory."""
+"""After expanding local functions. Far above any real model, far below a machine's memory."""
 
 
 def check_opsets(proto: onnx.ModelProto) -> None:
-    """Check that the installed onnx knows the model's version of the standard operators.
+    """Check whether the installed onnx knows the model's version of the standard operators.
 
     Raises:
         ModelError: none imported though standard operators are used, below 1, or newer than known.
@@ -42,7 +42,7 @@ def check_opsets(proto: onnx.ModelProto) -> None:
 
 
 def check_names(proto: onnx.ModelProto) -> None:
-    """Check that names are UTF-8: protobuf hands others out as bytes, and no runtime finds them.
+    """Check whether names are UTF-8: protobuf hands others out as bytes, and no runtime finds them.
 
     Raises:
         ModelError: with the bytes found.
@@ -140,10 +140,10 @@ def _external_size(path: Path, location: str, home: Path, tensor: str) -> int:
 
 
 def check_tensors(proto: onnx.ModelProto, store: WeightStore) -> None:
-    """Check that every tensor's stored bytes fill its declared shape.
+    """Check whether every tensor's stored bytes fill its declared shape.
 
     Raises:
-        ModelError: the tensor's name, what it holds and what it needs.
+        ModelError: the tensor's name, its size in the file and the size needed.
     """
     for tensor in tensors_of(proto):
         count = element_count(tensor)
@@ -166,7 +166,7 @@ def check_tensors(proto: onnx.ModelProto, store: WeightStore) -> None:
 
 
 def check_functions(proto: onnx.ModelProto) -> None:
-    """Check that no local function calls itself, and that expanding all calls stays within reason.
+    """Check local functions: none may call itself, and expanding all calls must stay within reason.
 
     The checker and the runtime expand functions: a cycle would not end, and a chain of functions each call the next
     one twice would fill the memory.
@@ -198,7 +198,7 @@ def check_functions(proto: onnx.ModelProto) -> None:
 
 
 def _calls_among(nodes: Iterable[onnx.NodeProto]) -> Counter[tuple[str, str]]:
-    """Count what nodes and the bodies in them call."""
+    """Count the calls of nodes and the bodies in them."""
     calls: Counter[tuple[str, str]] = Counter()
     for node in nodes:
         calls[(node.domain, node.op_type)] += 1
@@ -209,7 +209,7 @@ def _calls_among(nodes: Iterable[onnx.NodeProto]) -> Counter[tuple[str, str]]:
 
 
 def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
-    """Run ONNX's own checker on the graph. Weights that were cut out or are outside are left aside.
+    """Run ONNX's own checker on the graph. Weights cut out or outside are left aside.
 
     Raises:
         ModelError: with the first line of the checker's message.

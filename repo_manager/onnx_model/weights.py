@@ -91,7 +91,7 @@ def external_data(tensor: onnx.TensorProto) -> ExternalData:
     """Parse a tensor's external-data entries.
 
     Raises:
-        ModelError: no location, or an offset or length that is not a non-negative integer.
+        ModelError: no location, or an offset or length other than a non-negative integer.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -154,7 +154,7 @@ class WeightStore:
         """Return a tensor's values in their own type. Types below a byte as int8 or uint8 of the same value.
 
         Raises:
-            ModelError: strings, or bytes that do not fill the shape.
+            ModelError: strings, or bytes too few or too many for the shape.
         """
         data = self.raw(tensor)
         shape = tuple(tensor.dims)
@@ -210,7 +210,7 @@ _SIGNED = {22, 26}  # INT4, INT2
 
 
 def _read(path: Path, blob: Blob, name: str) -> memoryview:
-    """Read exactly one blob into fresh memory. A file that shrank during the read is an error, never a crash."""
+    """Read exactly one blob into fresh memory. A file shrunk during the read is an error, never a crash."""
     buffer: memoryview = np.empty(blob.length_bytes, np.uint8).data
     try:
         with path.open("rb", buffering=0) as file:

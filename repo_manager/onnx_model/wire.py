@@ -105,7 +105,7 @@ def cut_weights(data: bytes | mmap.mmap, marker: bytes) -> tuple[bytes, dict[byt
     Args:
         data: bytes of the whole file.
         marker: random bytes no tensor of the file can hold by accident. Each cut `raw_data` becomes the marker and a
-            number, which is its key in the returned mapping.
+            number, its key in the returned mapping.
 
     Raises:
         ModelError: the bytes are not a protobuf message, end too early, or are nested too deeply.
@@ -119,11 +119,11 @@ def paste_weights(data: bytes, marker: bytes, lengths: Mapping[bytes, int]) -> l
 
     Args:
         data: a serialised `ModelProto` in which a cut `raw_data` is `marker` and a number, its key.
-        marker: what every key starts with.
+        marker: the beginning of every key.
         lengths: how many bytes are behind each key.
 
     Returns:
-        Pieces to write one after another. One that is a key of `lengths` represents that weight's bytes.
+        Pieces to write one after another. A key of `lengths` represents the weight's bytes.
     """
     return _paste("model", data, 0, len(data), marker, lengths)[0]
 

@@ -1,8 +1,8 @@
 """Write a model to disk: one file, or one file and its external data. One weight at a time.
 
-What is written is an outline, a model whose large weights are short markers, and a way to get each weight's bytes. So
-the peak is one weight beside what the caller holds: nothing for a draft, whose weights are read when their turn comes.
-Above protobuf's 2 GB the weights go to a second file, as ONNX external data.
+The written form is an outline, a model whose large weights are short markers, and a way to get each weight's bytes. So
+the peak is one weight beside the caller's own memory. A draft holds nothing: its weights are read when their turn
+comes. Above protobuf's 2 GB the weights go to a second file, as ONNX external data.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def write_draft(draft: Draft, path: Path, *, limit_bytes: int = PROTOBUF_LIMIT_B
     Args:
         draft: the model as a float32 draft.
         path: the model's file. Replaced when there.
-        limit_bytes: the most that one file may hold before the weights move out of it.
+        limit_bytes: the most one file may hold before the weights move out of it.
 
     Raises:
         OSError: the disk is full, read-only, ...
@@ -131,7 +131,7 @@ def write_view(draft: Draft, written: WrittenModel, path: Path) -> None:
 
     Args:
         draft: shares weights, by name, with the written one. Further ones are stored inside.
-        written: where the weights are.
+        written: file with the weights.
         path: in the folder of `written`.
     """
     outline = _outline_of_draft(draft, written.places)
@@ -170,7 +170,7 @@ class _Outline:
         tensor.raw_data = key
 
     def write_external(self, file: BinaryIO, path: Path) -> None:
-        """Write the weights into `file`, which is going to be `path`, and let the outline refer to them."""
+        """Write the weights into `file`, the later `path`, and let the outline refer to them."""
         for tensor in tensors_of(self.proto):
             payload = self.payloads.pop(tensor.raw_data, None)
             if payload is not None:
@@ -181,7 +181,7 @@ class _Outline:
                 _point_to(tensor, place)
 
     def write(self, file: BinaryIO, path: Path) -> None:
-        """Write the model's file, which is going to be `path`, with the weights that are not external."""
+        """Write the model's file, the later `path`, with the weights not external."""
         lengths = {key: payload.length_bytes for key, payload in self.payloads.items()}
         for piece in paste_weights(self.proto.SerializeToString(), self.marker, lengths):
             payload = self.payloads.get(piece)

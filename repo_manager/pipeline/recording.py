@@ -89,7 +89,7 @@ class TrialRun:
     Attributes:
         client: of that server.
         config: the configuration the server runs it with, completed.
-        kind: plain calls, sequences or decoupled responses.
+        kind: batched, stateful or decoupled, which decides the form of its calls.
         parts: model it needs -> the version behind its answers.
     """
 

@@ -1,4 +1,4 @@
-"""Tries at a conversion: one try, the search for the few layers to keep, and what a refused one says."""
+"""Tries at a conversion: one try, the search for the few layers to keep, and the message of a refused one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NODE_NAME = re.compile(r"node name: ([^)]+)\)|[Nn]ame:? ?'([^']+)'")
 
 @dataclass(frozen=True)
 class Attempt:
-    """A candidate written to the staging folder, and what was found out about it."""
+    """A candidate written to the staging folder, and the findings about it."""
 
     candidate: Candidate = field(repr=False)
     written: WrittenModel
@@ -40,7 +40,7 @@ class Attempt:
 
 
 class Attempts:
-    """Makes attempts. Each goes to a folder of its own, which `forget` removes.
+    """Makes attempts. Each goes to a folder of its own, removed by `forget`.
 
     Args:
         builder: makes the candidates of the conversion.
@@ -59,7 +59,7 @@ class Attempts:
     def make(self, also_keep: Iterable[str] = ()) -> Attempt:
         """Build, write and prove a candidate with further nodes kept in FP32.
 
-        Operators that would break every candidate are kept from then on, with the reason. Their values exceed FP16's
+        Operators sure to break every candidate are kept from then on, with the reason. Their values exceed FP16's
         range, or the checker or ONNX Runtime says they do not work in 16 bits.
         """
         names = tuple(also_keep)
@@ -92,7 +92,7 @@ class Attempts:
         return self.prover.prove(written, rounded, candidate.stages[-1][1])
 
     def _keep_overflowing(self) -> bool:
-        """Keep what exceeds FP16's range. Return whether that is more than before."""
+        """Keep the nodes beyond FP16's range. Return whether there are more than before."""
         return (
             self.prover.options.keep_overflowing
             and self.builder.lowers_to_fp16
@@ -100,7 +100,7 @@ class Attempts:
         )
 
     def _keep_named(self, message: str) -> bool:
-        """Keep the node a vendor's message names. Return whether it names one that was not kept before."""
+        """Keep the node a vendor's message names. Return whether it names one not kept before."""
         for name in _NODE_NAME.findall(message):
             found = next(part for part in name if part)
             if self.builder.keep_node(found, f"does not work in {self.builder.precision}: {message[:160]}"):
@@ -124,16 +124,16 @@ _MOST_DROPS = 8  # attempts to take a layer back out again
 
 
 def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> Attempt:
-    """Keep more and more of the layers where drift begins, until the gate passes. Then those that are needed only.
+    """Keep more and more of the layers where drift begins, until the gate passes. Then only the needed ones.
 
     Args:
         attempts: makes and proves candidates.
-        first: the attempt that failed by drift alone.
+        first: an attempt whose only failed check is drift.
         most: largest number of nodes to keep.
         folder: folder for the files.
 
     Returns:
-        The attempt with the fewest kept nodes that passes. `first`, without its files, when none does.
+        The attempt with the fewest kept nodes among the passing ones. `first`, without its files, when none does.
     """
     kept: list[str] = []
     attempt, step = first, 1
@@ -189,7 +189,7 @@ def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -
     """Return the message of a failed gate.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         precision: precision of the conversion.
         proof: failed checks of the candidate.
         began: table of the error after each block. Empty: there is none.
@@ -207,7 +207,7 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
 
     Args:
         attempts: builds candidates of the conversion.
-        attempt: the attempt that failed.
+        attempt: the failed attempt.
         folder: folder for the files.
     """
     if not attempt.proof.failed_only("drift"):

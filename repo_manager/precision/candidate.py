@@ -47,14 +47,14 @@ class Keep:
         return self.names.get(node.name)
 
     def also(self, names: Mapping[str, str]) -> Keep:
-        """Return a copy that keeps further nodes: name -> why."""
+        """Return a copy with further kept nodes: name -> why."""
         return Keep(self.patterns, {**names, **self.names})
 
     def check(self, graph: onnx.GraphProto) -> None:
-        """Check that every pattern names something.
+        """Check whether every pattern names something.
 
         Raises:
-            UsageError: one names nothing. A pattern that does nothing is a spelling mistake.
+            UsageError: one names nothing. A pattern without effect is a spelling mistake.
         """
         nodes = [node for each in walk.graphs_of(graph) for node in each.node]
         for pattern in self.patterns:
@@ -80,11 +80,11 @@ _QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "
 
 @dataclass(frozen=True)
 class Candidate:
-    """A converted draft that nothing has been proven of yet.
+    """A converted draft, not proven yet.
 
     Attributes:
         draft: to be written.
-        kept: what stays in FP32.
+        kept: nodes left in FP32, with the reason.
         stages: name -> draft after each change of precision, all values float32 (see `rounded`).
     """
 
@@ -94,14 +94,14 @@ class Candidate:
 
     @property
     def stand_in(self) -> Draft | None:
-        """The last stage, when it is not what is written: the one that rounds 16-bit values."""
+        """The last stage, when it differs from the written file: the one with rounding to 16-bit values."""
         return None if self.stages[-1][1] is self.draft else self.stages[-1][1]
 
 
 class Builder:
     """Builds candidates of one precision from one source, with more or fewer nodes kept in FP32.
 
-    What does not depend on the kept nodes (preparation, ranges of activations) is done once.
+    Steps independent of the kept nodes (preparation, ranges of activations) are done once.
 
     Args:
         draft: the model as a float32 draft.
@@ -161,13 +161,13 @@ class Builder:
         return self.precision.facts.low == "float16"
 
     def keep_overflowing(self, samples: Iterable[Mapping[str, Array]]) -> bool:
-        """Keep what FP16 cannot hold from now on. Return whether there is anything more to keep than before."""
+        """Keep the nodes FP16 cannot hold from now on. Return whether there is anything more to keep than before."""
         known = len(self.keep.names)
         self.keep = self.keep.also(overflowing_nodes(self.draft, samples, self.folder))
         return len(self.keep.names) > known
 
     def keep_node(self, name: str, reason: str) -> bool:
-        """Keep a node from now on. Return whether there is one of that name that was not kept before."""
+        """Keep a node from now on. Return whether there is one of this name not kept before."""
         if name in self.keep.names or all(node.name != name for node in self.draft.graph.node):
             return False
         self.keep = self.keep.also({name: reason})

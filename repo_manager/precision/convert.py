@@ -1,4 +1,4 @@
-"""Convert a model to another precision and prove that the result is right before anything is written."""
+"""Convert a model to another precision, and prove the result right before anything is written."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def convert(
 ) -> Conversion:
     """Convert `model` and write `output`, and external data beside it above 2 GB, if every check passes.
 
-    The checks, in this order: ONNX's full checker; ONNX Runtime loads and runs it; same inputs and outputs;
-    2:4 where it was 2:4, on the stored values; drift against the source within the limits. FP32 copies the
-    files as they are and makes the same checks. INT8 is judged by the arithmetic of its graph, so the verdict is the
-    same on every machine, and on every fourth calibration sample, from which no scale is made.
+    The checks, in this order: ONNX's full checker; ONNX Runtime loads and runs it; same inputs and outputs; 2:4 where
+    it was 2:4, on the stored values; drift against the source within the limits. FP32 copies the files as they are and
+    makes the same checks. INT8 is judged by the arithmetic of its graph, so the verdict is the same on every machine,
+    and on every fourth calibration sample, left out of the scales.
 
     Args:
         model: the source. Its files are not changed.
@@ -69,13 +69,13 @@ def convert(
         output: the file to write, replaced when there. Its folder must exist.
         calibration: real inputs. Needed for INT8, and drift is measured on them where given. `None`: seeded random
             inputs.
-        options: `None` takes the defaults.
-        judge: scores the file that would be written on held-out data, after every other check has passed. One more
-            check holds it to its limits (`AccuracyGate.judge`). `None`: not scored. BF16 is scored in FP32 with each
-            BF16 value rounded.
+        options: precision, drift limit, calibration and kept nodes. `None` takes the defaults.
+        judge: scores the file to be written on held-out data, after every other check has passed. One more check holds
+            it to its limits (`AccuracyGate.judge`). `None`: not scored. BF16 is scored in FP32 with each BF16 value
+            rounded.
 
     Raises:
-        CalibrationError: INT8 without calibration data, or with samples that show nothing.
+        CalibrationError: INT8 without calibration data, or with samples without evidence.
         GateError: a check failed. Nothing was written. The message has the table.
         ModelError: the source does not run, or cannot take this precision.
         UsageError: a `keep_fp32` pattern names nothing, or there is no such precision.
@@ -109,7 +109,7 @@ def _conversion(
     accuracy: Accuracy | None,
     started: float,
 ) -> Conversion:
-    """Say what was written and proven. `started` is the moment of the monotonic clock."""
+    """Describe the written files and their proof. `started` is the moment of the monotonic clock."""
     return Conversion(
         source=prover.model.digest,
         digest=proof.found.digest,
@@ -129,7 +129,7 @@ def _conversion(
 
 
 def _check_given(model: Model, precision: Precision, output: Path, calibration: CalibrationData | None) -> None:
-    """Refuse what cannot end well before anything is run."""
+    """Refuse hopeless options before anything is run."""
     if precision.facts.quantizes and calibration is None:
         raise CalibrationError(
             f"{model.path}: {precision} needs calibration data, and none was given",
@@ -145,7 +145,7 @@ def _check_given(model: Model, precision: Precision, output: Path, calibration: 
 def _prover(
     model: Model, precision: Precision, options: ConvertOptions, calibration: CalibrationData | None
 ) -> tuple[Prover, CalibrationData | None]:
-    """Return what judges the result, with the source's answers, and the data that INT8's scales are made from."""
+    """Return the judge of the result, with the source's answers, and the data for INT8's scales."""
     parts = calibration.split() if calibration is not None and precision.facts.quantizes else None
     fitted, held_out = (calibration, calibration) if parts is None else parts
     kind = "calibration" if parts is None else "held-out"
@@ -203,7 +203,7 @@ def _accepted(prover: Prover, proof: Proof, accuracy: Accuracy) -> Proof:
 
 
 def _attempt(prover: Prover, calibration: CalibrationData | None, folder: Path, name: str) -> Attempt:
-    """Make the candidate that passes, searching for layers to keep when asked to.
+    """Make a passing candidate, searching for layers to keep when asked to.
 
     Raises:
         GateError: none passes.
@@ -258,7 +258,7 @@ def _nothing_became_int8(model: Model, precision: Precision, attempt: Attempt) -
 
 
 def _macs_share(proof: Proof, kept: tuple[KeptNode, ...]) -> float | None:
-    """Return which share of the multiply-accumulates the kept nodes do, or `None` when none are counted.
+    """Return the kept nodes' share of the multiply-accumulates, or `None` when none are counted.
 
     Both sides name nodes as the written model does, where every node, at every depth, has a name of its own. The
     sparsity report puts the bodies around a node before its name.
@@ -279,7 +279,7 @@ def _macs_share(proof: Proof, kept: tuple[KeptNode, ...]) -> float | None:
 
 
 def _copied(model: Model, path: Path) -> WrittenModel:
-    """Copy the model's files, its nodes sorted. External ones keep their names, to which the model's file refers."""
+    """Copy the model's files, its nodes sorted. External ones keep their names, as the model's file refers to them."""
     files = [path]
     if model.reordered:
         path.write_bytes(graph_as_stored(model).SerializeToString())
@@ -295,7 +295,7 @@ def _copied(model: Model, path: Path) -> WrittenModel:
 
 
 def _moved(written: WrittenModel, folder: Path) -> tuple[Path, ...]:
-    """Move what was written into a folder, the model's own file last, and return where each file is now."""
+    """Move the written files into a folder, the model's own file last, and return their new paths."""
     staged, final = written.files[0].parent, []
     for file in reversed(written.files):
         target = folder / file.relative_to(staged)

@@ -1,4 +1,4 @@
-"""What a conversion is asked for, and what it reports."""
+"""Options and results of a conversion."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["Check", "Conversion", "ConvertOptions", "KeptNode"]
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert, and what the result must hold.
+    """How to convert, and the limits for the result.
 
     Attributes:
         max_drift: largest relative error of any output, |candidate - source| / |source| (Euclidean, over all samples).
-            `None` takes the precision's default, and lets probabilities pass that differ by 0.001 at most.
-        min_cosine: smallest cosine of any output. `None` asks for none beyond what `max_drift` implies.
-        min_top1: smallest share of rows that keep their top class (or one level with it, see `OutputDrift.top1_lost`),
-            for outputs that look like class scores, on calibration data. `None` takes the default.
-        keep_fp32: patterns (`*`, `?`) of node names, operators or output names that stay in FP32.
+            `None` takes the precision's default, and lets probabilities differ by 0.001 at most.
+        min_cosine: smallest cosine of any output. `None` sets no limit beyond the one implied by `max_drift`.
+        min_top1: smallest share of rows with the top class kept (or one level with it, see `OutputDrift.top1_lost`),
+            for outputs in the form of class scores, on calibration data. `None` takes the default.
+        keep_fp32: patterns (`*`, `?`) of node names, operators or output names to leave in FP32.
         keep_overflowing: leave operators in FP32 whose values exceed FP16's range on the samples. Each is listed.
             `False` lets the gate fail instead.
         keep_io_types: leave float32 inputs and outputs float32. `False` gives them the low type.
         auto_keep: how many layers may be kept in FP32 to pass the gate. 0 tries none.
         calibration_method: of INT8: `minmax`, or `percentile` (clips the rarest values).
-        percentile: share of absolute values, in percent, inside the range that `percentile` picks.
+        percentile: share of absolute values, in percent, inside the range picked by `percentile`.
         quantize_outputs: of INT8: also quantise the results of quantised layers where the reader can take INT8.
             TensorRT picks sparse INT8 kernels mostly then.
         shapes: input -> every size, the batch included, of made-up inputs, for models that run with some sizes only.
-            What is not named is found by trying. Calibration data has sizes of its own.
+            Others are found by trying. Calibration data has sizes of its own.
         drift_samples: how many samples the drift is measured on.
         seed: of natural inputs.
         allow_unchanged: of INT8: write the result also when no operator could become INT8.
@@ -79,11 +79,11 @@ class Check:
     """One post-condition.
 
     Attributes:
-        name: what was checked.
-        passed: whether it holds.
-        detail: what was found, and the rule that decided.
-        is_empty: it holds only because there was nothing to see: no 2:4 weight that could have been lost, or samples
-            on which the source answers nothing.
+        name: subject of the check.
+        passed: whether the result passed.
+        detail: the finding, and the deciding rule.
+        is_empty: it holds only because there was nothing to see: no 2:4 weight to lose, or samples without an answer
+            of the source.
     """
 
     name: str
@@ -99,7 +99,7 @@ class KeptNode:
     Attributes:
         node: its name.
         op_type: its operator.
-        reason: why.
+        reason: why it was kept.
         is_found: whether this conversion found out it must be: its values overflow FP16, or the drift passes only so.
             The same graph with other weights need not.
     """
@@ -112,23 +112,23 @@ class KeptNode:
 
 @dataclass(frozen=True, repr=False)
 class Conversion(Summarized):
-    """A model that was converted and passed every check.
+    """A converted model. It passed every check.
 
     Attributes:
-        source: digest of what it was made from.
-        digest: of what was written.
+        source: digest of the source.
+        digest: digest of the written model.
         precision: as asked for.
-        files: written. The model's file first.
-        checks: in the order in which they were made.
+        files: written files. The model's own is the first.
+        checks: in the order they were made.
         drift: one per output, then one per value judged in place of an output.
-        sparsity: of what was written.
+        sparsity: 2:4 report of the written model.
         accuracy: on held-out data, where a judge was given, else `None`.
         kept: operators left in FP32.
         kept_macs_share: share of the multiply-accumulates these do, 0 to 1. `None`: not counted.
         samples: how many the drift was measured on.
         inputs: where they came from: `held-out` (calibration data no scale was made from), `calibration` or `natural`
             (seeded random numbers).
-        tools: name -> version of what took part.
+        tools: name -> version of the tools used.
         seconds: wall-clock time of it all.
     """
 

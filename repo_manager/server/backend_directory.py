@@ -42,7 +42,7 @@ class BackendDirectory:
     Attributes:
         path: for `--backend-directory`.
         python_bin: a folder whose `python3` makes the stub see this environment's packages when it comes first in
-            PATH. `None` for a tritonserver with native backends, which is used as it is.
+            PATH. `None` for a tritonserver with native backends, used as it is.
     """
 
     path: Path
@@ -140,9 +140,8 @@ def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...
 def _write_python_home(folder: Path, search_path: tuple[Path, ...]) -> None:
     """Write a virtual environment without packages of its own.
 
-    The stub starts an isolated interpreter (PYTHONPATH and PYTHONHOME are ignored) that takes its
-    paths from the `python3` found first in PATH. This one's `.pth` file leads to the packages of the
-    Python that runs repo-manager, however it came by them.
+    The stub starts an isolated interpreter (PYTHONPATH and PYTHONHOME are ignored) with its paths from the `python3`
+    found first in PATH. This one's `.pth` file leads to the packages of repo-manager's interpreter.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()

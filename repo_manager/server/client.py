@@ -167,10 +167,10 @@ class TritonClient:
         return self._transport.metadata(self._deadline(timeout_s))
 
     def repository_index(self, *, timeout_s: float | None = None) -> tuple[IndexEntry, ...]:
-        """Return what the server knows of every model in its repository.
+        """Return the server's entry for every model in its repository.
 
         Triton lists the root and then looks at each entry, and fails when one is gone by then: a temporary file, or a
-        model removed at that moment. It is asked again then.
+        model just removed. It is asked again then.
 
         Args:
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
@@ -187,7 +187,7 @@ class TritonClient:
         return self._transport.index(timeout_s)
 
     def versions(self, name: str, *, timeout_s: float | None = None) -> dict[int, IndexEntry]:
-        """Return the index's versions of one model (not those that were never loaded).
+        """Return the index's versions of one model (except for those never loaded).
 
         Args:
             name: name of the model.
@@ -208,10 +208,9 @@ class TritonClient:
 
         Args:
             name: name of the model.
-            config: configuration in JSON that replaces the repository's until the model is unloaded. `None`: use the
+            config: configuration in JSON, in place of the repository's until the model is unloaded. `None`: use the
                 repository's.
-            files: path in the model's folder -> content, with `config`: a model that is in no repository. `None`: no
-                files.
+            files: path in the model's folder -> content, with `config`: a model of no repository. `None`: no files.
             timeout_s: `None` takes the options' `load_timeout_s`.
 
         Raises:
@@ -232,7 +231,7 @@ class TritonClient:
 
         Args:
             name: name of the model.
-            dependents: also unload models that need it.
+            dependents: also unload the models of an ensemble.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
         self._transport.unload(name, dependents, self._load_deadline(timeout_s))

@@ -1,4 +1,4 @@
-"""How the embedded server is asked for, and the command line and environment that tritonserver gets for it."""
+"""Options of the embedded server, and the command line and environment of tritonserver for them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def free_ports(host: str, count: int) -> tuple[int, ...]:
 
 
 def check_port_is_free(host: str, port: int, purpose: str) -> None:
-    """Check that a given port can be bound.
+    """Check whether a given port can be bound.
 
     Args:
         host: name or address to listen on.
@@ -164,7 +164,8 @@ def _family(host: str) -> socket.AddressFamily:
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
-"""What a restriction covers: all that changes the server. Inference, metadata, statistics and health stay open."""
+"""The scope of a restriction: all calls with an effect on the server. Inference, metadata, statistics and health stay
+open."""
 KEY_HEADER = "repo-manager-key"
 # What the server, and the processes that models run in, get of this process's environment. Everything else may be a
 # secret: models' code can read it.
@@ -188,8 +189,8 @@ class ServerSecurity:
             loopback, regardless of the host.
         key: PEM file with the certificate's key.
         client_authority: PEM file: clients must show a certificate of this authority (mutual TLS).
-        restricted: header and value without which both protocols refuse what changes the server. `None`: a random key,
-            which the server's record holds, so commands of the same user on this machine show it by themselves.
+        restricted: header and value demanded by both protocols for calls with an effect on the server. `None`: a
+            random key in the server's record, so commands of the same user on this machine show it by themselves.
         open_control: anyone who reaches the server may change it, without a key.
     """
 
@@ -229,16 +230,16 @@ class ServerSecurity:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What our own requests must carry."""
+        """The header our own requests must carry."""
         return {} if self.restricted is None else {self.restricted[0]: self.restricted[1]}
 
 
 def _handed_on(argument: str, value: str, *, default: Any) -> Any:
-    """Declare a setting that becomes one argument of tritonserver, unless it has its default.
+    """Declare a setting with one argument of tritonserver, left out at its default.
 
     Args:
-        argument: its name there.
-        value: what it gets. `{}` represents the setting.
+        argument: name of the argument.
+        value: form of its value. `{}` represents the setting.
         default: tritonserver's own.
     """
     return dataclasses.field(default=default, metadata={"argument": f"{argument}={value}"})
@@ -246,9 +247,9 @@ def _handed_on(argument: str, value: str, *, default: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What can be asked of the embedded server whatever it loads, by `serve` as well.
+    """Options of the embedded server whatever it loads, of `serve` as well.
 
-    A setting that is one argument of tritonserver is one line here, and an option of `serve` if people need it.
+    A setting with one argument of tritonserver is one line here, and an option of `serve` if people need it.
 
     Attributes:
         host: the address to bind. The loopback unless told otherwise.
@@ -278,11 +279,11 @@ class ServerSettings:
 
     @property
     def http_host(self) -> str:
-        """The address of HTTP and metrics, which have no TLS."""
+        """The address of HTTP and metrics. They have no TLS."""
         return self.host if not self.security.tls or self.host in LOOPBACK else "127.0.0.1"
 
     def arguments(self) -> list[str]:
-        """Return the arguments of tritonserver for what is not at its default."""
+        """Return the arguments of tritonserver for all settings not at their default."""
         given = [
             (field, getattr(self, field.name)) for field in dataclasses.fields(self) if "argument" in field.metadata
         ]
@@ -294,12 +295,12 @@ class ServerOptions(ServerSettings):
     """How to run the embedded server.
 
     Attributes:
-        repository: a folder, or a URL that tritonserver understands (`s3://...`).
+        repository: a folder, or a URL for tritonserver (`s3://...`).
         load: models to load at the start. `*` represents all of them, and implies `load_what_loads`.
         load_what_loads: list failed models in `EmbeddedServer.failures`, and serve the rest. Else one ends the start.
-        refused: models that were to be loaded and may not be -> why: they are in the failures from the start.
+        refused: models not allowed to load -> why. They are in the failures from the start.
         log_path: where the log goes (appended). `None` keeps it in the user's cache.
-        auto_complete: let the backend fill in what a config.pbtxt leaves out. Off, every load is about a second
+        auto_complete: let the backend fill in missing fields of a config.pbtxt. Off, every load is about a second
             faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
         extra_args: more arguments for tritonserver.
         environment: more environment variables for it.
@@ -328,9 +329,9 @@ def command_of(
     """Return tritonserver's command line.
 
     Args:
-        options: what is asked for.
+        options: options of the server.
         ports: ports of HTTP, gRPC and metrics.
-        name: the server's own, by which it is distinguished from others.
+        name: the server's own name, unlike any other's.
         triton: the installed tritonserver and its libraries.
         backends: folder of the backends.
         prefix: of its shared memory.
@@ -376,13 +377,13 @@ def restrictions_of(security: ServerSecurity) -> list[str]:
 def environment_of(
     given: Mapping[str, str], triton: TritonInstallation, backends: BackendDirectory, *, remote: bool = False
 ) -> dict[str, str]:
-    """Return tritonserver's environment: what it needs of this process's, since models' code runs in its stubs.
+    """Return tritonserver's environment: the needed part of this process's, since models' code runs in its stubs.
 
     Args:
         given: more variables, whatever they are.
         triton: the installed tritonserver and its libraries.
         backends: folders of the backends.
-        remote: its repository is in object storage, so it needs the credentials for that. Stubs do not get them.
+        remote: its repository is in object storage, so it needs the credentials for it. Stubs do not get them.
     """
     own = os.environ
     kept = {name: value for name, value in own.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}

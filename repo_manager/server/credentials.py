@@ -1,4 +1,4 @@
-"""Headers and tokens from files. What is in them is never part of a message."""
+"""Headers and tokens from files. Their content is never part of a message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 def check_header(name: str, value: str, where: str) -> None:
-    """Check that both protocols can carry a header.
+    """Check whether both protocols can carry a header.
 
     Args:
         name: name of the header.
@@ -35,7 +35,7 @@ def check_header(name: str, value: str, where: str) -> None:
 
 
 def read_headers(path: Path) -> dict[str, str]:
-    """Read `Name: value` lines. Blank lines and lines that begin with `#` do not count.
+    """Read `Name: value` lines. Blank lines and lines with `#` at the beginning do not count.
 
     Raises:
         UsageError: the file cannot be read, a line has another form, or a name comes twice.

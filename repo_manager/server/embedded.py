@@ -105,7 +105,7 @@ class EmbeddedServer:
 
     @property
     def client_options(self) -> ClientOptions:
-        """What a client needs to load and unload. `TritonClient.connect` finds it on its own on this machine."""
+        """The header a client needs to load and unload. `TritonClient.connect` finds it on its own on this machine."""
         return ClientOptions(headers=self._security.headers)
 
     @property
@@ -126,7 +126,7 @@ class EmbeddedServer:
         """Return a server like this one, on the same ports and log, not started: for a restart after a crash.
 
         Args:
-            options: what it loads, and how. `None` takes this one's.
+            options: repository, models, ports and other settings. `None` takes this one's.
         """
         http, grpc, metrics = self._ports
         options = dataclasses.replace(
@@ -147,7 +147,7 @@ class EmbeddedServer:
 
         Raises:
             MissingDependencyError: there is no tritonserver on this machine.
-            RepositoryError: the repository is a path that is no folder.
+            RepositoryError: the repository's path is no folder.
             ServerError: a given port is taken, or the server ended. With Triton's own reason.
         """
         if self._process is not None:
@@ -211,11 +211,10 @@ class EmbeddedServer:
         return False
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Load the models that `load` names and wait until the server says it is ready.
+        """Load the models in `load` and wait until the server says it is ready.
 
         Raises:
-            ServerRefusedError: a model that was named failed to load. With Triton's own reason. Not with
-                `load_what_loads`.
+            ServerRefusedError: a named model failed to load. With Triton's own reason. Not with `load_what_loads`.
             ServerUnreachableError: not ready within `timeout_s`.
             ServerError: the server ended. With Triton's own reason.
         """
@@ -278,7 +277,8 @@ class EmbeddedServer:
             self._process.stop(deadline_s)
 
     def _client(self, *, secret: bool = True) -> TritonClient:
-        """Return what asks the server. Without the restriction's header until it is known to be ours."""
+        """Return the function for a question to the server. Without the restriction's header until it is known to be
+        ours."""
         return TritonClient.connect(self.http_url, self.client_options if secret else ClientOptions())
 
     def _is_ours(self) -> bool:
@@ -315,12 +315,12 @@ class EmbeddedServer:
 
 
 def _address(host: str) -> str:
-    """Return the address by which this machine reaches a server bound to `host`."""
+    """Return this machine's address for a server bound to `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _reachable(host: str) -> str:
-    """Return that address as URLs write it."""
+    """Return the address in the form of URLs."""
     host = _address(host)
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 

@@ -24,7 +24,7 @@ _DEEPEST = 16
 
 @dataclasses.dataclass(frozen=True)
 class ModelKind:
-    """What a model's requests need.
+    """The needs of a model's requests.
 
     Attributes:
         sequence: each belongs to a sequence, so it carries a correlation ID.
@@ -57,8 +57,8 @@ class Response:
     """One response.
 
     Attributes:
-        request: which request it answers, from 0.
-        number: which of that request's responses it is, from 0.
+        request: number of the request it answers, from 0.
+        number: number among the request's responses, from 0.
         outputs: output name -> array.
         elapsed_ns: since its request was sent, the client's work included.
     """
@@ -70,7 +70,7 @@ class Response:
 
 
 def kind_of(client: TritonClient, name: str, version: int | None = None, *, config: Any = None) -> ModelKind:
-    """Ask a server how a model wants to be asked. An ensemble needs what any of its models needs.
+    """Ask a server how a model wants to be asked. An ensemble has the needs of all its models.
 
     Args:
         client: connected client of the server.
@@ -98,7 +98,7 @@ def _kind(client: TritonClient, config: Any, depth: int) -> ModelKind:
 
 
 def own_kind(config: Any) -> ModelKind:
-    """Return what a model's own `ModelConfig` says of its requests, whatever the models of an ensemble need."""
+    """Return the needs of a model's requests by its own `ModelConfig`, whatever the models of an ensemble need."""
     text = any(
         control.kind == control.CONTROL_SEQUENCE_CORRID and control.data_type == _string_type(control)
         for entry in config.sequence_batching.control_input
@@ -178,7 +178,7 @@ def _stream_requests(
 
 
 class _Sent:
-    """Hands requests out to be sent, and makes responses of what comes before the next one is taken."""
+    """Hands out requests for sending, and turns each answer into responses before the next one is taken."""
 
     def __init__(self, requests: Iterator[StreamRequest]) -> None:
         self._requests = requests

@@ -1,4 +1,4 @@
-"""Notice what the Python backend can suffer without Triton noticing: a stub that died while its version stays READY."""
+"""Notice a fault of the Python backend unnoticed by Triton: a dead stub whose version stays READY."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StubGuard:
         self._missing: dict[tuple[str, int], float] = {}
 
     def check(self) -> tuple[str, ...]:
-        """Unload and load the models of which a stub has died. Return their names.
+        """Unload and load the models with a dead stub. Return their names.
 
         Triton keeps such a version READY and answers every request with an error. Only this repairs it.
 
@@ -113,7 +113,8 @@ class StubGuard:
                     self._missing[entry.name, entry.version] = now
 
     def _suspects(self, client: TritonClient, lost: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Return the versions that may lack a stub: those whose stubs are gone, or all where a path names no model."""
+        """Return the versions perhaps without a stub: those whose stubs are gone, or all where a path names no
+        model."""
         index = client.repository_index()
         if {(entry.name, entry.version) for entry in index}.issuperset(lost):
             return lost

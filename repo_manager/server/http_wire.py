@@ -28,10 +28,10 @@ class HttpWire:
     """Sends requests. Safe to share between threads.
 
     A request has one deadline, from the look-up of the host's name to the last byte of the answer, and its answer one
-    limit on its size. No redirect is followed: a model server that was named is asked, and no other.
+    limit on its size. No redirect is followed: only the named model server is asked.
 
     Args:
-        endpoint: of the server. Its path, if it has one, comes before that of each request.
+        endpoint: of the server. Its path, if it has one, comes before the path of each request.
         options: TLS, headers and deadlines of clients.
 
     Raises:
@@ -64,10 +64,10 @@ class HttpWire:
         Args:
             method: HTTP method, such as `GET`.
             path: path below the endpoint's.
-            body: what is sent. `None` for nothing.
+            body: body of the request. `None` for nothing.
             timeout_s: deadline of the call in seconds.
             headers: headers of this request, besides those of every request. `None`: no others.
-            limit_bytes: the largest body that is read.
+            limit_bytes: the largest body read.
 
         Raises:
             ServerUnreachableError: no answer within `timeout_s`, or no connection.
@@ -187,7 +187,7 @@ def fetch_text(url: str, *, timeout_s: float, limit_bytes: int = 64 << 20) -> st
 
 
 def _body(answer: http.client.HTTPResponse, limit_bytes: int) -> bytes:
-    """Read a body in pieces, so no memory is taken for what is announced and does not come.
+    """Read a body in pieces, so no memory is taken for announced bytes that never come.
 
     Raises:
         AnswerTooLargeError: it is larger than `limit_bytes`.

@@ -33,7 +33,7 @@ _HINT = "It exists for Linux on x86-64 with glibc 2.35 or newer; --to works with
 
 
 def cached_site() -> Path | None:
-    """Return the folder that `install_tritonserver` filled. It is laid out as site-packages. `None`: it did not."""
+    """Return the folder filled by `install_tritonserver`. It is laid out as site-packages. `None`: it did not."""
     folder = cache_directory() / f"tritonserver-{_VERSION}"
     return folder if folder.is_dir() else None
 
@@ -45,7 +45,7 @@ def install_tritonserver() -> Path:
         The folder, laid out as site-packages.
 
     Raises:
-        MissingDependencyError: pip cannot fetch the wheel, or it is not what it should be.
+        MissingDependencyError: pip cannot fetch the wheel, or its digest is a wrong one.
         OSError: the cache cannot be written.
     """
     found = cached_site()
@@ -69,7 +69,7 @@ def install_tritonserver() -> Path:
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
-    """Take what the server needs, with the wheel's permissions."""
+    """Take the server's files, with the wheel's permissions."""
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             if member.filename.startswith(_WANTED) and not member.is_dir():
@@ -181,7 +181,7 @@ def _from_binary(binary: Path) -> TritonInstallation:
 
 @functools.cache
 def libpython_directory() -> Path | None:
-    """Return the folder of the running Python's shared library, which the stub links to.
+    """Return the folder of the running Python's shared library, linked by the stub.
 
     `None` means the loader finds it on its own.
 

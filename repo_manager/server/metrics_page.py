@@ -38,7 +38,7 @@ def metrics_text(url: str, *, timeout_s: float = 1.0) -> str | None:
 
 
 def free_gpu_bytes(text: str) -> int | None:
-    """Return the free memory of the GPU that has the least, in bytes, or `None` when the page tells of no GPU."""
+    """Return the free memory of the fullest GPU, in bytes, or `None` when the page tells of no GPU."""
     values = {(match["uuid"], match["kind"]): float(match["value"]) for match in _GPU_MEMORY.finditer(text)}
     free = [
         total - values[uuid, "used"]

@@ -15,7 +15,7 @@ __all__ = ["cache_directory", "kept_files", "log_directory", "record_directory"]
 def kept_files(folder: str, pattern: str) -> list[Path]:
     """Return files kept in a folder of the cache, in no order. None where there is no such folder.
 
-    Commands that only look make no folder, so they work where the cache cannot be written.
+    Read-only commands make no folder, so they work where the cache cannot be written.
 
     Args:
         folder: name of the folder below `cache_directory`.
@@ -30,7 +30,7 @@ def kept_files(folder: str, pattern: str) -> list[Path]:
 def cache_directory() -> Path:
     """Return `$XDG_CACHE_HOME/repo-manager`, created when missing. Nobody but its owner may enter it.
 
-    Servers run what is in it and it holds their keys, so another user's folder is not used.
+    Servers run its files and it holds their keys, so another user's folder is not used.
 
     Raises:
         RepositoryError: it belongs to another user, or cannot be made.

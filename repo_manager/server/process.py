@@ -36,7 +36,7 @@ _PREFIX = re.compile(r"repo_manager_(?P<namespace>\d+)_(?P<pid>\d+)_[0-9a-f]+_")
 _LOG_REASON = re.compile(r"^(?:error: |E\d{4} \S+\s+\d+ \S+\] )(?P<reason>.*)$")
 _OPEN_FILES = 256
 POLL_FAILED = "failed to poll"
-"""What Triton says of a load when it cannot read a model's folder, regardless of the reason."""
+"""Triton's message for a load whose folder cannot be read, whatever the reason."""
 _LOG_END_BYTES = 64 << 10
 _PARSE_ERROR = re.compile(r"libprotobuf ERROR .*?\] (?:Error parsing text-format inference\.ModelConfig: )?(.*)$")
 _NOTHING_IN_FLIGHT = "Found 0 model versions that have in-flight inferences"
@@ -55,7 +55,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def is_running(pid: int, ticks: int) -> bool:
-    """Return whether the process that started at `ticks` still runs under `pid`."""
+    """Return whether the process started at `ticks` still runs under `pid`."""
     return start_ticks(pid) == ticks
 
 
@@ -91,7 +91,7 @@ def _allow_open_files() -> None:
     """Raise the limit on open files as far as it goes where it is low: a tritonserver without them hangs, or misreads.
 
     Raises:
-        InputError: that is not enough.
+        InputError: the limit is too low for the server.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
@@ -105,7 +105,7 @@ def _allow_open_files() -> None:
 
 
 def reason_in_log(text: str) -> str | None:
-    """Return Triton's own reason for ending: its last error, with the lines that continue it."""
+    """Return Triton's own reason for ending: its last error, with its continuation lines."""
     lines = text.splitlines()
     for index in range(len(lines) - 1, -1, -1):
         match = _LOG_REASON.match(lines[index])
@@ -133,7 +133,7 @@ def poll_failure(text: str, name: str) -> str | None:
     """Return why Triton could not read a model's folder, by its log, or `None` when the log does not say.
 
     Its answer to the load is "failed to poll from model repository" only. Where the folder's config.pbtxt cannot be
-    parsed, protobuf has said in a line of its own which line of the file is wrong.
+    parsed, protobuf has said in a line of its own the number of the faulty line.
     """
     lines = text.splitlines()
     for index in range(len(lines) - 1, -1, -1):
@@ -146,7 +146,7 @@ def poll_failure(text: str, name: str) -> str | None:
 
 @dataclasses.dataclass
 class ServerProcess:
-    """A tritonserver under a supervisor. See `supervisor.py` for what is promised of its end.
+    """A tritonserver under a supervisor. See `supervisor.py` for the guarantees on its end.
 
     Attributes:
         pid: the tritonserver's process id.
@@ -176,7 +176,7 @@ class ServerProcess:
             environment: all of its environment.
             log: the file its output is appended to.
             shm_prefix: of its shared memory.
-            hidden: more arguments, which no other user of the machine can read.
+            hidden: more arguments, hidden from other users of the machine.
 
         Raises:
             ServerError: it cannot be started.
@@ -224,7 +224,7 @@ class ServerProcess:
             return False
 
     def poll(self) -> int | None:
-        """Return the exit code when the server has ended (negative: killed by that signal), else `None`."""
+        """Return the exit code when the server has ended (negative: killed by a signal), else `None`."""
         with self._lock:
             if self._exit_code is None and self._supervisor.poll() is not None:
                 self._exit_code = self._read_exit_code()
@@ -257,7 +257,7 @@ class ServerProcess:
 
         Args:
             deadline_s: for everything, the end of in-flight requests included.
-            unload_s: for what comes after the last request. Triton waits 30 s for a stub that has died.
+            unload_s: seconds for the unloads after the last request. Triton waits 30 s for a dead stub.
         """
         if self.poll() is None:
             deadline = time.monotonic() + deadline_s
@@ -279,7 +279,7 @@ class ServerProcess:
             self._supervisor.stdin.flush()
 
     def read_log(self) -> str:
-        """Return what this run of the server has written so far."""
+        """Return this run's output of the server so far."""
         try:
             with self.log.open("rb") as file:
                 file.seek(self._offset)

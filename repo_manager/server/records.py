@@ -41,7 +41,7 @@ _HERE = ("127.0.0.1", "localhost", "[::1]")
 
 @dataclasses.dataclass(frozen=True)
 class RunningServer:
-    """A server of ours that runs now.
+    """A running server of ours.
 
     Attributes:
         repository: the repository's real path, or its URL.
@@ -52,10 +52,9 @@ class RunningServer:
         metrics_url: `http://host:port/metrics`.
         log: its log.
         restarts: how often `serve` has started it again because it had ended on its own.
-        owner: process id of the `serve` that runs it, or of the Python program that does. 0: written before this was
-            recorded.
-        failures: models that were to be loaded at the start and were not, with Triton's reason.
-        headers: the key that loading and unloading take. A record no other process can read holds it.
+        owner: process id of its `serve`, or of its Python program. 0: written before this was recorded.
+        failures: models not loaded at the start, with Triton's reason.
+        headers: the key for loading and unloading. A record no other process can read holds it.
     """
 
     repository: Location
@@ -131,7 +130,7 @@ def served_already(repository: Location, running: RunningServer | None) -> Serve
 
     Args:
         repository: as the user named it.
-        running: its server. `None`: one that is just starting.
+        running: its server. `None`: one just starting.
     """
     where = "its server is just starting" if running is None else f"by pid {running.pid}, {running.control_url}"
     return ServerError(
@@ -172,8 +171,8 @@ def local_server(url: str) -> RunningServer | None:
 def with_key(url: str, options: ClientOptions) -> ClientOptions:
     """Return how to connect to a server: with its key where it is one of ours, of this user, on this machine.
 
-    A header of the same name that was given stays. A record counts only while its process runs, so the key reaches
-    no other server that took the port.
+    A given header of the same name stays. A record counts only while its process runs, so the key reaches no other
+    server on the port.
     """
     headers = _KEYS.get(url)
     if headers is None and any(f"://{host}:" in url for host in _HERE):
@@ -183,13 +182,13 @@ def with_key(url: str, options: ClientOptions) -> ClientOptions:
 
 
 def remove_record(path: Path) -> None:
-    """Remove a record. One that is gone already does not matter."""
+    """Remove a record. A record gone already does not matter."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def running_server(repository: Location) -> RunningServer | None:
-    """Return the server of ours that serves `repository` on this machine, the newest when there are several.
+    """Return our server of `repository` on this machine, the newest when there are several.
 
     A record whose process has ended, or whose process id now belongs to another process, is
     removed and does not count. Whether the server answers is for its client to find out.
@@ -199,7 +198,7 @@ def running_server(repository: Location) -> RunningServer | None:
 
 
 def running_servers() -> tuple[RunningServer, ...]:
-    """Return every server of ours that runs on this machine, of this user, oldest first."""
+    """Return all our servers running on this machine for this user, oldest first."""
     found = []
     for path in sorted(kept_files("servers", "*.json")):
         server = _read(path)
@@ -230,7 +229,7 @@ def record_of(
     failures: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> RunningServer | None:
-    """Describe a server that was just started. `None` when it has ended by then.
+    """Describe a freshly started server. `None` when it has ended by then.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -238,7 +237,7 @@ def record_of(
         urls: HTTP, gRPC and metrics.
         log: path of the server's log.
         restarts: how often it was started again.
-        failures: models that were not loaded, with the reason. `None`: all were.
+        failures: models not loaded, with the reason. `None`: all were.
         headers: its key. `None`: it needs none.
     """
     ticks = start_ticks(pid)

@@ -5,14 +5,14 @@ It reads a length (8 bytes, little-endian) and as many bytes of `marshal` from s
 then stays open: its end means the owner is gone, however it died, and everything is killed at once. `TERM <seconds>`
 asks for an orderly stop with a deadline, `KILL <seconds>` sets a nearer one.
 
-Nothing is left behind. The server and its stubs share one process group, which is killed when the server ends. Stubs
-that lost their parent become children of this process (PR_SET_CHILD_SUBREAPER, prctl(2)). Then the shared memory with
-the server's prefix is removed.
+Nothing is left behind. The server and its stubs share one process group, killed when the server ends. Orphaned stubs
+become children of this process (PR_SET_CHILD_SUBREAPER, prctl(2)). Then the shared memory with the server's prefix is
+removed.
 
 Other users of the machine can neither read `hidden` arguments in the process list (see `hide_arguments`) nor open the
-files (umask) and the shared memory (see `keep_memory_private`) that the server makes.
+files (umask) and the shared memory (see `keep_memory_private`) made by the server.
 
-The server starts only after this process. So it imports only what the start needs, and the rest later: json and
+The server starts only after this process. So it imports only the modules for the start, and the rest later: json and
 pathlib alone would cost more than the interpreter.
 """
 
@@ -96,7 +96,7 @@ def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> in
 
 
 def hide_arguments(pid: int, hidden: "list[bytes]") -> bool:
-    """Give the server its last arguments without showing them. Return whether that was possible (else it is ended).
+    """Give the server its last arguments without showing them. Return whether this was possible (else it is ended).
 
     Everyone may read a process's command line, and nobody but its owner its environment. execve puts both onto the new
     process's stack, and the vector of arguments is made of pointers to them. The server stops before its first
@@ -125,7 +125,7 @@ def hide_arguments(pid: int, hidden: "list[bytes]") -> bool:
 
 
 def stack_of(pid: int) -> int:
-    """Return the address at which a process that has just been started finds its arguments."""
+    """Return the address of a freshly started process's arguments."""
     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib is not imported yet
         return int(file.read().rpartition(b")")[2].split()[25])
 
@@ -167,8 +167,8 @@ def point_into_environment(memory: int, stack: int, hidden: "list[bytes]") -> No
 def keep_memory_private(libc: ctypes.CDLL) -> None:
     """Let the shared memory of the server and of its stubs belong to their owner alone.
 
-    Boost makes the regions with mode 0644 and then sets that mode once more with fchmod, against the umask. A filter
-    for system calls (seccomp; children inherit it) has that one call succeed without an effect.
+    Boost makes the regions with mode 0644 and then sets this mode once more with fchmod, against the umask. A filter
+    for system calls (seccomp; children inherit it) has this one call succeed without an effect.
     """
     found = SYSTEM_CALLS.get(os.uname().machine)
     if found is None:
@@ -243,7 +243,7 @@ def reap(server: int) -> "int | None":
 
 
 def clean_up(server: int, shm_prefix: str) -> None:
-    """Kill what is left of the server's process group and remove its shared memory."""
+    """Kill the rest of the server's process group and remove its shared memory."""
     import contextlib
     import pathlib
     import time
@@ -262,7 +262,7 @@ def clean_up(server: int, shm_prefix: str) -> None:
 
 
 def wake_on_ended_children() -> int:
-    """Return a descriptor that is readable after a child's end."""
+    """Return a descriptor, readable after a child's end."""
     import signal
 
     reader, writer = os.pipe()
@@ -273,7 +273,7 @@ def wake_on_ended_children() -> int:
 
 
 def read_exactly(size: int) -> "bytes | None":
-    """Read from standard input, unbuffered: what follows belongs to `watch`. `None` at its end."""
+    """Read from standard input, unbuffered: the rest belongs to `watch`. `None` at its end."""
     data = b""
     while len(data) < size:
         more = os.read(0, size - len(data))
@@ -298,7 +298,7 @@ def main() -> None:
 
 
 def report(message: str) -> None:
-    """Tell the owner. An owner that is gone does not mind."""
+    """Tell the owner. A vanished owner does not mind."""
     try:  # noqa: SIM105  # likewise
         os.write(1, f"{message}\n".encode())
     except OSError:

@@ -1,4 +1,4 @@
-"""What both of Triton's protocols answer, in one form, and how a client reaches a server."""
+"""The answers of both of Triton's protocols, in one form, and the way from a client to a server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 Config = Any
-"""`tritonclient.grpc.model_config_pb2.ModelConfig`, which is published without type information."""
+"""`tritonclient.grpc.model_config_pb2.ModelConfig`, published without type information."""
 
 ANSWER_BYTES = 8 << 20
 """The largest answer read of a question about models. An index of 50,000 models has 5 MiB."""
@@ -73,7 +73,7 @@ class ClientOptions:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the protocols cannot carry, before a client library quotes it."""
+        """Refuse texts the protocols cannot carry, before a client library quotes them."""
         check_fields(self)
         for name, value in self.headers.items():
             check_header(name, value, f"Header {name!r}")
@@ -84,7 +84,7 @@ class ClientOptions:
 
     @property
     def tls(self) -> TlsFiles:
-        """What an encrypted connection trusts and shows."""
+        """Trust and identity of an encrypted connection."""
         return TlsFiles(self.root_certificates, self.client_certificate, self.client_key, self.server_name)
 
     def all_headers(self, protocol: str | None = None) -> dict[str, str]:
@@ -110,7 +110,7 @@ class ClientOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOptions:
-    """What an inference request says besides its tensors.
+    """The fields of an inference request besides its tensors.
 
     Attributes:
         sequence_id: correlation ID of the sequence the request belongs to. 0 and "" mean it belongs to none.
@@ -138,7 +138,7 @@ class RequestOptions:
 
 @dataclasses.dataclass(frozen=True)
 class StreamRequest:
-    """A request on a stream: its inputs, batch axis included, by name, and what it says besides."""
+    """A request on a stream: its inputs, batch axis included, by name, and its other fields."""
 
     inputs: Mapping[str, np.ndarray[Any, Any]]
     options: RequestOptions = RequestOptions()
@@ -200,7 +200,7 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        """The path of the URL, which comes before that of each request. Empty without one."""
+        """The path of the URL. It comes before the path of each request. Empty without one."""
         return urlsplit(f"//{self.address}").path
 
 
@@ -244,7 +244,7 @@ class IndexEntry:
 
     Attributes:
         name: the model.
-        version: `None` for a model of which no version was ever loaded.
+        version: `None` for a model without a version ever loaded.
         state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or empty when never loaded.
         reason: Triton's reason for the state, empty when it gives none.
     """
@@ -261,7 +261,7 @@ class VersionStatistics:
 
     Attributes:
         cache_hit_count: requests answered from the response cache.
-        batches: batch size -> executions of that size.
+        batches: batch size -> executions of this size.
     """
 
     name: str
@@ -299,7 +299,7 @@ class CudaHandle:
 
 
 def memory_kind(key: str | CudaHandle) -> MemoryKind:
-    """Return where the memory is that a key represents."""
+    """Return the place of a key's memory."""
     return "cuda" if isinstance(key, CudaHandle) else "system"
 
 

@@ -111,7 +111,7 @@ class GrpcTransport:
 
         Raises:
             ServerUnreachableError: no answer within `timeout_s`, or no connection.
-            ServerRefusedError: the server answers with an error, or with something that is no answer.
+            ServerRefusedError: the server answers with an error, or with no valid answer.
         """
         end = time.monotonic() + timeout_s
 
@@ -212,7 +212,7 @@ class GrpcTransport:
         return self._ask(f"configuration of {name}", timeout_s, self._client.get_model_config, name, version).config
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
-        """Return what the server says of a model, as `Transport.model_metadata`."""
+        """Return the server's word on a model, as `Transport.model_metadata`."""
         answer = self._ask(f"metadata of {name}", timeout_s, self._client.get_model_metadata, name, version)
         with reading(self._endpoint, f"metadata of {name}"):
             inputs, outputs = (

@@ -54,7 +54,7 @@ class HttpTransport:
     """HTTP connections to one server. Safe to share between threads.
 
     Requests and answers of inferences are written and read by Triton's client library. The connection is ours, because
-    the library's belongs to the thread that made it and cannot be given a deadline per call.
+    the library's belongs to the thread of its making and takes no deadline per call.
     """
 
     def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
@@ -120,7 +120,7 @@ class HttpTransport:
             return json_format.ParseDict(answer, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
 
     def model_metadata(self, name: str, version: str, timeout_s: float) -> ModelMetadata:
-        """Return what the server says of a model, as `Transport.model_metadata`."""
+        """Return the server's word on a model, as `Transport.model_metadata`."""
         answer = self._json(f"metadata of {name}", "GET", _model(name, version), None, timeout_s)
         with reading(self._endpoint, f"metadata of {name}"):
             inputs, outputs = (
@@ -218,7 +218,7 @@ class HttpTransport:
         return self._wire.request("GET", path, None, timeout_s, limit_bytes=ANSWER_BYTES)[0] == 200
 
     def _json(self, what: str, method: str, path: str, body: Any, timeout_s: float) -> Any:
-        """Send JSON and return what comes back. An empty answer is an empty object.
+        """Send JSON and return the answer. An empty answer is an empty object.
 
         Raises:
             ServerRefusedError: the server answered with an error, or not as a Triton does.

@@ -1,12 +1,12 @@
-"""What Triton feeds a model and takes from it, by its configuration, and what the model itself says of that.
+"""The tensors Triton feeds a model and takes from it, by its configuration, and the model's own word on them.
 
 This is the one description of it: the check of a configuration against its model, the editor, the preflight of a
 roll-out and the embedded onnxruntime backend all read it. It knows the standard library only and imports nothing of
 repo_manager, because it also runs in Triton's stub process, beside the backend.
 
 The rules and messages follow Triton's native backend (`onnxruntime_backend`, `src/onnxruntime.cc`:
-`AutoCompleteConfig`, `ValidateInputs`, `ValidateOutputs`, `ValidateBooleanSequenceControl`), so a repository that
-loads here loads there.
+`AutoCompleteConfig`, `ValidateInputs`, `ValidateOutputs`, `ValidateBooleanSequenceControl`), so a repository loads
+here exactly when it loads there.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Fed:
-    """A tensor that passes between Triton and the model.
+    """A tensor on its way between Triton and the model.
 
     Attributes:
         name: of the graph's input or output.
@@ -183,7 +183,7 @@ def needs_completion(config: Mapping[str, Any]) -> bool:
 
 
 def complete(config: dict[str, Any], inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-    """Fill in what a configuration leaves out, as the native backend does. `config` is changed.
+    """Fill in missing fields of a configuration, as the native backend does. `config` is changed.
 
     Args:
         config: configuration of the model, as parsed JSON.
@@ -229,8 +229,8 @@ def check(
 
     Args:
         config: configuration of the model, as parsed JSON.
-        inputs: what must be fed.
-        optional: initializers that may be fed.
+        inputs: inputs Triton must feed.
+        optional: initializers Triton may feed.
         outputs: name -> output of the model.
 
     Raises:
@@ -253,11 +253,10 @@ def mismatches(
 
     Args:
         config: configuration of the model, as parsed JSON.
-        inputs: what must be fed.
-        optional: initializers that may be fed.
+        inputs: inputs Triton must feed.
+        optional: initializers Triton may feed.
         outputs: name -> output of the model.
-        completed: the backend has filled in what was missing, else inputs or outputs that are not listed at all are
-            not compared.
+        completed: the backend has filled in missing fields, else inputs or outputs not listed at all are not compared.
     """
     fed, taken = fed_tensors(config), taken_tensors(config)
     if completed or config.get("input") or config.get("batch_input"):
@@ -321,7 +320,7 @@ def _roles(fed: tuple[Fed, ...], name: str) -> list[str]:
 
 
 def _label(each: Fed, kind: str = "input") -> str:
-    """Name a tensor by what it is in the configuration."""
+    """Name a tensor by its place in the configuration."""
     named = {"control": "control_input", "state": f"state's {kind}", "batch_input": "batch_input"}
     return f"{named.get(each.role, kind)} {each.name!r}"
 

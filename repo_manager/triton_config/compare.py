@@ -27,23 +27,23 @@ _KEEPS_VERSIONS = {"instance_group", "version_policy"}
 
 
 class ReloadEffect(str, enum.Enum):
-    """What a changed config.pbtxt makes a running Triton do with the versions it already serves."""
+    """The effect of a changed config.pbtxt on the versions a running Triton serves."""
 
     NOTHING = "nothing"
     """The text may differ, the configuration does not."""
     KEEP = "keep"
     """Versions stay loaded. Only instances or the set of served versions change."""
     RELOAD = "reload"
-    """Every served version is reloaded beside the old one, which serves until then."""
+    """Every served version is reloaded beside the old one, served until then."""
 
     def __str__(self) -> str:
         return self.value
 
 
 def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
-    """Say what keeps two configurations from serving the same clients with one config.pbtxt.
+    """List the differences that keep two configurations from serving the same clients with one config.pbtxt.
 
-    Compared are backend, model file, max_batch_size, and name, type, dims and reshape of each tensor. Tensors that
+    Compared are backend, model file, max_batch_size, and name, type, dims and reshape of each tensor. Tensors
     `existing` leaves to Triton's auto-completion (none is listed) are not compared. Neither are tensors no request
     carries: controls and states of sequences, batch inputs, the model's own defaults.
 
@@ -76,14 +76,14 @@ def same_signature(existing: ModelConfig, new: ModelConfig) -> tuple[str, ...]:
 
 
 def misfits(config: ModelConfig, published: ModelConfig) -> tuple[str, ...]:
-    """Say what of a version's published configuration does not fit the config.pbtxt that is there now.
+    """List the parts of a version's published configuration at odds with the present config.pbtxt.
 
     Compared are the tensors as the backend sees them: after a reshape, and with the batch axis, so `max_batch_size`
     can change together with the dims. An input's dims may be narrower than the model's.
 
     Args:
-        config: what a server would load.
-        published: what was derived from the version's model.
+        config: the configuration a server would load.
+        published: the configuration derived from the version's model.
 
     Returns:
         One sentence a difference; empty when the version can be served under `config`.
@@ -125,7 +125,7 @@ def _fits(given: tuple[int, tuple[int, ...]], wanted: tuple[int, tuple[int, ...]
 
 
 def changed_fields(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:
-    """Return the names of the top-level fields that differ, in the schema's order."""
+    """Return the names of the differing top-level fields, in the schema's order."""
     a, b = before.message(), after.message()
     return tuple(
         field.name
@@ -135,7 +135,7 @@ def changed_fields(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:
 
 
 def reload_effect(before: ModelConfig, after: ModelConfig) -> ReloadEffect:
-    """Predict what the next load does to versions that are served and whose folders did not change."""
+    """Predict the effect of the next load on served versions with unchanged folders."""
     changed = set(changed_fields(before, after)) | (set(before.unknown_fields) ^ set(after.unknown_fields))
     if not changed:
         return ReloadEffect.NOTHING
@@ -153,7 +153,7 @@ def check_config(
         where: the subject of the findings.
 
     Returns:
-        What the onnxruntime backend would refuse at load. Empty when nothing.
+        The faults for which the onnxruntime backend would refuse the load. Empty when nothing.
     """
     unsuitable: list[Problem] = []
 
@@ -184,10 +184,10 @@ def check_config(
 
 
 def tensors_by_name(kind: str, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
-    """Return a model's inputs or outputs as the description of what Triton feeds has them.
+    """Return a model's inputs or outputs in the form Triton feeds them.
 
     Args:
-        kind: what they are called in an error.
+        kind: their name in an error.
         specs: shapes with the batch axis.
 
     Raises:

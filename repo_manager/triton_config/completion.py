@@ -1,4 +1,4 @@
-"""What a server makes of a configuration that leaves things out, or of none at all."""
+"""A server's completion of a configuration with missing fields, or of none at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def backend_of_files(names: Iterable[str], model: str = "") -> str:
 
     Args:
         names: the files and folders in a version's folder.
-        model: the model's name. That of a model of any other backend is NAME.BACKEND, for instance `video.dali`.
+        model: the model's name. For any other backend it is NAME.BACKEND, for instance `video.dali`.
     """
     present = set(names)
     for file, backend in _FILES.items():
@@ -46,7 +46,7 @@ def backend_of_files(names: Iterable[str], model: str = "") -> str:
 
 
 def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelConfig:
-    """Return what the onnxruntime backends, the native one and the embedded one, make of a configuration.
+    """Return a configuration as completed by the onnxruntime backends, the native one and the embedded one.
 
     Args:
         config: the configuration. An empty one where there is none.
@@ -72,7 +72,7 @@ def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelCo
 
 
 def config_as_written(message: Any) -> ModelConfig:
-    """Return a running server's configuration without what every server fills in on its own.
+    """Return a running server's configuration without the fields every server fills in on its own.
 
     Args:
         message: a `model_config_pb2.ModelConfig` as a server shows it, of a model with no config.pbtxt.
@@ -91,7 +91,7 @@ def config_as_written(message: Any) -> ModelConfig:
 
 
 def described(config: ModelConfig) -> str:
-    """Say in one line what a configuration serves: `max_batch_size 4, x TYPE_FP32 [3] -> y TYPE_FP32 [2]`."""
+    """Describe a configuration in one line: `max_batch_size 4, x TYPE_FP32 [3] -> y TYPE_FP32 [2]`."""
     message = config.message()
     sides = [
         ", ".join(f"{each.name} {model_config_pb2.DataType.Name(each.data_type)} {list(each.dims)}" for each in tensors)

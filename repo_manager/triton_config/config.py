@@ -49,7 +49,7 @@ class ModelConfig:
         text: protobuf's text form, in the fields' order. Two equal configurations have equal texts.
         labels: content of the label files the outputs name: file name -> one label a line.
         variants: configurations for tritonserver's `--model-config-name`: name -> text of `configs/NAME.pbtxt`.
-        unknown_fields: fields of the parsed text that our copy of Triton's schema does not know (of a newer Triton, or
+        unknown_fields: fields of the parsed text unknown to our copy of Triton's schema (of a newer Triton, or
             misspelt), as `field` or `field.field`. They are not in `text`.
     """
 
@@ -131,12 +131,12 @@ def format_config(config: ModelConfig) -> str:
 def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     """Parse a config.pbtxt.
 
-    A field that our copy of the schema lacks (of a newer Triton, or misspelt) is named in `unknown_fields`, and is not
+    A field missing in our copy of the schema (of a newer Triton, or misspelt) is named in `unknown_fields`, and is not
     in `text`. To rewrite the file, edit its text instead of printing the result.
 
     Args:
         text: content of the file.
-        where: what to call it in an error, normally its path.
+        where: its name in an error, normally its path.
 
     Raises:
         ConfigError: the text is not a model configuration. The message has the line.

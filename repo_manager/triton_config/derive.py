@@ -29,7 +29,7 @@ _FLOATS = ("TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_BF16")
 def add_warmup(message: Any, options: ConfigOptions) -> None:
     """Add one sample of batch 1, and one of the largest batch.
 
-    Floating-point inputs get random values (each byte random, as Triton makes them). All others zeros, which are valid
+    Floating-point inputs get random values (each byte random, as Triton makes them). All others are zeros, valid as
     indices, flags and empty strings: a sample the model refuses fails the whole load.
 
     Args:
@@ -89,10 +89,10 @@ def derive_config(
     Args:
         name: name of the model.
         signature: inputs and outputs, shapes with the batch axis, as `served_signature` returns it: the native
-            onnxruntime backend compares output dims with the shapes that ONNX Runtime infers, not with the file's.
+            onnxruntime backend compares output dims with the shapes inferred by ONNX Runtime, not with the file's.
         batch_axis: whether the first axis is a batch axis, and why (not).
         backend: name of the Triton backend.
-        options: what the model does not decide.
+        options: choices the model does not decide.
 
     Raises:
         ConfigError: Triton or the backend cannot carry a tensor, or an option contradicts the model.
@@ -196,7 +196,7 @@ def _add_model_file(message: Any, backend: Backend, options: ConfigOptions) -> N
 def _add_labels(
     message: Any, options: ConfigOptions, outputs: tuple[TensorSpec, ...], batched: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Name a label file on each output that has labels. Return file name -> labels."""
+    """Name a label file on each output with labels. Return file name -> labels."""
     check_labels(options.labels, outputs, batched=batched)
     files: dict[str, tuple[str, ...]] = {}
     for position, output in enumerate(message.output):

@@ -1,8 +1,8 @@
-"""Ensembles and the models they consist of: who needs whom, which versions are pinned, whether the tensors fit.
+"""Ensembles and the models they consist of: who needs whom, pinned versions, and whether the tensors fit.
 
-Everything here is a pure function of configurations. What Triton checks once the models of an ensemble are loaded
-(`ValidateEnsembleConfig` and `DependencyGraph` of triton-inference-server/core) is in `check_ensemble`. What it checks
-in the ensemble's own config.pbtxt is a table of rules (`rules/ensemble.py`).
+Everything here is a pure function of configurations. Triton's checks after the models of an ensemble are loaded
+(`ValidateEnsembleConfig` and `DependencyGraph` of triton-inference-server/core) are in `check_ensemble`. Its checks of
+the ensemble's own config.pbtxt are a table of rules (`rules/ensemble.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 USES = "uses"
-"""The parameter of config.pbtxt that names, separated by commas, the models a model's code asks (BLS)."""
+"""The parameter of config.pbtxt with the names, separated by commas, of the models a model's code asks (BLS)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Member:
     """A model as an ensemble sees it.
 
     Attributes:
-        config: its configuration, completed if known what the server would complete.
+        config: its configuration, completed as the server would, if known.
         served: the versions a load serves.
         refused: why Triton would not load it. Empty when nothing is known of it.
     """
@@ -94,15 +94,15 @@ def uses_of(config: ModelConfig) -> tuple[str, ...]:
 
 
 def models_of(config: ModelConfig) -> tuple[str, ...]:
-    """Return the models a model needs directly: the parts of an ensemble, and what its code asks."""
+    """Return the models a model needs directly: the parts of an ensemble, and the models its code asks."""
     return tuple(dict.fromkeys((*(step.model for step in steps_of(config)), *uses_of(config))))
 
 
 def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int, tuple[str, ...]]:
-    """Return the versions of a model that ensembles ask for by number, each with the ensembles that do.
+    """Return the versions of a model pinned by ensembles, each with its ensembles.
 
     Args:
-        ensembles: name -> configuration. Models that are no ensembles do no harm.
+        ensembles: name -> configuration. Models other than ensembles do no harm.
         name: name of the model.
     """
     found: dict[int, set[str]] = {}
@@ -114,7 +114,7 @@ def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int
 
 
 def dependents_of(ensembles: Mapping[str, ModelConfig], name: str) -> tuple[str, ...]:
-    """Return the models that need a model, directly or through others, the inner ones first.
+    """Return the models in need of a model, directly or through others, the inner ones first.
 
     Args:
         ensembles: name -> configuration, of ensembles and of models whose code asks others.
@@ -133,7 +133,7 @@ def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str,
     """Return the models a model needs, directly or through others, in the order of loading.
 
     Args:
-        models: name -> configuration. A model that is needed and missing here is in the result all the same.
+        models: name -> configuration. A needed model missing here is in the result all the same.
         name: an ensemble, or a model whose code asks others. The result is empty for any other.
     """
     direct: dict[str, set[str]] = {}
@@ -147,7 +147,7 @@ def models_needed_by(models: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
 
 def _inner_first(names: tuple[str, ...], direct: Mapping[str, Collection[str]]) -> tuple[str, ...]:
-    """Order ensembles so that each comes after what it contains. A cycle keeps the given order."""
+    """Order ensembles. Each comes after its parts. A cycle keeps the given order."""
     ordered: dict[str, None] = {}
     visiting: set[str] = set()
 
@@ -166,7 +166,7 @@ def _inner_first(names: tuple[str, ...], direct: Mapping[str, Collection[str]]) 
 
 
 def check_ensembles(names: Iterable[str], models: Mapping[str, Member]) -> list[Problem]:
-    """Check ensembles and whatever they contain: one that contains what Triton refuses is refused, too.
+    """Check ensembles and their parts: one with a refused part is refused, too.
 
     Args:
         names: the ensembles, and models whose code asks others. Others do no harm.
@@ -207,12 +207,12 @@ def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> li
 
     Args:
         name: name of the ensemble.
-        models: name -> model, of everything the ensemble needs and that exists. The ensemble itself included.
+        models: name -> model, of all existing models the ensemble needs. The ensemble itself included.
         where: the subject of the findings.
 
     Returns:
-        Why Triton would refuse to load the ensemble. For a model whose code asks others: warnings of those that are
-        missing. Empty for any other.
+        Why Triton would refuse to load the ensemble. For a model whose code asks others: warnings of missing ones.
+        Empty for any other.
     """
     config = models[name].config
     if not is_ensemble(config):
@@ -258,7 +258,7 @@ def _cycle(name: str, models: Mapping[str, Member]) -> tuple[str, ...]:
 
 
 def _absent(config: ModelConfig, models: Mapping[str, Member], where: str) -> Iterator[Problem]:
-    """Find models and versions that are needed and that the server would not have."""
+    """Find needed models and versions the server would lack."""
     for name, version in dict.fromkeys((step.model, step.version) for step in steps_of(config)):
         if not name:
             continue  # A rule of its own.
@@ -290,7 +290,7 @@ def _batch_sizes(config: ModelConfig, step: Step, member: Member, where: str) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """What is known of a tensor of an ensemble, and from where."""
+    """The facts of a tensor of an ensemble, and their source."""
 
     source: str
     data_type: int
@@ -323,7 +323,7 @@ class _Tensors:
             self._known.setdefault(tensor.name, _tensor(f"the ensemble {name!r}", config, tensor, dims))
 
     def add(self, step: Step, member: Member) -> Iterator[str]:
-        """Compare a step with what is known of its tensors. Yield each contradiction."""
+        """Compare a step with the facts of its tensors. Yield each contradiction."""
         message = member.config.message()
         source = f"the model {step.model!r}"
         for kind, tensors, mapping in (
@@ -354,7 +354,7 @@ def _tensor(source: str, config: ModelConfig, tensor: Any, dims: Any) -> _Tensor
 
 
 def _mixed_streams(config: ModelConfig, models: Mapping[str, Member]) -> Iterator[str]:
-    """Find steps that would have to join the answers of several decoupled models, as the server does."""
+    """Find steps that join the answers of several decoupled models, as the server does."""
     streams: dict[str, int] = {tensor.name: 0 for tensor in config.message().input}
     waiting, count = list(steps_of(config)), 0
     while ready := [step for step in waiting if set(step.inputs.values()) <= streams.keys()]:

@@ -1,4 +1,4 @@
-"""Setting single fields of a config.pbtxt from what a person types."""
+"""Setting single fields of a config.pbtxt from a typed text."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def get_field(config: ModelConfig, path: str) -> str:
 def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> str:
     """Return a config.pbtxt's text with some fields set or cleared.
 
-    What changes is rewritten, a single value where that can be done, else its top-level field. All other text,
-    comments and unknown fields stay.
+    Only the change is rewritten, a single value where possible, else its top-level field. All other text, comments and
+    unknown fields stay.
 
     Args:
         text: content of the file.
         changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear. A
-            step into a repeated field is its first element, or the one that `[i]` says. A map's step is its key.
+            step into a repeated field is its first element, or the one given by `[i]`. A map's step is its key.
         where: the file's name in an error.
 
     Raises:
@@ -94,7 +94,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
 
 
 def _written(text: str, name: str, before: ModelConfig, after: ModelConfig, where: str) -> str:
-    """Write a top-level field: within one that is there, only what changes."""
+    """Write a top-level field: within an existing one, only the change."""
     is_message = before.message().DESCRIPTOR.fields_by_name[name].message_type is not None
     if is_message and any(field.name == name for field in top_level_fields(text, where=where)):
         return edit_field(text, name, before.message(), after.message())
@@ -110,7 +110,7 @@ def set_field(message: Any, path: str, value: str | None) -> None:
     """Set or clear one field of a message, as `set_fields` does in a text.
 
     Args:
-        message: the protobuf message, which is changed.
+        message: the protobuf message. It is changed.
         path: path of the field, as in `set_fields`.
         value: new value, as config.pbtxt writes it. `None`: clear the field.
 
@@ -186,7 +186,7 @@ def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | Non
 
 
 def _check_alone(message: Any, field: Any, parents: list[str]) -> None:
-    """Refuse to set a field of a `oneof` in which another one is set."""
+    """Refuse to set a field of a `oneof` with another one set."""
     choice = field.containing_oneof
     other = None if choice is None else message.WhichOneof(choice.name)
     if other not in (None, field.name) and choice.name != "policy_choice":

@@ -1,6 +1,6 @@
-"""What Triton does to a model's answers when it joins requests to a batch.
+"""The effect on a model's answers when Triton joins requests to a batch.
 
-It is separate because the graph is judged by modules that need onnx and NumPy, and reading a repository does not.
+It is separate because judging the graph needs onnx and NumPy, and reading a repository does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["dependence_in_batch"]
 
 
 def dependence_in_batch(path: Path) -> str | None:
-    """Return which node of an ONNX file makes samples depend on each other, or `None`. Weights are not read.
+    """Return the node of an ONNX file by which samples depend on each other, or `None`. Weights are not read.
 
     Raises:
         ModelError: the file cannot be read as a model.

@@ -1,8 +1,8 @@
 """An ensemble's configuration from the models it consists of: tensors are matched by name, type and dims.
 
-A tensor flows from an earlier model to a later one. An input takes the output of its own name if that fits; else the
-only output that fits by type and dims; else it is an input of the ensemble. An optional input takes what has its name,
-else nothing. Where more than one answer is left, none is guessed: the error lists them.
+A tensor flows from an earlier model to a later one. An input takes the output of its own name if it fits, else the
+only output of fitting type and dims, else it is an input of the ensemble. An optional input takes a tensor of its
+name, else nothing. Where more than one answer is left, none is guessed: the error lists them.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class TensorMap:
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """What one input of a model takes.
+    """The source of one model's input.
 
     Attributes:
         source: `MODEL.OUTPUT`, or `input:NAME` for an input of the ensemble.
-        model: the model that takes it, with `#1`, `#2` where the ensemble has it twice.
+        model: the receiving model, with `#1`, `#2` where the ensemble has it twice.
         input: its input.
-        by: `map`, `name`, `type and dims`, or `input` for an input of the ensemble that nothing else fits.
+        by: `map`, `name`, `type and dims`, or `input` for an input of the ensemble, without another fit.
     """
 
     source: str
@@ -84,8 +84,8 @@ class Joined:
 
     Attributes:
         config: the configuration, with the labels of the models' outputs.
-        edges: what each input takes, in the order of the models.
-        left_out: optional inputs that get nothing, as `MODEL.INPUT`.
+        edges: the source of each input, in the order of the models.
+        left_out: optional inputs without a source, as `MODEL.INPUT`.
     """
 
     config: ModelConfig
@@ -100,8 +100,8 @@ def join_models(
 
     Args:
         name: name of the ensemble.
-        parts: its models, in the order in which data flows through them.
-        maps: decisions that are not left to the matching.
+        parts: its models, in the order of the data's way.
+        maps: decisions taken from the matching.
         outputs: the tensors the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output no later model
             takes.
 
@@ -126,12 +126,12 @@ class _Tensor:
     """A tensor of the ensemble.
 
     Attributes:
-        place: the number of the model that makes it. -1 for an input of the ensemble.
-        step: that model's name, with `#1`, `#2` where the ensemble has it twice. Empty for an input of the ensemble.
+        place: the number of the model behind it. -1 for an input of the ensemble.
+        step: the model's name, with `#1`, `#2` where the ensemble has it twice. Empty for an input of the ensemble.
         name: as the model, or the ensemble, calls it.
         data_type: number of its type.
-        dims: without the batch axis that `max_batch_size` adds.
-        batched: whether it has that axis.
+        dims: without the batch axis added by `max_batch_size`.
+        batched: whether it has the batch axis.
         labels: its file of labels and their content.
     """
 
@@ -219,7 +219,7 @@ class _Joining:
         return Joined(self._config(returned), edges, tuple(left_out))
 
     def _choices(self, wanted: _Tensor, place: int) -> list[_Tensor]:
-        """Return what an input may take. None: a new input of the ensemble."""
+        """Return the candidates for an input. None: a new input of the ensemble."""
         earlier = [each for made in self._made[:place] for each in made if each.fits(wanted)]
         named = [each for each in earlier if each.name == wanted.name]
         own = self._own.get(wanted.name)
@@ -234,7 +234,7 @@ class _Joining:
         self._takes[wanted], self._by[wanted] = source, by
 
     def _own_input(self, name: str, like: _Tensor) -> _Tensor:
-        """Return an input of the ensemble, new where none of that name fits."""
+        """Return an input of the ensemble, new where none of its name fits."""
         known = self._own.get(name)
         if known is not None and not known.fits(like):
             name = f"{like.step}_{name}"
@@ -330,7 +330,7 @@ class _Joining:
         return tensor.full_dims if self._batch == 0 and whole else tensor.dims
 
     def _whole_batches(self) -> set[int]:
-        """Return the models with batching that get their batch as one tensor of a model without, or from another."""
+        """Return the batching models whose batch is one tensor of a model without batching, or of another one."""
         found: set[int] = set()
         for wanted, source in self._takes.items():  # In the order of the models.
             alone = wanted.batched and not source.batched and not dims_match(wanted.dims, source.dims)

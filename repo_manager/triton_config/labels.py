@@ -17,7 +17,7 @@ def label_filename(output: str, position: int) -> str:
 
     Args:
         output: name of the output.
-        position: its place among the outputs. Makes names unique that differ in odd characters only.
+        position: its place among the outputs. Makes names unique when they differ in odd characters only.
     """
     plain = re.sub(r"[^A-Za-z0-9_]+", "_", output).strip("_")[:64]
     return f"labels_{position}_{plain}.txt" if plain else f"labels_{position}.txt"
@@ -37,7 +37,7 @@ def check_labels(labels: Mapping[str, tuple[str, ...]], outputs: tuple[TensorSpe
         batched: whether the first axis is left out of the count.
 
     Raises:
-        ConfigError: an unknown output, no label, a label that is no line, or a count that is not the output's size.
+        ConfigError: an unknown output, no label, a label other than one line, or a count other than the output's size.
     """
     specs = {spec.name: spec for spec in outputs}
     for name, values in labels.items():

@@ -1,4 +1,4 @@
-"""What a person may choose about a model's configuration."""
+"""The choices in a model's configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ InstanceKind = Literal["auto", "cpu", "gpu"]
 
 
 def _written(path: str, *, default: Any) -> Any:
-    """Declare a choice that is one field of config.pbtxt, written where it is not the default (which is Triton's).
+    """Declare a choice of one field of config.pbtxt, written where it differs from Triton's default.
 
     Args:
         path: the field, as `set_fields` takes it.
@@ -30,7 +30,7 @@ def _written(path: str, *, default: Any) -> Any:
 class ConfigOptions:
     """Choices the model itself does not decide.
 
-    A choice that is one field of config.pbtxt is one line here, and an option of `add` if people need it.
+    A choice of one field of config.pbtxt is one line here, and an option of `add` if people need it.
 
     Attributes:
         max_batch_size: `None`: 8 when the model has a batch axis, else 0. 0 on a batched model leaves the batch axis

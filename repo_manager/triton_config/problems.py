@@ -9,10 +9,10 @@ __all__ = ["Problem", "Severity"]
 
 
 class Severity(str, enum.Enum):
-    """What a finding means for serving."""
+    """The meaning of a finding for serving."""
 
     ERROR = "error"
-    """Triton refuses it, serves something else, or the content is not what was published."""
+    """Triton refuses it, serves something else, or the content is not the published one."""
     WARNING = "warning"
     """Triton serves it all the same. A person should look."""
 
@@ -26,10 +26,10 @@ class Problem:
 
     Attributes:
         where: the subject: a path below the repository's root, or a field of a configuration.
-        what: what was found and what was expected.
+        what: the finding and the expectation.
         severity: error or warning.
         hint: the next step. Empty when there is none.
-        rule: the name of the rule of Triton that decided. Empty for findings of our own.
+        rule: the name of the deciding rule of Triton. Empty for findings of our own.
     """
 
     where: str

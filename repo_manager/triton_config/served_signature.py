@@ -1,6 +1,6 @@
 """A model's inputs and outputs as ONNX Runtime sees them once it has loaded the file as a server does.
 
-While loading, ONNX Runtime folds constants, infers shapes and narrows what the file declares: an output declared `[N,
+While loading, ONNX Runtime folds constants, infers shapes and narrows the file's declarations: an output declared `[N,
 ?]` becomes `[N, 10]` when the graph says so. Triton's onnxruntime backends, the native one and the embedded one,
 compare the configuration's output dims with the narrowed shape, exactly. A configuration derived from the file, or
 from a load without optimisations, can be refused.
@@ -83,7 +83,7 @@ def config_dtype(dtype: str) -> str:
 
 
 def check_dtypes(specs: tuple[TensorSpec, ...], backend: Backend) -> None:
-    """Check that a backend can carry every tensor's type.
+    """Check whether a backend can carry every tensor's type.
 
     Raises:
         ConfigError: names the first tensor whose type Triton or the backend cannot carry.
@@ -106,11 +106,11 @@ _SESSION_PARAMETERS = ("session.", "optimization.", "ep.")
 
 @dataclasses.dataclass(frozen=True)
 class ServedSignature:
-    """What `check_config` and `derive_config` need of a signature.
+    """The parts of a signature for `check_config` and `derive_config`.
 
     Attributes:
-        inputs: what must be fed.
-        outputs: what comes out.
+        inputs: inputs Triton must feed.
+        outputs: outputs Triton takes.
         initializers: inputs with a default in the model.
     """
 
@@ -120,11 +120,11 @@ class ServedSignature:
 
 
 def served_signature(signature: Signature, path: Path, config: ModelConfig | None = None) -> Signature:
-    """Return the signature with its shapes narrowed to what ONNX Runtime will report to Triton.
+    """Return the signature with its shapes narrowed to ONNX Runtime's report to Triton.
 
     Args:
         signature: of the model in `path`.
-        path: the ONNX file that is going to be served.
+        path: the ONNX file to be served.
         config: the model's configuration. `None`: it has none, or it cannot be parsed.
 
     Raises:
@@ -169,7 +169,7 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
 
 
 def _source(path: Path, config: ModelConfig | None) -> SessionSource:
-    """Return the load with which the graph becomes what it is in a server. Nothing runs, so nothing is packed."""
+    """Return the load for the same graph as in a server. Nothing runs, so nothing is packed."""
     entries = {"session.disable_prepacking": "1"}
     # The layout optimisations, which only ALL adds, change no output's shape and keep the weights once more.
     folder_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())

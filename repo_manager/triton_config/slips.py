@@ -1,4 +1,4 @@
-"""What a person may have meant by a field or a value Triton's schema does not have."""
+"""The likely meaning of a field or a value missing in Triton's schema."""
 
 from __future__ import annotations
 

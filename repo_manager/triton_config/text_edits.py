@@ -1,7 +1,7 @@
-"""Changing a field in a protobuf text value by value: what stays the same in it stays as a person wrote it.
+"""Changing a field in a protobuf text value by value: unchanged parts stay as a person wrote them.
 
-People put comments inside the fields of config.pbtxt, and newer servers know fields there that our copy of the schema
-does not. Writing the whole field again would lose both.
+People put comments inside the fields of config.pbtxt, and newer servers know fields missing in our copy of the schema.
+Writing the whole field again would lose both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Span = tuple[TextField, int, int]
 
 
 class NotInPlaceError(Exception):
-    """The text, or the change, is of a form that is not edited value by value."""
+    """The text, or the change, has a form not edited value by value."""
 
 
 def edit_field(text: str, name: str, before: Any, after: Any) -> str:
@@ -35,11 +35,11 @@ def edit_field(text: str, name: str, before: Any, after: Any) -> str:
     Args:
         text: the fields of a message, without braces around them.
         name: the field. It is in the text.
-        before: the message the text says.
+        before: the message in the text.
         after: the one it is to say.
 
     Raises:
-        NotInPlaceError: a value that changes is written in several parts, a list becomes longer or shorter, ...
+        NotInPlaceError: a changed value is written in several parts, a list becomes longer or shorter, ...
         ConfigError: the text cannot be read.
     """
     field = before.DESCRIPTOR.fields_by_name[name]
@@ -132,7 +132,7 @@ def _only(found: list[TextField]) -> TextField:
 
 
 def _printed(message: Any, name: str) -> str:
-    """Return one field as protobuf prints it. Empty where it is not set, or has the value that is the default."""
+    """Return one field as protobuf prints it. Empty where it is not set, or has its default."""
     alone = type(message)()
     alone.CopyFrom(message)
     for field, _ in message.ListFields():

@@ -74,7 +74,7 @@ def top_level_fields(text: str, *, where: str) -> tuple[TextField, ...]:
 
     Args:
         text: content of the file.
-        where: what to call it in an error.
+        where: its name in an error.
 
     Raises:
         ConfigError: brackets or quotes do not match, or a field has no value.
@@ -139,7 +139,7 @@ def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
         text: content of the file.
         name: a top-level field. All its occurrences are replaced by one.
         replacement: the field's new text with its name. Empty removes the field.
-        where: what to call the file in an error.
+        where: name of the file in an error.
 
     Raises:
         ConfigError: the text cannot be read.
@@ -198,7 +198,7 @@ def _outline(text: str) -> list[_Outlined]:
 
 
 def line_of(text: str, what: str) -> int | None:
-    """Return the line of a configuration a finding is about, or `None` when it names nothing that is there.
+    """Return the line of a configuration a finding is about, or `None` when it names nothing present.
 
     A parser's message has its line. Candidates are the fields a finding names, or, if it names none, those with a
     string of it. The finding also names enclosing fields, tensors and models. The field with the most of them counts,

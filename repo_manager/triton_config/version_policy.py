@@ -1,4 +1,4 @@
-"""Which versions a configuration asks Triton to serve."""
+"""The versions a configuration asks Triton to serve."""
 
 from __future__ import annotations
 

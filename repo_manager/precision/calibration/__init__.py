@@ -1,1 +1,1 @@
-"""Calibration data: read, checked, and the ranges that INT8 scales are made from."""
+"""Calibration data: read, checked, and the ranges behind INT8 scales."""

@@ -2,8 +2,8 @@
 
 How an array's axes are read, for an input of rank r: with r + 1 axes the first counts the samples. With r axes the
 first is the batch axis: of a dynamic size, each row is a sample. Of a fixed size b, each b rows are. A recurrent
-state, whose batch is another axis, is parted along that one. One state is that of every sample. So is a single number
-for a scalar.
+state, whose batch is another axis, is parted along this axis. A single state belongs to every sample. So is a single
+number for a scalar.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def from_npz(path: Path, signature: Signature, *, with_others: bool = False) -> 
     Args:
         path: path of the file.
         signature: the model's inputs and outputs.
-        with_others: the file may hold other arrays, labels for instance, which are not read.
+        with_others: the file may hold other arrays, labels for instance. They are not read.
 
     Raises:
         CalibrationError: unreadable, pickled, or it does not fit the model.
@@ -64,7 +64,7 @@ def array_of_npz(path: Path, name: str) -> Array:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """Open an archive of arrays. What goes wrong while it is read is an error that names it.
+    """Open an archive of arrays. A fault while it is read is an error with its name.
 
     Raises:
         CalibrationError: unreadable or pickled.
@@ -83,7 +83,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 def from_folder(folder: Path, signature: Signature) -> CalibrationData:
     """Read a folder of .npy files.
 
-    The folder holds `INPUT.npy` for each input (as in an .npz), or a folder `INPUT/` for each. That folder has one
+    The folder holds `INPUT.npy` for each input (as in an .npz), or a folder `INPUT/` for each. The folder has one
     sample per file, in the order of the names. For a model with one input, files of any name hold one sample each.
     Characters other than letters, digits, `.`, `_` and `-` in an input's name are `_` in a file's name.
 
@@ -151,7 +151,7 @@ class _Layout:
 
     Attributes:
         count: how many there are. `None`: it is the same for every sample.
-        axis: along which they lie.
+        axis: the axis of the samples.
         step: how many rows make one. 0: the axis counts samples and goes.
     """
 
@@ -172,10 +172,10 @@ def _layout(array: Array, spec: TensorSpec, where: str, batch: Set[str]) -> _Lay
     """Find the samples of an array.
 
     Args:
-        array: of all samples.
+        array: values of one input for all samples.
         spec: the input.
         where: its file, for messages.
-        batch: the symbols that are some input's first axis.
+        batch: symbols of the first axis of some input.
 
     Raises:
         CalibrationError: it does not fit the input.

@@ -1,4 +1,4 @@
-"""What calibration data is, and the checks that every sample must pass, whatever it was read from."""
+"""Calibration data, and the checks on every sample, whatever its source."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CalibrationData:
     Attributes:
         source: where they came from.
         names: the model's inputs.
-        count: how many samples.
+        count: number of samples.
         digest: of all values, types and shapes, in order. A part keeps the digest of the whole.
         degenerate: why no range of values can be learnt from it. Empty when one can.
     """
@@ -52,7 +52,7 @@ class CalibrationData:
     degenerate: str = ""
 
     def require_variety(self) -> None:
-        """See that a range of values can be learnt from the samples.
+        """Check whether a range of values can be learnt from the samples.
 
         Raises:
             CalibrationError: they are all the same, or one value throughout.
@@ -63,7 +63,7 @@ class CalibrationData:
             )
 
     def split(self) -> tuple[CalibrationData, CalibrationData] | None:
-        """Part the data: what to calibrate with, and every fourth sample, held out to judge the result.
+        """Part the data: samples for calibration, and every fourth one, held out to judge the result.
 
         Returns:
             Both parts. `None` with fewer than `MIN_TO_SPLIT` samples.
@@ -181,7 +181,7 @@ def data_of_samples(samples: Sequence[Any], signature: Signature, source: str) -
 
 
 def check_names(found: Mapping[str, Any], signature: Signature, where: str) -> None:
-    """Check that the names are exactly the model's inputs.
+    """Compare the names with the model's inputs. They must be the same.
 
     Args:
         found: name -> array of the sample.
@@ -203,7 +203,7 @@ def _list(names: list[str]) -> str:
 
 
 def numpy_name(spec: TensorSpec) -> np.dtype[Any]:
-    """Return the NumPy type in which an input must come."""
+    """Return the NumPy type an input must have."""
     if spec.dtype == "string":
         return np.dtype(object)
     return np.dtype(getattr(ml_dtypes, spec.dtype, spec.dtype) if not hasattr(np, spec.dtype) else spec.dtype)
@@ -214,7 +214,7 @@ def _is_free(spec: TensorSpec, axis: int) -> bool:
 
 
 def check_sample(array: Array, spec: TensorSpec, where: str) -> None:
-    """Check that one input of one sample has the model's type and shape and only finite numbers.
+    """Check one input of one sample for the model's type and shape, and for finite numbers.
 
     Args:
         array: one input of one sample.

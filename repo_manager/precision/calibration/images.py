@@ -1,4 +1,4 @@
-"""Calibration data from a folder of images and a small YAML file that says how the model wants them."""
+"""Calibration data from a folder of images and a small YAML file with the model's recipe for them."""
 
 from __future__ import annotations
 

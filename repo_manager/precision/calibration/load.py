@@ -35,8 +35,8 @@ def load_calibration(source: StrPath, signature: Signature, *, min_samples: int 
     """Find, read and check calibration data. Pickled objects are never loaded.
 
     Args:
-        source: an `.npz` file; a folder of `.npy` files; a folder of images that holds `calibration.yaml`, or the
-            path of such a file; or `module:function`, imported from the current folder or the environment.
+        source: an `.npz` file; a folder of `.npy` files; a folder of images with `calibration.yaml`, or the path of
+            such a file; or `module:function`, imported from the current folder or the environment.
         signature: of the model the data is for.
         min_samples: fewer samples than this is an error.
 
@@ -44,7 +44,7 @@ def load_calibration(source: StrPath, signature: Signature, *, min_samples: int 
         The data, arrays read lazily where the format allows it.
 
     Raises:
-        CalibrationError: names, types or shapes that do not fit the model, NaN or infinite values, too few samples, an
+        CalibrationError: names, types or shapes unfit for the model, NaN or infinite values, too few samples, an
             unreadable file. The message names the file.
         MissingDependencyError: images without Pillow.
     """
@@ -78,10 +78,10 @@ def load_calibration(source: StrPath, signature: Signature, *, min_samples: int 
 
 
 def _require_yaml(folder: Path) -> None:
-    """Check that a folder of images says how they become inputs.
+    """Check a folder of images for the recipe from image to input.
 
     Raises:
-        CalibrationError: it does not.
+        CalibrationError: the folder has no `calibration.yaml`.
     """
     if any((folder / name).is_file() for name in calibration_images.YAML_NAMES):
         return
@@ -96,7 +96,7 @@ def _require_yaml(folder: Path) -> None:
 
 
 def _from_function(text: str, signature: Signature) -> CalibrationData:
-    """Call `module:function` and take what it yields. This runs the user's code, as asked."""
+    """Call `module:function` and take its samples. This runs the user's code, as asked."""
     with _from_here():
         try:
             samples = list(_named(text)())
@@ -121,7 +121,7 @@ def load_function(text: str) -> Callable[..., Any]:
 
 
 def import_installed(module: str) -> None:
-    """Import a module from the environment, so one of that name in the current folder is not taken for it later.
+    """Import a module from the environment, so one of its name in the current folder is not taken for it later.
 
     Raises:
         CalibrationError: there is none, or it fails.

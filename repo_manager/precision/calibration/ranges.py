@@ -27,7 +27,7 @@ Sample = Mapping[str, Array]
 
 
 def float_values(draft: Draft, values: Iterable[str]) -> tuple[str, ...]:
-    """Return those of `values` that are float32 tensors."""
+    """Return the float32 tensors among `values`."""
     types = type_table(infer_types(draft).graph)
     return tuple(value for value in values if value in types and types[value].data_type == TensorProto.FLOAT)
 
@@ -51,7 +51,7 @@ def largest_values(
         samples: input samples: input name -> array, batch axis included.
         folder: for the temporary model. Emptied by the caller.
         optimize: let ONNX Runtime fuse operators: faster, at up to three times the memory.
-        finite: refuse values that are not finite. `False` counts them as infinite.
+        finite: refuse infinities and NaN. `False` counts them as infinite.
 
     Raises:
         CalibrationError: a value became NaN or infinite, and `finite` asks for none.
@@ -88,8 +88,8 @@ def _with_extremes(
 ) -> tuple[Draft, dict[str, tuple[str, str]]]:
     """Return the draft with each value's largest and smallest number as its outputs, and their names.
 
-    ONNX has no maximum of nothing. Where a value may be empty (what is made of an empty cache), a 0 goes before its
-    numbers, which changes no largest absolute value.
+    ONNX has no maximum of nothing. Where a value may be empty (when it is made of an empty cache), a 0 goes before its
+    numbers. The largest absolute value stays the same.
     """
     probe = draft.copy()
     names = probe.names()
@@ -118,7 +118,7 @@ def _with_extremes(
 def percentile_values(
     draft: Draft, largest: Mapping[str, float], samples: Iterable[Sample], folder: Path, percentile: float
 ) -> dict[str, float]:
-    """Return, for each value, the absolute size that `percentile` percent of its numbers do not exceed.
+    """Return, for each value, the absolute size not exceeded by `percentile` percent of its numbers.
 
     A histogram of 65536 bins per value, up to its largest size, summed over the samples. No activation is kept.
 
@@ -155,7 +155,7 @@ _HEADROOM = 2.0  # between what the samples show and what other inputs may bring
 
 
 def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], folder: Path) -> dict[str, str]:
-    """Return the nodes that make or read a value beyond FP16's range, each with the reason.
+    """Return the makers and readers of values beyond FP16's range, each with the reason.
 
     A reader counts, too: left in FP16 it would read the value rounded to infinity.
 

@@ -1,1 +1,1 @@
-"""Passes from one draft to the next: each states what it requires and what it ensures."""
+"""Passes from one draft to the next: each states its requirements and its guarantees."""

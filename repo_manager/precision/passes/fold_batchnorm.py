@@ -1,9 +1,9 @@
-"""Fold BatchNormalization into the convolution or Gemm before it, and make those that stay safe for FP16.
+"""Fold BatchNormalization into the convolution or Gemm before it, and make the remaining ones safe for FP16.
 
-A trained BatchNormalization is y = x * s + b with s = scale / sqrt(variance + epsilon) and b = bias - mean * s
-(Ioffe and Szegedy 2015, eq. 3 and 4). Computed in float64 here. One that cannot be folded gets mean 0 and
-variance + epsilon = 1: its own variance may exceed 65504, FP16's largest number, which would make every
-result 0. Its epsilon stays at the default of 1e-5, below which cuDNN does not go.
+A trained BatchNormalization is y = x * s + b with s = scale / sqrt(variance + epsilon) and b = bias - mean * s (Ioffe
+and Szegedy 2015, eq. 3 and 4). Computed in float64 here. Any other gets mean 0 and variance + epsilon = 1: its own
+variance may exceed 65504, FP16's largest number, and then every result would be 0. Its epsilon stays at ONNX's default
+of 1e-5.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _scaled(weight: Weight, factor: Array, spread: tuple[int, ...]) -> Weight:
 
 
 def _channel_shape(node: onnx.NodeProto, weight: Weight, channels: int) -> tuple[int, ...] | None:
-    """Return the shape in which [C] values spread over the weight's output channels, or `None` if they do not."""
+    """Return the shape by which [C] values spread over the weight's output channels, or `None` if they do not."""
     axis = 0
     if node.op_type == "ConvTranspose":
         if attribute(node, "group", 1) != 1:
@@ -142,7 +142,7 @@ def _channel_shape(node: onnx.NodeProto, weight: Weight, channels: int) -> tuple
 
 
 def _normalise(draft: Draft, node: onnx.NodeProto, terms: tuple[Array, Array], names: set[str]) -> None:
-    """Rewrite a BatchNormalization that stays to x * s + b, in its own form: mean 0, variance + epsilon 1."""
+    """Rewrite a remaining BatchNormalization to x * s + b, in its own form: mean 0, variance + epsilon 1."""
     factor, shift = terms
     variance = np.full_like(factor, 1.0 - _EPSILON)
     parts = {"scale": factor, "shift": shift, "mean": np.zeros_like(factor), "variance": variance}

@@ -1,6 +1,6 @@
-"""Compute what depends on constants alone, so a weight is found where it is used.
+"""Compute values of constants alone, so a weight is found where it is used.
 
-It folds operators that move, relabel or join values, or compute each value separately. The result never grows. A
+It folds operators to move, relabel or join values, or to compute each value separately. The result never grows. A
 weight behind Identity, Transpose, Reshape, Cast, Mul, Concat, ... or a ConstantOfShape becomes a weight.
 """
 
@@ -105,7 +105,7 @@ def _squeeze(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | None:
 
 
 def _cast(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | None:
-    """Only casts that lose nothing: widening of floats and of integers."""
+    """Only lossless casts: widening of floats and of integers."""
     target = int(attribute(node, "to", 0))
     try:
         old = dtypes.numpy_dtype(inputs[0].data_type, "a constant")
@@ -130,7 +130,7 @@ def _constant_of_shape(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | N
 
 
 def _arithmetic(compute: Callable[[Array, Array], Array]) -> Fold:
-    """Return the fold of an operator on two float32 constants, one of which has the result's shape."""
+    """Return the fold of an operator on two float32 constants, one with the result's shape."""
 
     def fold(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | None:
         if any(weight.data_type != onnx.TensorProto.FLOAT for weight in inputs) or len(inputs) != 2:

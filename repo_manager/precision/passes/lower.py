@@ -1,8 +1,8 @@
 """Turn a float32 graph into a typed FP16 or BF16 one.
 
-Every value has one type. A node that computes in 16 bits reads 16-bit values and writes 16-bit values under the names
-it always had. Where its neighbour needs FP32, one Cast is made per value and shared. A weight is stored in the type
-(or types) that its readers need. Bodies of If, Loop and Scan keep FP32 inputs and outputs and are lowered inside.
+Every value has one type. A node lowered to 16 bits reads 16-bit values and writes 16-bit values under their old names.
+Where its neighbour needs FP32, one Cast is made per value and shared. A weight is stored in the type (or types) of its
+readers. Bodies of If, Loop and Scan keep FP32 inputs and outputs and are lowered inside.
 
 Ensures: topologically sorted, no Cast there and back, inputs and outputs as asked.
 """
@@ -41,7 +41,7 @@ _SUFFIX: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "b
 
 @dataclass(frozen=True)
 class Lowered:
-    """A lowered draft, and the nodes that stayed in FP32: name -> (operator, reason)."""
+    """A lowered draft, and the nodes left in FP32: name -> (operator, reason)."""
 
     draft: Draft
     kept: dict[str, tuple[str, str]]
@@ -84,7 +84,7 @@ def lower(draft: Draft, low: int, *, keep_io_types: bool, keep: Callable[[onnx.N
 
 
 def _old_names(draft: Draft, low_names: dict[str, str]) -> Draft:
-    """Give a weight that exists in the low type alone its old name back."""
+    """Give a weight stored in the low type alone its old name back."""
     back = {new: old for old, new in low_names.items() if new in draft.weights and old not in draft.weights}
     for graph in walk.graphs_of(draft.graph):
         for node in graph.node:
@@ -96,7 +96,7 @@ def _old_names(draft: Draft, low_names: dict[str, str]) -> Draft:
 
 @dataclass
 class _Job:
-    """What all scopes of one conversion share."""
+    """State shared by all scopes of one conversion."""
 
     draft: Draft
     low: int
@@ -132,7 +132,7 @@ class _Job:
 
 
 class _Scope:
-    """One graph: which type each of its values has now, and the Casts made in it."""
+    """One graph: the present type of each of its values, and the Casts made in it."""
 
     def __init__(self, job: _Job, types: dict[str, ValueType], now: dict[str, int]) -> None:
         self.job = job
@@ -148,7 +148,7 @@ class _Scope:
         return name in self.now or (found is not None and found.data_type == FLOAT)
 
     def need(self, name: str, data_type: int) -> str:
-        """Return the name under which a float value is available in `data_type`, adding a Cast when there is none."""
+        """Return the name of a float value in `data_type`, adding a Cast when there is none."""
         if self.now.get(name, FLOAT) == data_type:
             return name
         if data_type != FLOAT and (weight := self.job.low_weight(name)):
@@ -180,7 +180,7 @@ class _Scope:
                 self._plain(node)
 
     def deliver(self, name: str, data_type: int) -> None:
-        """Check that a value leaves the graph in `data_type` under its own name."""
+        """Make a value leave the graph in `data_type` under its own name."""
         if self.now.get(name, FLOAT) == data_type or not any(name in node.output for node in self.nodes):
             return
         inner = unique_name(f"{name}_{_SUFFIX[self.now.get(name, FLOAT)]}", self.job.names)
@@ -243,7 +243,7 @@ class _Scope:
         self.casts[(node.output[0], self.job.low)] = name
 
     def _with_bodies(self, node: onnx.NodeProto, twin: onnx.NodeProto) -> None:
-        """Keep the node's own inputs and outputs in FP32 and lower what is inside its bodies."""
+        """Keep the node's own inputs and outputs in FP32 and lower the nodes inside its bodies."""
         for index, name in enumerate(node.input):
             if name and self.is_float(name):
                 node.input[index] = self.need(name, FLOAT)
@@ -271,7 +271,7 @@ class _Scope:
         replace_nodes(body, [n for n in inner.nodes if n.op_type not in ("Cast", "Constant") or n.output[0] in used])
 
     def hide(self, name: str) -> None:
-        """Forget what an outer scope knew of a name this one defines."""
+        """Drop an outer scope's facts of a name this one defines."""
         for data_type in (FLOAT, self.job.low):
             self.casts.pop((name, data_type), None)
         self.sources.pop(name, None)

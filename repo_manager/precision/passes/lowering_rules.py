@@ -1,6 +1,6 @@
-"""Which operators may compute in 16 bits: what ONNX's schemas allow, and what numbers need.
+"""The operators allowed to compute in 16 bits: by ONNX's schemas, and by the needs of their numbers.
 
-The rules come in this order. The first that applies gives the reason shown to the user.
+The rules come in this order. The first applicable rule gives the reason shown to the user.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MOST_STEPS = 10
 
 
 def statistics_nodes(draft: Draft) -> set[str]:
-    """Return the names of the nodes between squares and the root of their mean, and of what is mixed in between.
+    """Return the names of the nodes between squares and the root of their mean, and of the values mixed in between.
 
     Squares whose mean never comes to a root are no normalisation. Of these only square and mean are returned.
     """
@@ -90,7 +90,7 @@ class _Graph:
         return reached
 
     def mixed_in(self, way: set[str]) -> set[str]:
-        """Return the nodes, back to a reduction, that make the other inputs of nodes on the way: mean(x)^2."""
+        """Return the nodes, back to a reduction, behind the other inputs of nodes on the way: mean(x)^2."""
         found: set[str] = set()
         stack = [(name, 0) for name in way]
         while stack:
@@ -138,7 +138,7 @@ _UNKNOWN, _TENSOR = ValueType(0, None), ValueType(TensorProto.FLOAT, None)
 
 @dataclass(frozen=True)
 class Roles:
-    """Which of a node's inputs and outputs carry the type variables that can be 16-bit (indices)."""
+    """A node's inputs and outputs with a type variable that can be 16-bit, by index."""
 
     inputs: frozenset[int]
     outputs: frozenset[int]
@@ -160,7 +160,7 @@ def _formal(formals: list[onnx.defs.OpSchema.FormalParameter], index: int) -> on
 
 
 def roles_of(node: onnx.NodeProto, opset: int, types: dict[str, ValueType], low: int) -> Roles | str:
-    """Return what of a node can be 16-bit, or the reason why nothing can.
+    """Return the parts of a node for 16 bits, or the reason why there are none.
 
     Args:
         node: of ONNX's own domain, without a body.
@@ -204,7 +204,7 @@ def _is_float(types: dict[str, ValueType], name: str, *, unknown: bool = False) 
 def keep_reasons(
     draft: Draft, types: dict[str, ValueType], low: int, keep: Callable[[onnx.NodeProto], str | None]
 ) -> dict[str, str]:
-    """Return node name -> reason, for the main graph's nodes that stay in FP32 although their type could change.
+    """Return node name -> reason, for the main graph's nodes left in FP32 although their type could change.
 
     Args:
         draft: the model as a float32 draft.
@@ -230,7 +230,7 @@ def keep_reasons(
 
 
 def _shape_values(draft: Draft) -> set[str]:
-    """Return the values that depend on shapes and constants alone (anchors, grids): FP16 is exact to 2048."""
+    """Return the values of shapes and constants alone (anchors, grids): FP16 is exact to 2048."""
     derived: set[str] = set()
     for node in draft.graph.node:
         if any(True for _ in walk.node_graphs(node)):
@@ -259,7 +259,7 @@ def to_low(array: NDArray[Any], low: np.dtype[Any]) -> NDArray[Any]:
     """Round FP32 values to 16 bits, to nearest even.
 
     Finite values beyond the type's range become its largest number. A single tiny constant (an epsilon) becomes the
-    smallest subnormal instead of 0, so what it protects from dividing by 0 stays protected.
+    smallest subnormal instead of 0, so a division protected by it stays protected.
     """
     with np.errstate(all="ignore"):
         values = array.astype(low)

@@ -1,4 +1,4 @@
-"""The passes that come before any change of precision, and the proof they changed nothing.
+"""The passes before any change of precision, and the proof they changed nothing.
 
 Before and after them the model must be the same in FP32. Otherwise the gate of a conversion, whose limit is made for
 rounding to 16 or 8 bits, hides a wrong pass.
@@ -26,7 +26,7 @@ from repo_manager.stats.drift import DriftMeter
 __all__ = ["Prepared", "SourceCheck", "prepare", "prepare_checked"]
 
 SAME = 1e-5
-"""Largest relative error of a pass that changes no numbers: what another order of float32 sums shows."""
+"""Largest relative error of a pass without a change of numbers: the effect of another order of float32 sums."""
 
 _MOST = 1e-3  # however much the source's own rounding shows
 _MARGIN = 4.0  # times the source's own rounding
@@ -35,7 +35,7 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Prepared:
-    """A draft that is ready for a change of precision.
+    """A draft ready for a change of precision.
 
     Attributes:
         draft: the same model as the source up to rounding, sorted, with names on all nodes.
@@ -104,7 +104,7 @@ def _is_same(before: Draft, after: Draft) -> bool:
 
 
 def _one_by_one(draft: Draft, passes: tuple[_Pass, ...], check: SourceCheck) -> Prepared:
-    """Apply each pass on its own, and leave out the optional ones that change the numbers."""
+    """Apply each pass on its own, and leave out optional ones with an effect on the numbers."""
     limit = check.limit
     error = check.error(draft)
     if not error <= limit:
@@ -136,7 +136,7 @@ class SourceCheck:
     """Compares float32 drafts with the source's answers.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         draft: of it, before any pass.
         reference: its answers. A few of the samples are taken, spread evenly.
         folder: for temporary models, removed again.
@@ -154,7 +154,8 @@ class SourceCheck:
 
     @property
     def limit(self) -> float:
-        """What counts as the same: 1e-5, or more where the source rounds by more as ONNX Runtime optimises it."""
+        """Largest error that counts as the same: 1e-5, or more where the source rounds by more as ONNX Runtime
+        optimises it."""
         try:
             errors = self._errors(Session(self._model, optimize=not self._optimize))
         except ModelError:
@@ -164,7 +165,7 @@ class SourceCheck:
     def error(self, draft: Draft) -> float:
         """Return the largest relative error of any output. Infinite when the draft does not run (see `failure`).
 
-        An output that is a selection, and differs, is compared by the values it is chosen from.
+        A selection that differs is compared by the values it is chosen from.
         """
         written = write_draft(draft, self._folder / "prepared.onnx")
         try:
@@ -187,7 +188,7 @@ class SourceCheck:
         return max(errors.values(), default=0.0)
 
     def _selection(self) -> tuple[Selection, tuple[Mapping[str, Array], ...]] | None:
-        """Return what outputs are chosen from, and the source's values, or `None` when there is nothing of the kind."""
+        """Return the values behind selected outputs, and the source's, or `None` without a selection."""
         try:
             selection = selection_of(self._draft, self._folder)
             return None if selection is None else (selection, selection.answers(self._inputs))

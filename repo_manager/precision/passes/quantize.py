@@ -21,7 +21,7 @@ from repo_manager.precision.passes.quantize_plan import PASS_THROUGH, Quantizati
 __all__ = ["channel_scales", "quantize", "to_int8"]
 
 _Stored = tuple[str, int | None]
-"""A weight and the axis of its scales: uses that agree in both share the stored values."""
+"""A weight and the axis of its scales: uses with both in common share the stored values."""
 _BIAS_STEPS = 2.0**30  # half of what int32 holds
 
 INT8_MAX = 127
@@ -35,8 +35,8 @@ def quantize(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) 
     Requires: opset 13 or later (scales per channel).
 
     Args:
-        draft: what the plan was made for.
-        plan: which values and weights.
+        draft: the model behind the plan.
+        plan: the values and weights to quantise.
         ranges: value -> largest absolute value to represent.
     """
     draft = draft.copy()
@@ -85,7 +85,7 @@ def _node(op_type: str, inputs: list[str], output: str, names: set[str]) -> onnx
 
 
 def _activation_scales(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str, float]) -> dict[str, float]:
-    """Return value -> scale. A value that only passes on another quantised value's numbers shares its scale."""
+    """Return value -> scale. A mere copy of another quantised value's numbers shares its scale."""
     producer = {name: node for node in draft.graph.node for name in node.output}
     scales: dict[str, float] = {}
     for value in plan.values:
@@ -100,7 +100,7 @@ def _activation_scales(draft: Draft, plan: QuantizationPlan, ranges: Mapping[str
 def _coarse(largest: float) -> float:
     """Round a range up to 7 significant bits, by 0.6 % on average.
 
-    Float kernels of different CPUs differ by about 1e-5. Scales that follow them would make another file on each CPU,
+    Float kernels of different CPUs differ by about 1e-5. Scales made from them would make another file on each CPU,
     and with it another verdict: every rounding of every activation falls differently.
     """
     mantissa, exponent = math.frexp(largest)
@@ -111,7 +111,7 @@ def _scale_floors(draft: Draft, plan: QuantizationPlan, scales: Mapping[str, flo
     """Return, for weights whose operators add a bias, the smallest scale of each channel.
 
     ONNX Runtime stores the bias of a fused operator as int32 in units of (activation scale x weight scale). A channel
-    of tiny weights and an ordinary bias overflows that (onnxruntime#25278). With a scale of at least
+    of tiny weights and an ordinary bias overflows it (onnxruntime#25278). With a scale of at least
     |bias| / (activation scale * 2^30) it does not, and the weights that such a scale rounds off are negligible beside
     the bias.
     """
@@ -136,7 +136,7 @@ def _scale_floors(draft: Draft, plan: QuantizationPlan, scales: Mapping[str, flo
 
 
 def _bias(draft: Draft, node: onnx.NodeProto, adders: Mapping[str, onnx.NodeProto]) -> Array | None:
-    """Return what an operator adds, as far as ONNX Runtime may fuse it: its own bias, or a constant added next."""
+    """Return an operator's addend, as far as ONNX Runtime may fuse it: its own bias, or a constant added next."""
     candidates = list(node.input[2:3])
     adder = adders.get(node.output[0])
     if node.op_type == "MatMul" and adder is not None:

@@ -1,9 +1,9 @@
-"""Decide what to quantise: which operators, and at which values the INT8 numbers are made.
+"""Decide on the operators to quantise, and on the values where INT8 numbers are made.
 
 Follows NVIDIA's placement for TensorRT's explicit quantisation (TensorRT developer guide, "Q/DQ Layer-Placement
 Recommendations"). The input of each weighted operator is quantised, never the values between it and the activation or
-residual addition that fuses with it. Of a residual addition, only the branch that does not end in the fused operator
-is quantised.
+residual addition fused with it. Of a residual addition, only the branch without the fused operator at its end is
+quantised.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class QuantizedNode:
 
     Attributes:
         name: the node's.
-        data_index: which input is the activation.
-        weight_index: which input is the weight.
+        data_index: number of the input with the activation.
+        weight_index: number of the input with the weight.
         channel_axis: axis of the weight's output channels. `None` quantises the weight with one scale.
     """
 
@@ -48,12 +48,12 @@ class QuantizedNode:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What to quantise.
+    """The values and weights to quantise.
 
     Attributes:
-        nodes: name -> how.
-        values: activations that get a Q/DQ pair, in the order of appearance made.
-        readers: value -> the nodes (names) that read it quantised.
+        nodes: node's name -> its activation and weight.
+        values: activations to get a Q/DQ pair, in the order of appearance made.
+        readers: value -> names of its readers in INT8.
         kept: weighted operators left in FP32: name -> (operator, reason).
     """
 
@@ -178,7 +178,7 @@ class _Planner:
         return found[0] if len(found) == 1 and name not in self.outputs else None
 
     def _follow(self, node: onnx.NodeProto, fused: dict[str, str]) -> str:
-        """Return the value at the end of what fuses with a node. Note the additions on the way."""
+        """Return the value at the end of a node's fusion. Note the additions on the way."""
         name = str(node.output[0])
         while (reader := self._next(name)) is not None and reader.domain in ONNX_DOMAINS:
             if reader.op_type == "Add" and self._is_residual(reader, name):
@@ -213,9 +213,7 @@ class _Planner:
         return results
 
     def _reaches_quantized(self, name: str) -> bool:
-        """Return whether a value feeds, through operators that take INT8, a quantised one: heads keep full
-        precision.
-        """
+        """Return whether a value feeds a quantised operator through INT8 ones: heads keep full precision."""
         stack, seen = [name], {name}
         while stack:
             for reader in self.readers.get(stack.pop(), []):

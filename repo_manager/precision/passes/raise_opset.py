@@ -1,14 +1,14 @@
 """Raise a draft to a later version of ONNX's operator set.
 
-`onnx.version_converter` does it. What it gets wrong is corrected here, in bodies too:
+`onnx.version_converter` does it. Its faults are corrected here, in bodies too:
 
 - Upsample, and Resize before opset 11, become Resize with half_pixel coordinates (onnx#8480). They mean asymmetric
   ones: the lower neighbour where they enlarge, the upper one where they shrink, as ONNX Runtime computes them.
 - Hardmax before opset 13 flattens its input to two dimensions, and the converter changes its axis. Softmax and
   LogSoftmax flatten, too: the converter knows, but fails where a body reads their result.
-- An empty tensor that represents a missing input of Resize is not known to be empty in a body.
+- An empty tensor for a missing input of Resize is not known to be empty in a body.
 - Constants the converter makes in a body can have the name of a value outside.
-- A Dropout's mask changes its type, although nothing reads it. A Pad that does not pad with a constant keeps its
+- A Dropout's mask changes its type, although nothing reads it. A Pad of another mode than `constant` keeps its
   attribute `value`, which no longer exists.
 """
 
@@ -47,7 +47,7 @@ _RESIZE_CHANGED, _EMPTY_INPUTS, _SOFTMAX_CHANGED = 11, 13, 13
 
 
 def raise_opset(draft: Draft, minimum: int) -> Draft:
-    """Convert ONNX's own operators to at least opset `minimum`. A draft that is there already is returned as it is.
+    """Convert ONNX's own operators to at least opset `minimum`. A draft at the opset already is returned as it is.
 
     Ensures: same weights; same results; operators of other domains untouched.
 
@@ -86,7 +86,7 @@ def raise_opset(draft: Draft, minimum: int) -> Draft:
 
 
 def _flattened(draft: Draft) -> Draft:
-    """Write out that Softmax and its kin flatten their input, where their axis may not be the last one."""
+    """Write out the flattening of the input by Softmax and its kin, where their axis may not be the last one."""
     graphs = list(walk.graphs_of(draft.graph))
     if not any(node.op_type in _SOFTMAXES and node.domain in ONNX_DOMAINS for each in graphs for node in each.node):
         return draft
@@ -144,10 +144,10 @@ def _name_apart(
     """Give values the converter made names of their own: it counts from the start in each body.
 
     Args:
-        graph: changed.
-        known: names of the source, which stay.
+        graph: graph to change.
+        known: names of the source. They stay.
         taken: names in use. The new ones are added.
-        outer: what enclosing graphs renamed, old -> new.
+        outer: renamings of enclosing graphs, old -> new.
     """
     renamed = dict(outer or {})
     for tensor in graph.initializer:
@@ -165,7 +165,7 @@ def _name_apart(
 
 
 def _without_leftovers(draft: Draft) -> Draft:
-    """Drop what has no effect and that the converter does not carry over: see above."""
+    """Drop parts without an effect and not carried over by the converter: see above."""
     result = draft.copy()
     for graph in walk.graphs_of(result.graph):
         used = used_names(graph)
@@ -180,10 +180,10 @@ def _without_leftovers(draft: Draft) -> Draft:
 
 
 def _restore_resizes(graph: onnx.GraphProto, outer: Mapping[str, Array], names: set[str], *, asymmetric: bool) -> None:
-    """Make every Resize compute what it did before.
+    """Make every Resize compute as before.
 
     Args:
-        graph: changed.
+        graph: graph to change.
         outer: constants of the enclosing graphs.
         names: in use. New ones are added.
         asymmetric: they were Upsample, or Resize before opset 11.
@@ -230,7 +230,7 @@ def _asymmetric(node: onnx.NodeProto, scales: Array | None, names: set[str]) -> 
 
 
 def _draft_of(raised: onnx.ModelProto, draft: Draft, stand_ins: dict[str, Weight]) -> Draft:
-    """Take the stand-ins out again, and restore what the converter drops: symbols of dims, imports, metadata."""
+    """Take the stand-ins out again, and restore the parts the converter drops: symbols of dims, imports, metadata."""
     weights = dict(stand_ins)
     weights.update({tensor.name: typed_tensor(_owned(tensor)) for tensor in raised.graph.initializer})
     ordered = {name: weights.pop(name) for name in draft.weights if name in weights} | weights

@@ -1,4 +1,4 @@
-"""A float32 stand-in of a 16-bit graph that rounds each 16-bit value as it is written.
+"""A float32 stand-in of a 16-bit graph, with each 16-bit value rounded when written.
 
 ONNX Runtime's CPU computes FP16 graphs in FP32 and removes the Casts in between, so neither rounding nor overflow
 shows there, and it has no BF16 kernels at all. The stand-in has the same nodes and weights, computes in float32 (as
@@ -78,7 +78,7 @@ def _graph(
 
 
 def _node(job: _Job, node: onnx.NodeProto, types: dict[str, ValueType]) -> list[onnx.NodeProto]:
-    """Return the nodes that represent one."""
+    """Return the nodes of one."""
     if node.domain in ONNX_DOMAINS and node.op_type == "Cast" and attribute(node, "to") == job.low:
         return job.round_trip(node.input[0], node.output[0])
     if node.domain in ONNX_DOMAINS and node.op_type == "Constant":

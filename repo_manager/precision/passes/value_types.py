@@ -46,7 +46,7 @@ def infer_types(draft: Draft) -> onnx.ModelProto:
 
 
 def type_table(graph: onnx.GraphProto, outer: dict[str, ValueType] | None = None) -> dict[str, ValueType]:
-    """Return name -> type for a graph of `infer_types`, on top of what its enclosing graphs define.
+    """Return name -> type for a graph of `infer_types`, on top of its enclosing graphs' definitions.
 
     Args:
         graph: the graph, with its types inferred.

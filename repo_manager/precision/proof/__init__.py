@@ -1,1 +1,1 @@
-"""What a candidate must prove before it is written, and where its drift began."""
+"""The proof a candidate needs before it is written, and the origin of its drift."""

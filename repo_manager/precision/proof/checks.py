@@ -1,4 +1,4 @@
-"""The post-conditions of a conversion, each one a function of what was written."""
+"""The post-conditions of a conversion, each one a function of the written file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 NEGLIGIBLE_PROBABILITY = 1e-3
-"""A probability of 1e-6 may well become 1.1e-6: relative error says nothing about numbers that mean "no"."""
+"""A probability of 1e-6 may well become 1.1e-6: relative error says nothing about numbers in the sense of "no"."""
 
 SILENT = 1e-5
 """A model whose answers are all smaller says "no" to everything: no drift can be seen on such samples."""

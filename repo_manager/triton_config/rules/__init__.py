@@ -3,8 +3,7 @@
 Each rule is one row of a table: a name, the function of Triton it restates, and a check. The rules follow
 `ValidateModelConfig`, `ValidateModelIOConfig`, `ValidateBatchIO`, `ValidateInstanceGroup`,
 `ValidateEnsembleSchedulingConfig`, the sequence scheduler and the warm-up of triton-inference-server/core (2.51 to
-2.71), and the parameters the onnxruntime and python backends check. Rules that need other models or files are not
-here.
+2.71), and the parameters the onnxruntime and python backends check. Rules on other models or files are not here.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ def check_rules(config: ModelConfig, *, where: str = "config.pbtxt", completes: 
     Args:
         config: configuration of the model (config.pbtxt).
         where: the subject of the findings.
-        completes: whether the server completes configurations, as servers do by default. What a backend may fill in is
-            then a warning.
+        completes: whether the server completes configurations, as servers do by default. Fields a backend may fill in
+            are then warnings.
 
     Returns:
-        What keeps a model of this configuration from loading, and what a person should look at. Each with its rule.
+        Faults by which a model of this configuration does not load, and others to look at. Each with its rule.
     """
     message = config.message()
     never = not completes or config.backend in _NEVER_CURED or message.HasField("ensemble_scheduling")

@@ -1,4 +1,4 @@
-"""Rules of the backends and of what Triton's core loads beside them: parameters, accelerators, batching strategies."""
+"""Rules of the backends and of the plug-ins of Triton's core: parameters, accelerators, batching strategies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["BACKEND_RULES"]
 
 _ONNXRUNTIME = "onnxruntime"
 _FLAGS = {"true", "on", "1", "false", "off", "0"}
-"""What `ParseBoolValue` of triton-inference-server/backend takes, in lower case."""
+"""The words `ParseBoolValue` of triton-inference-server/backend takes, in lower case."""
 _WHOLE = re.compile(r"\s*[+-]?\d+")
 _CHOICES: dict[str, tuple[str, ...]] = {"execution_mode": ("0", "1")}
 _COUNTS = ("intra_op_thread_count", "inter_op_thread_count")

@@ -1,4 +1,4 @@
-"""Rules for what runs a model, and where: backend, platform, instances, rate limiter, or an ensemble of others."""
+"""Rules for the place of a model: backend, platform, instances, rate limiter, or an ensemble of others."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _profiles(message: Any) -> Iterator[Fault]:
 
 
 def _rate_limiter(message: Any) -> Iterator[Fault]:
-    """Resources and priorities of the rate limiter, which a server obeys only if told to."""
+    """Resources and priorities of the rate limiter, obeyed by a server only if told to."""
     resources = [each for group in message.instance_group for each in group.rate_limiter.resources]
     everywhere = {each.name for each in resources if getattr(each, "global")}
     for name in sorted({each.name for each in resources if not getattr(each, "global")} & everywhere):
@@ -160,8 +160,8 @@ def _makers(message: Any) -> Iterator[Fault]:
 def _flow(message: Any) -> Iterator[Fault]:
     """Follow the tensors from the ensemble's inputs, as ValidateEnsembleSchedulingConfig does.
 
-    A tensor is ready when every input of the step that makes it is ready. An output that never gets ready waits for a
-    tensor nobody makes, or for itself (a cycle).
+    A tensor is ready when every input of its step is ready. A never ready output waits for a tensor nobody makes, or
+    for itself (a cycle).
     """
     steps = message.ensemble_scheduling.step
     if not _is_ensemble(message) or not steps:

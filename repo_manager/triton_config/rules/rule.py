@@ -16,10 +16,10 @@ class Fault:
     """A breach of a rule.
 
     Attributes:
-        what: what was found and what was expected.
+        what: the finding and the expectation.
         severity: an error keeps the model from loading.
         hint: the next step. Empty when the text says it.
-        curable: whether a server that completes configurations, as servers do by default, may cure it.
+        curable: whether a server may cure it by completing the configuration, as servers do by default.
     """
 
     what: str
@@ -34,7 +34,7 @@ class Rule:
 
     Attributes:
         name: stable, for reports and for suppressing a finding.
-        source: the function of triton-inference-server/core that enforces it.
+        source: the function of triton-inference-server/core behind it.
         check: takes a `model_config_pb2.ModelConfig`. Yields each breach.
     """
 
@@ -46,6 +46,6 @@ class Rule:
 def is_tensorrt(message: Any) -> bool:
     """Return whether Triton takes a configuration for a TensorRT model's. It fills in the platform of the backend.
 
-    One that states neither may be one: Triton then tells by the files.
+    Without both it may be one: Triton then tells by the files.
     """
     return bool(message.platform == "tensorrt_plan" or (not message.platform and message.backend in ("tensorrt", "")))

@@ -1,4 +1,4 @@
-"""Rules for inputs, outputs and the tensors that batching adds to them."""
+"""Rules for inputs, outputs and the tensors added by batching."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Triton's `onnxruntime` backend on top of its Python backend (no repo_manager here: it runs in Triton's stub).
 
 It serves the repositories of the native C++ backend unchanged. For speed, a single request runs on its own shared
-memory. The requests of a batch are joined by one copy into a buffer that is kept. Values that are the same for every
-request are read from Python once.
+memory. The requests of a batch are joined by one copy into a lasting buffer. Values common to all requests are read
+from Python once.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class TritonPythonModel:
         return tuple(name for name in self._outputs if name in wanted) or self._outputs
 
     def _group_of(self, request: Any, feed: dict[str, Array]) -> tuple[Any, ...]:
-        """Return what two requests must have in common to run as one."""
+        """Return the key two requests must share to run as one."""
         if self._single is not None:
             return self._wanted(request), feed[self._single].shape[1:]
         return self._wanted(request), *((name, feed[name].shape[1:]) for name in sorted(feed))
@@ -215,7 +215,7 @@ class TritonPythonModel:
             return _error(exc)
 
     def _run_joined(self, key: tuple[Any, ...], members: list[tuple[int, dict[str, Array]]]) -> list[Any] | None:
-        """Run requests of the same shape as one. `None` when that fails or its outputs cannot be parted."""
+        """Run requests of the same shape as one. `None` when the run fails or its outputs cannot be parted."""
         outputs = key[0]
         first = members[0][1]
         sizes = [next(iter(feed.values())).shape[0] for _, feed in members]
@@ -255,14 +255,14 @@ class TritonPythonModel:
 
 
 def _decoded(array: Array) -> Array:
-    """Return bytes as the text that ONNX Runtime takes."""
+    """Return bytes as text for ONNX Runtime."""
     text = np.empty(array.size, np.object_)
     text[:] = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
     return text.reshape(array.shape)
 
 
 def _error(exc: Exception) -> Any:
-    """Return a response that carries the reason."""
+    """Return a response with the reason."""
     message = str(exc) or type(exc).__name__
     code = pb_utils.TritonError.INVALID_ARG if "INVALID_ARGUMENT" in message else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"onnx runtime error: {message}", code))

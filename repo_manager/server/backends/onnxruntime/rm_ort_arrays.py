@@ -1,8 +1,8 @@
 """How arrays pass between Triton's stub and ONNX Runtime (beside model.py, in Triton's stub process).
 
-The stub of Triton 2.51 is compiled against NumPy 1: with NumPy 2, `pb_utils.Tensor` makes empty tensors.
-DLPack does not depend on NumPy's layout, so with NumPy 2 arrays pass that way, still without a copy. It
-carries no strings, and the stub takes no empty arrays by it.
+The stub of Triton 2.51 is compiled against NumPy 1: with NumPy 2, `pb_utils.Tensor` makes empty tensors. DLPack does
+not depend on NumPy's layout, so with NumPy 2 arrays pass through it, still without a copy. It carries no strings, and
+the stub takes no empty arrays by it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _array_by_dlpack(tensor: Any) -> Array:
 
 
 def _tensor_by_dlpack(name: str, array: Array) -> Any:
-    """Return a tensor that shares the array's memory."""
+    """Return a tensor in the array's memory."""
     return pb_utils.Tensor.from_dlpack(name, np.ascontiguousarray(array))
 
 

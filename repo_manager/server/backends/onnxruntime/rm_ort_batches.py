@@ -22,7 +22,7 @@ _DTYPES = {"TYPE_INT32": np.dtype(np.int32), "TYPE_FP32": np.dtype(np.float32)}
 
 
 class SequenceStates:
-    """The states of live sequences, which an instance sees from their start to their end.
+    """The states of live sequences. An instance sees each from its start to its end.
 
     Args:
         config: configuration of the model, as parsed JSON.
@@ -40,11 +40,11 @@ class SequenceStates:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs of the model that are states."""
+        """The model's outputs for states."""
         return tuple(output for _, output in self.pairs)
 
     def give(self, request: Any, feed: dict[str, Array]) -> None:
-        """Put the sequence's states into a feed. At its start the initial ones, which Triton's request has, stay."""
+        """Put the sequence's states into a feed. At its start the initial ones from Triton's request stay."""
         if request.flags() & _START:
             self._states.pop(request.correlation_id(), None)
         found = self._states.get(request.correlation_id())
@@ -55,7 +55,7 @@ class SequenceStates:
             feed[name] = np.zeros_like(feed[name])
 
     def take(self, request: Any, outputs: Mapping[str, Array]) -> None:
-        """Keep what the model made of the states for the sequence's next request."""
+        """Keep the model's new states for the sequence's next request."""
         sequence, now = request.correlation_id(), time.monotonic()
         if not sequence:
             return  # an empty slot of the direct strategy
@@ -89,11 +89,11 @@ class Batches:
         self.needed = bool(self._ragged or self._made or self._scattered)
 
     def key(self, feed: Mapping[str, Array]) -> tuple[Any, ...]:
-        """Return what two requests must have in common to run as one."""
+        """Return the key two requests must share to run as one."""
         return tuple((name, feed[name].shape[1:]) for name in sorted(feed.keys() - self._ragged))
 
     def joined(self, feeds: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-        """Return what the model is fed for a batch of requests."""
+        """Return the model's inputs for a batch of requests."""
         feed = {}
         for name in feeds[0]:
             arrays = [each[name] for each in feeds]

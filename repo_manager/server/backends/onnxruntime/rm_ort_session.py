@@ -104,7 +104,7 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
 
 
 def new_run_options() -> ort.RunOptions:
-    """Return options of a run that are those of a run without any."""
+    """Return options of a run with no effect."""
     return ort.RunOptions()
 
 

@@ -15,5 +15,5 @@ class TritonPythonModel(EngineModel):  # type: ignore[misc]  # its base is not t
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
-        """Fill in what a configuration leaves out."""
+        """Fill in missing fields of a configuration."""
         return TritonPythonModel.complete_config(auto_complete_model_config)

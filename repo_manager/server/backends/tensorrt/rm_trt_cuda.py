@@ -102,7 +102,7 @@ class Cuda:
         return int(device.value or 0), int(host.value or 0)
 
     def free(self, device: int, host: int) -> None:
-        """Free what `allocate` gave."""
+        """Free the memory from `allocate`."""
         self._lib.cudaFree(ctypes.c_void_p(device))
         self._lib.cudaFreeHost(ctypes.c_void_p(host))
 
@@ -113,7 +113,7 @@ class Cuda:
 
 
 def host_bytes(address: int, size_bytes: int) -> np.ndarray[Any, Any]:
-    """Return pinned memory as bytes that NumPy can write. It must not outlive the allocation."""
+    """Return pinned memory as bytes writable by NumPy. It must not outlive the allocation."""
     memory = (ctypes.c_uint8 * max(size_bytes, 1)).from_address(address)
     return np.asarray(np.ctypeslib.as_array(memory))
 

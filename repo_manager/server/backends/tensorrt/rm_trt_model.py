@@ -30,7 +30,7 @@ def open_engine(library_name: str, default_file: str, folder: Path, config: dict
         device: number of the GPU.
 
     Raises:
-        TritonModelException: no GPU, no library, or a plan that does not fit. In words for the user.
+        TritonModelException: no GPU, no library, or an unfit plan. In words for the user.
     """
     try:
         cuda = Cuda(device)
@@ -96,7 +96,7 @@ class EngineModel:
         self._engine.close()
 
     def _key(self, index: int, feed: dict[str, Array]) -> tuple[Any, ...]:
-        """Return what requests must have in common to run as one. Without batching each is alone."""
+        """Return the key requests must share to run as one. Without batching each is alone."""
         if not self._batched:
             return (index,)
         return tuple((name, array.shape[1:]) for name, array in sorted(feed.items()))
@@ -122,7 +122,7 @@ class EngineModel:
 
 
 def _error(exc: Exception) -> Any:
-    """Return a response that carries the reason."""
+    """Return a response with the reason."""
     message = str(exc) or type(exc).__name__
     code = pb_utils.TritonError.INVALID_ARG if "INVALID_ARGUMENT" in message else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"tensorrt error: {message}", code))

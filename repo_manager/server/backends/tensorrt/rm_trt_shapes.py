@@ -60,7 +60,7 @@ def _within(shape: Shape, low: Shape, high: Shape) -> bool:
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> Profile:
-    """Return the profile that holds the shapes and is tuned closest to them.
+    """Return the profile tuned closest to the shapes among those with room for them.
 
     Raises:
         Mismatch: none holds them. The message has the shapes and the ranges.
@@ -85,7 +85,7 @@ def check(config: Mapping[str, Any], tensors: Sequence[Tensor], profiles: Sequen
         profiles: optimisation profiles of the engine.
 
     Raises:
-        Mismatch: with what was found and expected.
+        Mismatch: with the shapes found and expected.
     """
     name, limit = config["name"], int(config.get("max_batch_size", 0))
     for key, is_input in (("input", True), ("output", False)):
@@ -128,7 +128,7 @@ def _largest_batch(profile: Profile) -> int:
 
 
 def plan_filename(config: Mapping[str, Any], capability: str, default: str) -> str:
-    """Return which file a GPU loads: `cc_model_filenames`, then `default_model_filename`, then the default.
+    """Return the file for a GPU: `cc_model_filenames`, then `default_model_filename`, then the default.
 
     Args:
         config: configuration of the model, as parsed JSON.
