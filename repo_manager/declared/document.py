@@ -39,11 +39,11 @@ class Document:
     """A parsed file.
 
     Attributes:
-        name: what to call it.
+        name: name of the file in messages.
         value: mappings, lists, strings, numbers, booleans, `None`.
         places: path from the top -> place of the key or of the list's element.
-        problems: what is not read as it looks, or is twice: path, place and sentence. The value there is `None`, or
-            the first of the two.
+        problems: values read otherwise than they look, and doubled keys: path, place and sentence. The value there is
+            `None`, or the first of the two.
     """
 
     name: str
@@ -65,15 +65,15 @@ class Document:
 def parse_document(text: str, *, name: str) -> Document:
     """Parse YAML. Anchors, aliases and merge keys (`<<`) are fine.
 
-    A key that is twice, and a value that YAML reads otherwise than it looks, are among the document's problems.
+    A doubled key, and a value YAML reads otherwise than it looks, are among the document's problems.
 
     Args:
         text: content of the file.
-        name: what to call it in errors.
+        name: its name in errors.
 
     Raises:
-        InputError: it is not YAML, holds a value that is no plain one, or is nested or repeated beyond what a person
-            writes. With line and column.
+        InputError: it is not YAML, holds a value other than a plain one, or is nested or repeated beyond any
+            handwritten file. With line and column.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -161,7 +161,7 @@ class _Reader:
         return result
 
     def drop(self, prefix: Path, begin: int) -> None:
-        """Forget places a merge brought for a key that is here itself: of those since the mapping began."""
+        """Forget places a merge brought for a key given here itself: only places since the mapping began."""
         since = list(itertools.islice(reversed(self.places), len(self.places) - begin))
         for place in since:
             if place[: len(prefix)] == prefix:
@@ -175,7 +175,7 @@ class _Reader:
         return str(node.value)
 
     def problem(self, node: yaml.Node, path: Path, what: str) -> None:
-        """Keep a problem beside which the rest of the file can be read. It is reported with the others."""
+        """Keep a problem that lets the rest of the file be read. It is reported with the others."""
         self.problems.append((path, _place(node), what))
 
     def error(self, node: yaml.Node, what: str) -> InputError:

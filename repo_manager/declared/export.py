@@ -1,4 +1,4 @@
-"""A repository as the repository.yaml that would change nothing in it."""
+"""A repository as the repository.yaml of its present state."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ _BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
 def export_document(
     repository: LocationLike, *, base: StrPath | None = None, sources: Sequence[StrPath] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what the YAML file says, as plain values, and what of the repository it cannot say.
+    """Return the content of the YAML file, as plain values, and the parts of the repository beyond it.
 
     A manifest has the name of a source, not its place. Where `base` is given, each source is looked for by its digest:
     in `base`, below `sources` and among the repository's own files. So `apply` can rebuild the models from the file.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        base: the folder of the YAML file, to which paths in it are relative. `None` looks for nothing.
-        sources: folders with ONNX files and calibration data. They are searched with all that is below them.
+        base: the folder of the YAML file, base of the relative paths in it. `None` looks for nothing.
+        sources: folders with ONNX files and calibration data. They are searched with all their subfolders.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -105,7 +105,7 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
 
 
 def _described(entry: ModelEntry) -> VersionEntry:
-    """Return the version whose source the file has, which `newest` means there: the only one served, else the newest.
+    """Return the version behind the file's source, `newest` there: the only one served, else the newest.
 
     Of versions made from the same source in the same way `apply` takes the newest.
     """
@@ -119,7 +119,7 @@ def _described(entry: ModelEntry) -> VersionEntry:
 
 
 def _not_built(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what of a model's part names a version by its number, which `apply` does not build again."""
+    """Yield the keys of a model's part with a version's number: `apply` does not build it again."""
     yield from (f"tag {tag} ({number})" for tag, number in found.get("tags", {}).items() if number != "newest")
     if found.get("serve", "newest") != "newest":
         yield f"serve ({', '.join(map(str, _listed(found['serve'])))})"
@@ -130,7 +130,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _source(manifest: Manifest | None) -> dict[str, Any]:
-    """Return what a version was made from; nothing where the manifest does not say enough to recognise it."""
+    """Return a version's source. Nothing where the manifest does not say enough to recognise it."""
     if manifest is None:
         return {}
     source, request = manifest.source or {}, manifest.extra.get("request")
@@ -160,7 +160,7 @@ def _source(manifest: Manifest | None) -> dict[str, Any]:
 
 
 def _measured(manifest: Manifest | None) -> Mapping[str, Any]:
-    """Return what is recorded of a version's accuracy; empty without."""
+    """Return the record of a version's accuracy. Empty without."""
     found = ((manifest.conversion if manifest else None) or {}).get("accuracy")
     return found if isinstance(found, Mapping) else {}
 
@@ -178,8 +178,8 @@ class _Places:
     """Where sources are, found by their digests.
 
     Args:
-        base: the folder that paths are relative to.
-        folders: where to look, with all that is below.
+        base: base folder of relative paths.
+        folders: folders to search, with their subfolders.
     """
 
     def __init__(self, base: Path, folders: Sequence[Path]) -> None:
@@ -187,7 +187,7 @@ class _Places:
         self._digests: dict[tuple[Path, tuple[str, ...]], str] = {}
 
     def fill_in(self, entry: ModelEntry, found: dict[str, Any]) -> list[str]:
-        """Write the places of a model's source and calibration data into its part. Return what was not found."""
+        """Write the places of a model's source and calibration data into its part. Return the sources not found."""
         if "source" not in found:
             versions = ", ".join(str(version.version) for version in entry.versions)
             return [
@@ -218,7 +218,7 @@ class _Places:
         return [*notes, *self._fill_in_eval(entry, found)]
 
     def _fill_in_eval(self, entry: ModelEntry, found: dict[str, Any]) -> Iterator[str]:
-        """Write the place of the held-out data; yield that it was not found."""
+        """Write the place of the held-out data; yield a note if it was not found."""
         digest = str(_measured(_described(entry).manifest).get("digest") or "")
         if "eval" not in found or not digest:
             return  # A function is found by its name.
@@ -255,7 +255,7 @@ class _Places:
 
 
 def _own_files(entry: ModelEntry, digest: str) -> list[Path]:
-    """Return the repository's own files that are a source: what needed no conversion is the source."""
+    """Return the repository's own files as a source: an unconverted file is the source."""
     folders = [(version, local_folder(version.path)) for version in entry.versions]
     return [
         folder / name
@@ -267,13 +267,13 @@ def _own_files(entry: ModelEntry, digest: str) -> list[Path]:
 
 
 def _config(repository: Location, name: str, built: Manifest | None) -> dict[str, Any]:
-    """Return what config.pbtxt says, so `apply` changes nothing in it.
+    """Return the fields of config.pbtxt, so `apply` changes nothing in it.
 
     Args:
         repository: the root.
         name: the model.
-        built: of the version that `apply` can build again: then every field the model itself does not say is needed.
-            `None`: it can build none.
+        built: the version `apply` can build again: then every field beyond the model's own is needed. `None`: it can
+            build none.
     """
     anew = built is not None
     text = change_config(repository, name, {}, dry_run=True).before
@@ -302,13 +302,13 @@ def _config(repository: Location, name: str, built: Manifest | None) -> dict[str
 
 
 def _plain(messages: Sequence[Any], *names: str) -> dict[str, Any]:
-    """Return the fields of a single message that has these fields only. Of anything else nothing."""
+    """Return the fields of a message without any others. Of anything else nothing."""
     found = {field.name: value for each in messages for field, value in each.ListFields()}
     return found if len(messages) == 1 and not {*found} - {*names} else {}
 
 
 def _others(message: Any, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return fields as `set` takes them: parameters and what tensors have besides one by one, all others whole."""
+    """Return fields as `set` takes them: parameters and the extra fields of tensors one by one, all others whole."""
     for name in fields:
         if name == "parameters":
             yield from ((f"{name}.{key}", fields[name][key].string_value) for key in sorted(fields[name]))
@@ -322,7 +322,7 @@ def _others(message: Any, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _changed(message: Any, derived: Any) -> Iterator[tuple[str, str]]:
-    """Return what a person changed of the fields that come from the model, as `set` takes them."""
+    """Return a person's changes of the fields from the model, as `set` takes them."""
     named = message.default_model_filename
     if named not in ("", DEFAULT_FILENAMES.get(message.backend)) and not message.cc_model_filenames:
         yield "default_model_filename", named

@@ -58,15 +58,15 @@ def planned(
     """Plan, and keep a second `apply` of a local repository out until the block ends.
 
     Inside one block, the executed plan is the shown one. The kernel releases the lock when its holder dies. There is
-    no lock for a repository that does not exist yet or is in object storage, where each change is atomic, and for a
-    read-only one, in which a change fails on its own.
+    no lock for a new repository, nor in object storage, where each change is atomic, nor for a read-only one, where a
+    change fails on its own.
 
     Args:
         declaration: the file, read and checked.
-        base: the folder of its file: paths in it are relative to that.
+        base: the folder of its file: the base of relative paths in it.
         repository: where. Need not exist yet.
         servers: clients of the servers the file names.
-        prune: also plan the removal of what is not declared.
+        prune: also plan the removal of undeclared models and versions.
         fetch: fetches the source a URL names.
         rollout: how versions are deployed. A deployment it would refuse is an error of the plan. `None`: the defaults.
 
@@ -94,19 +94,19 @@ def plan_declaration(
     fetch: Fetch = _no_fetch,
     rollout: RolloutOptions | None = None,
 ) -> tuple[ModelPlan, ...]:
-    """Plan every declared model, in the file's order, then what will be pruned.
+    """Plan every declared model, in the file's order, then the removals.
 
     Args:
         declaration: the file, read and checked.
-        base: the folder of its file: paths in it are relative to that.
+        base: the folder of its file: the base of relative paths in it.
         repository: where. Need not exist yet.
         servers: clients of the servers the file names.
-        prune: also plan the removal of what is not declared.
+        prune: also plan the removal of undeclared models and versions.
         fetch: fetches the source a URL names; not called for one whose `digest` a version was made from.
         rollout: how versions are deployed. A deployment it would refuse is an error of the plan. `None`: the defaults.
 
     Returns:
-        One plan a model. A model that cannot be planned has its error in it. The others are planned all the same.
+        One plan a model. A model without a plan has its error in it. The others are planned all the same.
 
     Raises:
         RepositoryError: the repository's record is damaged.
@@ -172,14 +172,14 @@ class _Planner:
         return ModelPlan(self.name, True, version or None, tuple(steps), request=request)
 
     def _fetched(self, request: Request | None) -> Request | None:
-        """Fetch the source of a URL, unless a version was made from what it is pinned to."""
+        """Fetch the source of a URL, unless a version was made from the pinned content."""
         if request is None or not request.url or (request.digest is not None and self._made_from(request)):
             return request
         fetched = self.fetch(request.url)
         return dataclasses.replace(request, source=fetched.path, fetched=fetched)
 
     def _made_from(self, request: Request) -> VersionEntry | None:
-        """Return the newest version that is what is asked for."""
+        """Return the newest version made as asked."""
         versions = reversed(self.entry.versions) if self.entry is not None else ()
         return next((each for each in versions if each.manifest is not None and fulfils(each.manifest, request)), None)
 
@@ -204,7 +204,7 @@ class _Planner:
         return NEW
 
     def _config(self, repository: Location) -> Iterator[Step]:
-        """Compare with what config.pbtxt means, not with how it is written."""
+        """Compare with the meaning of config.pbtxt, not with its spelling."""
         before = change_config(repository, self.name, {}, dry_run=True).before
         changes = config_changes(self.name, self.model.config, before, self.base, where=f"{self.name}/config.pbtxt")
         planned = change_config(repository, self.name, changes, dry_run=True)
@@ -268,7 +268,7 @@ class _Planner:
     def _serving(
         self, served: tuple[int, ...], repository: Location, servers: Servers, *, before: Sequence[Step]
     ) -> list[Step]:
-        """Plan what puts versions into service, after the steps before it.
+        """Plan the deployments, after the steps before them.
 
         Raises:
             RepoManagerError: it would be refused.
@@ -301,7 +301,7 @@ class _Planner:
         return [step]
 
     def _rehearse(self, version: int, repository: Location, goals: Sequence[To]) -> None:
-        """Ask each goal whether it would take a version: what `apply` refuses is no plan.
+        """Ask each goal whether it would take a version: a plan `apply` would refuse is none.
 
         Raises:
             RepoManagerError: it would not.
@@ -312,7 +312,7 @@ class _Planner:
                 refuse(f"{self.name}:{version}", server.checks, options)
 
     def _removals(self, version: int, served: tuple[int, ...], *, deploys: bool) -> Iterator[Step]:
-        """Plan the removal of versions that nothing needs after the plan's other steps."""
+        """Plan the removal of versions without a use after the plan's other steps."""
         state = self.state.deployed(served[0] or max(self.existing) + 1) if deploys else self.state
         after = self.existing if version else (*self.existing, max(self.existing) + 1)
         tags = {**self.state.tags, **{tag: n for tag, n in self.model.tags.items() if n != "newest"}}
@@ -332,7 +332,7 @@ def _build(request: Request) -> Step:
 
 
 def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, servers: Servers) -> ModelPlan:
-    """Plan the removal of a model: first from the servers, so what is served is never removed."""
+    """Plan the removal of a model: first from the servers, so no served version is ever removed."""
     targets = tuple(
         dict.fromkeys([*declaration.targets, *(t for m in declaration.models.values() for t in m.targets or ())])
     )

@@ -36,7 +36,7 @@ def read_declaration(path: StrPath) -> Declaration:
         path: the file. `-` for standard input.
 
     Raises:
-        InputError: it cannot be read, or says what cannot be. Every problem is listed with its place.
+        InputError: it cannot be read, or contradicts the schema. Every problem is listed with its place.
     """
     path = Path(path)
     try:
@@ -66,7 +66,7 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
 
     Args:
         text: content of the file.
-        name: what to call it in errors.
+        name: its name in errors.
 
     Raises:
         InputError: as `read_declaration`.
@@ -90,7 +90,7 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
 
 
 def _told(document: Document, problems: Mapping[Location, str]) -> list[str]:
-    """All problems in the order of the file. Of a value that YAML reads otherwise than it looks, nothing further."""
+    """All problems in the order of the file. Nothing further of a value YAML reads otherwise than it looks."""
     told = [(place, f"{document.name}:{place}: {what}") for _, place, what in document.problems]
     unread = [path for path, _, _ in document.problems]
     for path, what in problems.items():
@@ -117,7 +117,7 @@ def _error(problems: Sequence[str]) -> InputError:
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-    """Names no mapping's type can check: of models and tags. What is of another form is left to the schema."""
+    """Names no mapping's type can check: of models and tags. Other forms are left to the schema."""
     models = content.get("models")
     for name, model in models.items() if isinstance(models, dict) else ():
         checks: list[tuple[Location, typing.Callable[[str], object], str]] = [
@@ -138,7 +138,7 @@ def _names(content: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
 
 
 def _problems(errors: Sequence[Any], document: Document) -> Iterator[tuple[Location, str]]:
-    """One sentence for each place. Of a value's possible forms, the one that came closest speaks."""
+    """One sentence for each place. Of a value's possible forms, the closest one gives the message."""
     groups: dict[Location, list[tuple[Location, Any]]] = {}
     for error in errors:
         path, base = _data_path(error, document.value)
@@ -219,7 +219,7 @@ def _known_keys(path: Location) -> list[str]:
 
 
 def _below(annotation: Any, part: str | int) -> Iterator[Any]:
-    """Return what a key, or an index, leads to in a type."""
+    """Return the type behind a key, or an index, of a type."""
     if _is_model(annotation):
         if part in annotation.model_fields:
             yield annotation.model_fields[str(part)].annotation

@@ -1,7 +1,7 @@
-"""What a version was asked for: the same source and options need no second conversion.
+"""The request behind a version: the same source and options need no second conversion.
 
 `add` and `apply` record it in the manifest as `request`. Options at their default are left out, so a later
-repo-manager with more options still recognises what an earlier one made. Which tools made it does not count.
+repo-manager with more options still recognises an earlier one's version. The tools behind it do not count.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _PLACES = ("timing_cache", "plans", "max_batch_size")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a version is asked for.
+    """The request for a version.
 
     Attributes:
-        source: path of the ONNX file. Need not exist when `digest` says what it holds. Of a URL only once `fetched`.
-        digest: what the file is pinned to. `None`: any content.
+        source: path of the ONNX file. Need not exist when `digest` gives its content. Of a URL only once `fetched`.
+        digest: digest the file must have. `None`: any content.
         precision: of the version.
         backend: a backend's name. `None`: the one of the existing versions.
         sparsity: `require`, `report` or `prune`.
         calibration: a file, a folder or `module:function`. `None` for none.
-        calibration_digest: what it is pinned to.
-        convert: options of the conversion that are not at their default.
-        engine: options of the engine that are not at their default.
+        calibration_digest: digest the calibration data must have.
+        convert: options of the conversion not at their default.
+        engine: options of the engine not at their default.
         accuracy: held-out data and limits, as `AccuracyOptions` takes them. Empty for none.
         url: where the source is fetched from. Empty for a path.
         fetched: the source of a URL, open. `None` before it was fetched.
@@ -67,7 +67,7 @@ class Request:
 
     @property
     def shown(self) -> str:
-        """The source as it is shown: the path, or the URL without what may be a credential."""
+        """The source as it is shown: the path, or the URL without possible credentials."""
         return str(self.source) if self.fetched is None else str(self.fetched.opened)
 
 
@@ -87,7 +87,7 @@ class FetchedSource:
 def request_record(
     *, backend: Backend, sparsity: str, calibration: StrPath | None, convert: Any, engine: Any
 ) -> dict[str, Any]:
-    """Return what a manifest records of the options a version was made with.
+    """Return a manifest's record of a version's options.
 
     Args:
         backend: as it was chosen.
@@ -108,7 +108,7 @@ def request_record(
 
 
 def options_record(options: Any) -> dict[str, Any]:
-    """Return the fields of an options' dataclass that are not at their default, as JSON."""
+    """Return the fields of an options' dataclass not at their default, as JSON."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -155,10 +155,10 @@ def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()
 
 
 def fulfils(manifest: Manifest, request: Request) -> bool:
-    """Return whether a version is what is asked for.
+    """Return whether a version was made as asked.
 
     Raises:
-        InputError: the source or the calibration data cannot be read, or is not what it is pinned to.
+        InputError: the source or the calibration data cannot be read, or has another digest than the pinned one.
     """
     source = manifest.source or {}
     if manifest.precision != request.precision or request.backend not in (None, manifest.backend):
@@ -181,7 +181,7 @@ def fulfils(manifest: Manifest, request: Request) -> bool:
 
 
 def check_accuracy(where: str, manifest: Manifest, request: Request) -> None:
-    """Hold what was recorded of a version's accuracy against what is declared. One that was not measured passes.
+    """Compare the record of a version's accuracy with the declared limits. One without a measurement passes.
 
     Args:
         where: `NAME:VERSION`, for the message.

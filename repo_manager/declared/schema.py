@@ -1,4 +1,4 @@
-"""What a repository.yaml may say: the models behind docs/repository.schema.json."""
+"""The schema of a repository.yaml: the models behind docs/repository.schema.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 NOTES_PREFIX = "x-"
-"""Keys at the top that start so are not read: places for anchors."""
+"""Keys at the top with this beginning are not read: places for anchors."""
 
 Count = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**31 - 1)]
 Size = Annotated[int, pydantic.Field(strict=True, ge=0, le=2**31 - 1)]
@@ -35,19 +35,19 @@ Served = Number | Literal["newest"] | Text
 
 
 class _Part(pydantic.BaseModel):
-    """A mapping of the file: no key it does not know, and nothing that changes afterwards."""
+    """A mapping of the file: no key it does not know, and no later change."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class FileReference(_Part):
-    """A file, and what it must hold. A text alone is its path."""
+    """A file, and its digest. A text alone is its path."""
 
     path: Text
     """Relative to this file. For a source also a URL, as `add` takes it: s3://, gs://, as://, https://, models:/NAME/1.
     For calibration also a folder, or `module:function`."""
     digest: Digest | None = None
-    """What it must hold. A version made from it needs the file itself no more."""
+    """The digest it must have. A version made from it needs the file itself no more."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -96,7 +96,7 @@ class Conversion(_Part):
     """Gates and exceptions of the conversion, as the options of `add`."""
 
     keep_fp32: tuple[Text, ...] = ()
-    """Patterns of layers that stay in FP32."""
+    """Patterns of layers to leave in FP32."""
     auto_keep: Size = 0
     """Search up to so many layers to keep, so the gate passes."""
     max_drift: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
@@ -155,7 +155,7 @@ class Engine(_Part):
 
 
 class Instances(_Part):
-    """How many copies of the model run, and on what: the first instance group of config.pbtxt."""
+    """The number of copies of the model, and their place: the first instance group of config.pbtxt."""
 
     count: Count = 1
     """Copies for each GPU, or in all on the CPU."""
@@ -173,10 +173,10 @@ class Batching(_Part):
 
 
 class Config(_Part):
-    """What config.pbtxt says. What is not declared stays as it is."""
+    """Fields of config.pbtxt. Undeclared ones stay as they are."""
 
     tuned: FileReference | None = None
-    """A result of `tune --json`: what it changed of this model is declared, except for what is here besides."""
+    """A result of `tune --json`: its changes of this model are declared, except for fields given here."""
     max_batch_size: Size | None = None
     """0: no batching."""
     instance_group: Instances | None = None
@@ -197,12 +197,12 @@ class Model(_Part):
     backend: Literal["auto", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "auto"
     """`auto`: the existing model's, else by this machine."""
     sparsity: Literal["require", "report", "prune"] = "report"
-    """Weights that are not 2:4: fail, report, or prune them."""
+    """Weights without the 2:4 pattern: fail, report, or prune them."""
     shapes: dict[Text, Shape] = pydantic.Field(default_factory=dict)
     """Shapes of an engine's inputs."""
     eval: Evaluation | None = None
-    """Held-out data a new version is scored on, and its limits. A version that exists is not scored again: what was
-    recorded when it was made is held against the limits."""
+    """Held-out data a new version is scored on, and its limits. An existing version is not scored again: its recorded
+    score is compared with the limits."""
     convert: Conversion = Conversion()
     engine: Engine = Engine()
     config: Config = Config()
@@ -211,11 +211,12 @@ class Model(_Part):
     tags: dict[Text, Number | Literal["newest"]] = pydantic.Field(default_factory=dict)
     """Names for versions. `newest` is the version of the source."""
     serve: Served | tuple[Number, ...] | None = None
-    """The version to serve: `newest` (that of the source), a number, a tag, or several numbers. Left out: as it is."""
+    """The version to serve: `newest` (the one of the source), a number, a tag, or several numbers. Left out: as it
+    is."""
     versions: tuple[Number, ...] = ()
-    """Versions that `--prune` leaves, besides those used."""
+    """Number of versions `--prune` leaves, besides those used."""
     targets: tuple[Text, ...] | None = None
-    """Servers that serve it, in place of the file's."""
+    """Servers for it, in place of the file's."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Model:
@@ -238,7 +239,7 @@ class Declaration(_Part):
     schema_version: Literal[1] = 1
     """Of this format."""
     targets: tuple[Text, ...] = ()
-    """Servers of all models that say no others: URLs, dns://NAME:PORT, @FILE."""
+    """Servers of all models without their own: URLs, dns://NAME:PORT, @FILE."""
     models: dict[Text, Model]
     """Name -> model."""
 

@@ -23,7 +23,7 @@ else:
 __all__ = ["EMBEDDED", "Servers"]
 
 EMBEDDED = "embedded"
-"""The target that represents the running `serve` of the repository. One is started where there is none."""
+"""The target for the running `serve` of the repository. One is started where there is none."""
 
 
 class Servers:
@@ -77,7 +77,7 @@ class Servers:
         return tuple(found.values())
 
     def clusters(self, targets: Sequence[str]) -> tuple[str, ...]:
-        """Return the targets that are in a cluster.
+        """Return the targets in a cluster.
 
         Raises:
             UsageError: one cannot be understood.
@@ -88,7 +88,7 @@ class Servers:
         return found
 
     def held_by(self, cluster: str) -> Mapping[str, tuple[int, ...]]:
-        """Return what a target in a cluster serves, model -> versions.
+        """Return the served models of a target in a cluster, model -> versions.
 
         Raises:
             RepoManagerError: it is unknown.

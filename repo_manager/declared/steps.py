@@ -1,4 +1,4 @@
-"""What `apply` would do: one plan a model, one step a change."""
+"""The plan of `apply`: one plan a model, one step a change."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Step:
 
     Attributes:
         action: its kind.
-        what: it in words.
+        what: the step, in words.
         version: the version it is about. `None`: the one this plan builds, or the whole model.
         versions: the versions to serve.
         changes: of config.pbtxt, as `change_config` takes them. Empty for a model without versions, whose config.pbtxt
-            is derived first and then compared with what is declared.
+            is derived first and then compared with the declared fields.
         labels: output -> its labels.
         tag: the tag to set.
         targets: the servers.
@@ -63,16 +63,16 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
-    """What will be done about one model.
+    """The plan for one model.
 
     Attributes:
         name: the model.
         declared: whether the file declares it.
         version: the version of its source. `None` when it must be built, or there is no source.
         steps: in order. Empty when everything is as declared.
-        error: why it cannot be brought to what is declared. Nothing is done then.
+        error: why it cannot be brought to the declared state. Nothing is done then.
         exit_code: of that error. 0 without one.
-        request: what a build is asked for.
+        request: the request for a build.
     """
 
     name: str
@@ -91,11 +91,11 @@ class ModelPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ModelResult:
-    """What was done about one model.
+    """The changes made to one model.
 
     Attributes:
         name: the model.
-        done: the steps that were done, in words.
+        done: the steps made, in words.
         version: the version built. `None` when none was.
         error: why the rest was not done. `None` when all was.
         exit_code: of that error. 0 without one.
@@ -110,12 +110,12 @@ class ModelResult:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ApplyResult(Summarized):
-    """What was done.
+    """The result of `apply`.
 
     Attributes:
-        models: those about which something had to be done, in order.
+        models: the models with a step, in order.
         unchanged: how many were as declared already.
-        seconds: duration.
+        seconds: wall time.
     """
 
     models: tuple[ModelResult, ...]
@@ -131,7 +131,7 @@ class ApplyResult(Summarized):
 
     @property
     def failed(self) -> tuple[ModelResult, ...]:
-        """Models that are not what is declared."""
+        """Models not in the declared state."""
         return tuple(model for model in self.models if model.error is not None)
 
 
@@ -142,7 +142,7 @@ _PREFERRED = "dynamic_batching.preferred_batch_size"
 
 
 def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
-    """Return what a version of a declared model is asked for, or `None` without a source.
+    """Return the request for a version of a declared model, or `None` without a source.
 
     Args:
         model: the model as the file declares it.
@@ -174,7 +174,7 @@ def request_of(model: Model, base: Path, backend: str | None) -> Request | None:
 
 
 def config_changes(name: str, config: Config, text: str, base: Path, *, where: str) -> dict[str, str | None]:
-    """Return what `change_config` must set so that a config.pbtxt says what is declared.
+    """Return the fields `change_config` must set for a config.pbtxt with the declared values.
 
     Args:
         name: name of the model.
@@ -185,7 +185,8 @@ def config_changes(name: str, config: Config, text: str, base: Path, *, where: s
 
     Raises:
         ConfigError: the text cannot be parsed.
-        InputError: the result of a tuning cannot be read, is not what it is pinned to, or is about other models.
+        InputError: the result of a tuning cannot be read, has another digest than the pinned one, or is about other
+            models.
     """
     message = parse_config(text, where=where).message()
     changes = {} if config.tuned is None else _tuned(name, config.tuned, base)
@@ -209,7 +210,7 @@ def config_changes(name: str, config: Config, text: str, base: Path, *, where: s
 
 
 def _tuned(name: str, reference: FileReference, base: Path) -> dict[str, str | None]:
-    """Return what a tuning changed of a model.
+    """Return a tuning's changes of a model.
 
     Raises:
         InputError: as `config_changes`.

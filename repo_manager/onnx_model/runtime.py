@@ -1,7 +1,7 @@
 """The process for foreign models, as its owner sees it: one for all models, started when one is needed.
 
 ONNX Runtime neither ends an operator nor a load on request, allocates what a graph asks for, and may crash on one. So
-it runs in a process of its own killed by a deadline, a signal, or the end of its owner.
+it runs in a process of its own, killed by a deadline, a signal, or the end of its owner.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ class SessionSource:
 
 
 class RuntimeLateError(InputError):
-    """A load or a run took too long: no `ModelError`, since a trial of a model takes one for a finding, and goes
-    on."""
+    """A load or a run took too long. No `ModelError`: a trial of a model takes one for a finding, and goes on."""
 
 
 class RuntimeRefusedError(Exception):

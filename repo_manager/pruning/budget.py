@@ -1,8 +1,8 @@
-"""Choose the layers that are worth their harm: the most arithmetic that can run sparse within a budget.
+"""Choose the layers worth their harm: the most sparse arithmetic within a budget.
 
 Each layer's harm is measured, not guessed: the layer alone is pruned, and the model runs. Then layers are added
-greedily: the layer with the least harm for its multiply-accumulates is measured again on top of those that are chosen
-already, and taken if it still comes first. Each step is a point of the front (share of the arithmetic against harm).
+greedily: the layer with the least harm for its multiply-accumulates is measured again on top of those chosen already,
+and taken if it still comes first. Each step is a point of the front (share of the arithmetic against harm).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PATIENCE = 1.05  # a layer that is this much worse than it was thought to be wa
 
 @dataclass(frozen=True)
 class Budget:
-    """What pruning may cost.
+    """The limit on pruning's harm.
 
     Attributes:
         limit: of the drift's upper bound, or of how far the metric may fall.
@@ -49,8 +49,8 @@ class Step:
     """One point of the front.
 
     Attributes:
-        layers: names of those pruned, in the order in which they were chosen.
-        gain: multiply-accumulates that can run sparse.
+        layers: names of those pruned, in the order of their choice.
+        gain: multiply-accumulates able to run sparse.
         drift: the worst output's. `None` if the metric counts.
         upper: its bound, see `Measured`.
         metric: the user's.
@@ -63,13 +63,13 @@ class Step:
     metric: float | None
 
     def cost(self, budget: Budget) -> float:
-        """Return what the budget limits."""
+        """Return the quantity the budget limits."""
         if budget.dense_metric is not None:
             return budget.dense_metric - (self.metric or 0.0)
         return self.upper or 0.0
 
     def harm(self, budget: Budget) -> float:
-        """Return what adds up over layers: the squared drift, or the metric's loss."""
+        """Return the quantity to add up over layers: the squared drift, or the metric's loss."""
         if budget.dense_metric is not None:
             return max(self.cost(budget), 0.0)
         return (self.drift or 0.0) ** 2
@@ -88,7 +88,7 @@ class Meter:
         judge: on samples to choose by.
         draft: the dense model.
         gains: layer -> its gain.
-        memory: file of what was measured. `None` keeps nothing.
+        memory: file of earlier measurements. `None` keeps nothing.
         told: called after each measurement.
     """
 
@@ -109,7 +109,7 @@ class Meter:
         Args:
             layers: layers to prune, in the graph's order.
             changed: layer -> the constants it changes.
-            kind: of the solutions: what is remembered is of this kind.
+            kind: kind of the solutions remembered.
         """
         key = hashlib.sha256("\n".join([kind, *sorted(layers)]).encode()).hexdigest()
         if key not in self._known:
@@ -132,7 +132,7 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
     Args:
         meter: measures a choice of layers.
         changed: layer -> the constants it changes when it is pruned.
-        budget: a layer that exceeds it by far waits until no other one fits. Then the rest is added in lots.
+        budget: a layer far beyond it waits until no other one fits. Then the rest is added in lots.
 
     Returns:
         The steps, each with more layers than the one before.
@@ -179,7 +179,7 @@ def points_of(
     Args:
         steps: steps of the front, from dense to pruned.
         macs: of the whole model.
-        labels: layer -> what it is called.
+        labels: layer -> its name for people.
         alone: each layer was solved behind dense ones.
     """
     points, before = [], 0

@@ -1,4 +1,4 @@
-"""Solve the layers of a model one after the other, each on what it sees behind those that are pruned already."""
+"""Solve the layers of a model one after the other, each on its inputs behind the layers pruned already."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = [
 
 Array = NDArray[Any]
 Progress = Callable[[float, str], None]
-"""Told the share that is done, 0 to 1, and the layer that is being solved."""
+"""Called with the share done, 0 to 1, and the layer being solved."""
 
 _DEFAULT_DAMPING = 0.01
 _JUDGING_EVERY = 4  # samples
@@ -61,11 +61,11 @@ class SolveOptions:
     """How layers are solved.
 
     Attributes:
-        damping: added to each Hessian's diagonal, as a share of its mean. `None` chooses for each layer what does best
-            on a quarter of the samples the others are fitted without.
+        damping: added to each Hessian's diagonal, as a share of its mean. `None` chooses for each layer the best value
+            on a quarter of the samples, left out of the fit.
         seed: of the draws of columns.
         threads: at work at a time. `None` is one per processor. The result does not depend on it.
-        work: folder for what is solved so far, so a run that was stopped goes on. `None` keeps nothing.
+        work: folder for the layers solved so far, so a stopped run goes on. `None` keeps nothing.
     """
 
     damping: float | None = None
@@ -81,14 +81,14 @@ class SolveOptions:
 
 @dataclass(frozen=True)
 class Solved:
-    """What one layer became.
+    """The solution of one layer.
 
     Attributes:
         matrix: `[N, K]` float32.
         shift: by how much the means of its outputs fall short, `[N]`.
         error: relative error of the layer's outputs against the dense model's, on the calibration data.
         magnitude_error: the same for magnitude pruning.
-        damping: that was used.
+        damping: damping used in the solution.
     """
 
     matrix: Array
@@ -100,7 +100,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Journal:
-    """Layers that are solved, in a folder, so a run that was stopped goes on where it was.
+    """Solved layers, in a folder, so a stopped run goes on where it was.
 
     Attributes:
         folder: `None` keeps nothing.
@@ -110,7 +110,7 @@ class Journal:
 
     @classmethod
     def opened(cls, key: Sequence[Any], folder: Path | None) -> Journal:
-        """Open a folder, which is created when missing.
+        """Open a folder. A missing one is created.
 
         Args:
             key: everything the solutions depend on.
@@ -170,7 +170,7 @@ def workers(threads: int | None) -> Iterator[tuple[Executor, int]]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run over the layers works with.
+    """The parts of a run over the layers.
 
     Attributes:
         model: digest of the dense model.
@@ -200,7 +200,7 @@ class Run:
 
 
 def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda _, __: None) -> dict[str, Solved]:
-    """Solve layers in the order in which data reaches them.
+    """Solve layers in the order of the data's way.
 
     Args:
         run: the dense model and its data.
@@ -248,7 +248,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
 
 
 def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _, __: None) -> dict[str, Solved]:
-    """Solve each layer as if it alone were pruned: on what it sees in the dense model.
+    """Solve each layer as if it alone were pruned: on its inputs in the dense model.
 
     Args:
         run: the dense model and its data.
@@ -282,7 +282,7 @@ def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], st
     """Return the constants a solved layer changes, by name, as they are stored. They are computed when read.
 
     Args:
-        layer: the layer that was solved.
+        layer: the solved layer.
         solved: new values of the layer.
         weights: name -> constants of the model.
         store: reads the values of constants.
@@ -334,10 +334,10 @@ def _observe(
     journal: Journal,
     free: frozenset[int] = frozenset(),
 ) -> dict[str, Moments]:
-    """Sum up what layers see in the pruned model, and what they answer in the dense one.
+    """Sum up the inputs of layers in the pruned model, and their answers in the dense one.
 
     Layers of the journal are not summed up. The model runs in the same pieces with them, because other pieces round
-    otherwise, and a run that goes on must end as one that was never stopped.
+    otherwise, and a continued run must end like one never stopped.
     """
     seen = {use.value for layer in group for use in layer.uses}
     wanted = {use.output for layer in group for use in layer.uses}
@@ -375,7 +375,7 @@ def _observe(
 
 
 def _known_or_solved(layer: Layer, moments: dict[str, Moments], run: Run, journal: Journal) -> Solved:
-    """Return a layer as the journal has it, or solve it and keep it there. Frees what it is solved from."""
+    """Return a layer as the journal has it, or solve it and keep it there. Frees the sums it was solved from."""
     result = journal.read(layer.name)
     if result is None:
         result = _solve(layer, moments.pop(layer.name), run)

@@ -1,9 +1,9 @@
-"""Which channels of a graph can change places: classes of axes that must be permuted alike.
+"""The channels of a graph free to change places: classes of axes to permute alike.
 
 Each value with a channel axis has a layout: the axis, and the classes of channels along it (several behind a Concat).
-Operators that treat channels alike pass the layout on and join classes (Add branches). Convolutions and matrix
-products read one class and begin another. Whatever is not known here, and the model's inputs and outputs, pins its
-channels.
+Operators with the same treatment of all channels pass the layout on and join classes (Add branches). Convolutions and
+matrix products read one class and begin another. Whatever is not known here, and the model's inputs and outputs, pins
+its channels.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _PER_CHANNEL = {"BatchNormalization", "InstanceNormalization"}
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a stored tensor along which classes of channels lie.
+    """One axis of a stored tensor with classes of channels along it.
 
     Attributes:
         weight: the tensor's name.
         axis: of the stored tensor, from 0.
         classes: along it, in order.
-        reduces: the axis is summed over: it decides which weights share a group of four.
+        reduces: the axis is summed over: it decides on the weights in a group of four.
     """
 
     weight: str
@@ -58,7 +58,7 @@ class _Layout:
 
 @dataclass
 class Channels:
-    """Classes of channels that are permuted alike.
+    """Classes of channels permuted alike.
 
     Attributes:
         sizes: of each class, by number.
@@ -129,7 +129,7 @@ class _Walk:
         return self.channels
 
     def _handled(self, node: onnx.NodeProto) -> bool:
-        """Pass layouts on. `False`: what the node reads must be pinned."""
+        """Pass layouts on. `False`: the node's inputs must be pinned."""
         op = node.op_type
         if op == "Conv":
             return self._conv(node)
@@ -183,7 +183,7 @@ class _Walk:
         return before[axis] == after[axis] > 0
 
     def _own(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a constant that one node reads."""
+        """Return the shape of a constant with one reader."""
         weight = self.draft.weights.get(name)
         return weight.shape if weight is not None and self.readers.get(name) == 1 and weight.tensor is None else None
 

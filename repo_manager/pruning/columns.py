@@ -25,8 +25,8 @@ class MatrixColumns:
     Attributes:
         value: the other operand's name.
         output: the product's name.
-        reduction: axis of `value` that is summed over, from the end.
-        channel: axis of `output` that counts the weight's outputs, from the end.
+        reduction: axis of `value` summed over, from the end.
+        channel: axis of `output` of the weight's outputs, from the end.
     """
 
     value: str
@@ -41,7 +41,7 @@ class MatrixColumns:
             value: input of the product.
             output: output of the product.
             limit: largest number of rows.
-            random: generator that chooses the rows.
+            random: generator for the choice of rows.
         """
         reduction = -1 if value.ndim == 1 else self.reduction
         inputs = np.moveaxis(value, reduction, -1).reshape(-1, value.shape[reduction])
@@ -95,7 +95,7 @@ class ConvColumns:
             value: input of the convolution, `[N, C, ...]`.
             output: output of the convolution, `[N, K, ...]`.
             limit: largest number of places.
-            random: generator that chooses the places.
+            random: generator for the choice of places.
         """
         batch, channels = value.shape[:2]
         places = output.shape[2:]
@@ -138,7 +138,7 @@ class ConvColumns:
 
 
 def _drawn(count: int, limit: int, random: np.random.Generator) -> Array:
-    """Return which of `count` products are taken, in order."""
+    """Return the numbers of the products taken of `count`, in order."""
     if count <= limit:
         return np.arange(count)
     return np.sort(random.choice(count, limit, replace=False))

@@ -1,7 +1,7 @@
 """Train a pruned graph against the dense model's answers, with its masks fixed.
 
 The graph runs in PyTorch node by node, on unlabelled samples. Before that it is compared with ONNX Runtime: a graph
-that PyTorch does not compute alike is refused. Only stored values change.
+PyTorch computes differently is refused. Only stored values change.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _TRAINED_INPUTS = {
     "InstanceNormalization": (1, 2),
     "Add": (0, 1),
 }
-"""What is trained beside the pruned weights: biases and scales."""
+"""The constants trained beside the pruned weights: biases and scales."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Samples, and what the dense model answers."""
+    """Samples, and the dense model's answers."""
 
     inputs: Sequence[Mapping[str, Array]]
     answers: Sequence[Mapping[str, Array]]
@@ -95,7 +95,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The dense model's answers, and a graph that can be trained towards them.
+    """The dense model's answers, and a graph to train towards them.
 
     Attributes:
         graph: in PyTorch.
@@ -113,12 +113,12 @@ class Teacher:
 
     @classmethod
     def of(cls, run: Run, model: Model, choosing: CalibrationData, epochs: int) -> Teacher:
-        """Run the dense model, and see that PyTorch computes it as ONNX Runtime does.
+        """Run the dense model, and check that PyTorch computes it as ONNX Runtime does.
 
         Args:
-            run: the dense graph and the samples that train.
+            run: the dense graph and the samples to train on.
             model: the dense model.
-            choosing: samples that choose the epoch.
+            choosing: samples for the choice of the epoch.
             epochs: how often each sample is trained on.
 
         Raises:
@@ -138,12 +138,12 @@ class Teacher:
     def train(
         self, pruned: Mapping[str, Weight], masked: Collection[str], progress: Callable[[float, str], None]
     ) -> tuple[dict[str, Weight], DistillationEvidence]:
-        """Train constants that pruning changed.
+        """Train the constants changed by pruning.
 
         Args:
-            pruned: all constants that pruning changed, by name.
+            pruned: all constants changed by pruning, by name.
             masked: names of those whose zeros stay.
-            progress: receives the share that is done and a label.
+            progress: called with the share done and a label.
         """
 
         def told(epoch: int) -> None:
@@ -160,7 +160,7 @@ class Distiller:
     Args:
         draft: the dense model.
         where: names the model in errors.
-        trainable: names of the constants that may change.
+        trainable: names of the constants free to change.
 
     Raises:
         MissingDependencyError: PyTorch is not installed.
@@ -203,7 +203,7 @@ class Distiller:
 
         Args:
             sample: arrays by name of the input.
-            trained: constants that replace those of the dense model, by name.
+            trained: constants in place of the dense model's, by name.
             all_values: also return values inside the graph.
         """
         values: dict[str, Tensor] = {**self.constants, **trained}
@@ -221,7 +221,7 @@ class Distiller:
         return values if all_values else {value.name: values[value.name] for value in self.draft.graph.output}
 
     def compare(self, examples: Examples, folder: Path) -> float:
-        """See that PyTorch computes the dense graph as ONNX Runtime does.
+        """Check that PyTorch computes the dense graph as ONNX Runtime does.
 
         Args:
             examples: the first of these are compared.
@@ -231,7 +231,7 @@ class Distiller:
             The largest difference of an output, as a share of its largest value.
 
         Raises:
-            ModelError: they differ; the message names the first operator that does.
+            ModelError: they differ. The message names the first differing operator.
         """
         pairs = list(zip(examples.inputs, examples.answers, strict=True))[:_COMPARED]
         sizes = {name: max(_size(answer[name]) for _, answer in pairs) for name in pairs[0][1]}
@@ -269,10 +269,10 @@ class Distiller:
         settings: Settings,
         progress: Callable[[int], None],
     ) -> tuple[dict[str, Weight], DistillationEvidence]:
-        """Train, and return the constants of the epoch that does best on samples which train nothing.
+        """Train, and return the constants of the epoch with the best result on samples outside the training.
 
         Args:
-            pruned: all constants that pruning changed, by name.
+            pruned: all constants changed by pruning, by name.
             masked: those whose zeros stay.
             training: examples to train on.
             choosing: examples to choose the epoch by.
@@ -324,7 +324,7 @@ class Distiller:
 
         Args:
             examples: samples with the answers of the dense model.
-            trained: constants that replace those of the dense model, by name.
+            trained: constants in place of the dense model's, by name.
         """
         errors: dict[str, list[float]] = {}
         with torch.no_grad():
@@ -339,7 +339,7 @@ class Distiller:
         return max((math.sqrt(one / all_) if all_ else 0.0 for one, all_ in errors.values()), default=0.0)
 
     def _trained(self, pruned: Mapping[str, Weight]) -> list[str]:
-        """Return the constants that are trained: those that pruning changed, and biases and scales."""
+        """Return the constants to train: those changed by pruning, and biases and scales."""
         names = list(pruned)
         for node in self.nodes:
             for place in _TRAINED_INPUTS.get(node.op_type, ()):
@@ -354,7 +354,7 @@ class Distiller:
         return torch.from_numpy(np.array(weight.load())).float()
 
     def _used(self, values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the trained constants as the graph reads them: masked, in the type in which they are stored."""
+        """Return the trained constants as the graph reads them: masked, in their stored type."""
         return {
             name: (value * masks[name] if name in masks else value).to(self.constants[name].dtype)
             for name, value in values.items()
@@ -411,7 +411,7 @@ def _size(value: Array) -> float:
 
 
 def _difference(found: Array, wanted: Array, size: float) -> float:
-    """Return the largest difference as a share of `size`, or the share of elements that differ."""
+    """Return the largest difference as a share of `size`, or the share of differing elements."""
     if found.shape != wanted.shape:
         return math.inf
     if wanted.dtype.kind != "f":

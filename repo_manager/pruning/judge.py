@@ -26,7 +26,7 @@ __all__ = ["Judge", "Measured", "Metric", "metric_of", "upper_bound"]
 Array = NDArray[Any]
 Runs = Callable[[Mapping[str, Array]], dict[str, Array]]
 Metric = Callable[..., float]
-"""Takes a function that runs the model once, and says how good the model is: greater is better."""
+"""Takes a function for one run of the model, and returns how good the model is: greater is better."""
 
 _T_95 = {1: 6.314, 2: 2.920}  # Student's t, one-sided; from 3 degrees on a series is good to 1 %
 _Z_95 = 1.645
@@ -35,7 +35,7 @@ _MIN_TO_HALVE = 8  # samples of a metric
 
 @dataclass(frozen=True)
 class Measured:
-    """What one comparison gave.
+    """The result of one comparison.
 
     Attributes:
         drift: of each output.
@@ -63,11 +63,11 @@ class Judge:
     """Measures models on one set of samples, against the dense model's answers.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         data: representative inputs of the model.
         folder: folder for the files.
         metric: the user's metric. `None`: only the drift is measured.
-        part: `choose` or `judge`: what this judge is for, passed to a metric with two parameters.
+        part: `choose` or `judge`: the purpose of this judge, passed to a metric with two parameters.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class Judge:
 
 
 def metric_of(evaluator: Evaluator) -> Metric:
-    """Return a metric for labelled data, or for a function that gives one number for each sample.
+    """Return a metric for labelled data, or for a function with one number for each sample.
 
-    Every other sample chooses layers, and the rest judges the result. A function that gives one number for all samples
-    does both on the same data.
+    Every other sample chooses layers, and the rest judges the result. A function with one number for all samples does
+    both on the same data.
     """
 
     def score(run: Runs, part: str) -> float:
@@ -133,7 +133,7 @@ def measure_metric(metric: Metric, run: Runs, part: str) -> float:
 
     Args:
         metric: the quantity that is measured.
-        run: function that runs the model.
+        run: function for a run of the model.
         part: name of the measured model, for messages.
 
     Raises:
@@ -157,7 +157,8 @@ def measure_metric(metric: Metric, run: Runs, part: str) -> float:
 
 
 def _squares(candidate: Array, source: Array) -> tuple[float, float]:
-    """Return one sample's squared error and squared size. For types without sizes, elements that differ and all."""
+    """Return one sample's squared error and squared size. For types without sizes, the counts of differing elements
+    and of all."""
     if candidate.shape != source.shape:
         return math.inf, 1.0
     if source.dtype.kind not in "fV":
@@ -169,7 +170,7 @@ def _squares(candidate: Array, source: Array) -> tuple[float, float]:
 
 
 def upper_bound(pairs: Sequence[tuple[float, float]]) -> float:
-    """Bound the drift sqrt(sum of errors / sum of sizes) that more samples of the same kind would show.
+    """Bound the drift sqrt(sum of errors / sum of sizes) to expect with more samples of the same kind.
 
     One-sided, 95 %: Student's interval of the logarithm, with the jackknife's standard error over samples and a
     correction for their skewness (Hall, "On the removal of skewness by transformation", 1992): few samples are hard.
@@ -178,7 +179,7 @@ def upper_bound(pairs: Sequence[tuple[float, float]]) -> float:
         pairs: squared error and squared size of each sample.
 
     Returns:
-        The bound. Infinite with fewer than two samples that differ, 0 if nothing differs.
+        The bound. Infinite with fewer than two differing samples, 0 if nothing differs.
     """
     errors, sizes = np.array(pairs, np.float64).reshape(-1, 2).T
     count, total, size = len(errors), float(errors.sum()), float(sizes.sum())

@@ -1,4 +1,4 @@
-"""Which layers can be solved on data, and how each one's weight, inputs and outputs become matrices."""
+"""The layers solvable on data, and the way from their weight, inputs and outputs to matrices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Shift:
-    """A constant that can move a layer's outputs: its own bias, or that of the node behind it.
+    """A constant able to move a layer's outputs: its own bias, or the bias of the node behind it.
 
     Attributes:
         name: of the constant in the main graph.
@@ -39,7 +39,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Layer:
-    """A stored weight that can be solved on data, with all its uses.
+    """A stored weight, solvable on data, with all its uses.
 
     Attributes:
         label: of its first use.
@@ -50,7 +50,7 @@ class Layer:
         outputs: N.
         columns: K.
         bias: a constant the node itself adds to its outputs, by name.
-        shift: what may be corrected. `None` when nothing can be.
+        shift: the constant to correct. `None` when nothing can be.
         macs: of all uses. `None` when not known.
     """
 
@@ -90,8 +90,8 @@ def layer_of(uses: Sequence[Use], draft: Draft, readers: dict[str, list[onnx.Nod
 
     Args:
         uses: as `sparsity.prune` found them fit for pruning.
-        draft: the model that is run.
-        readers: value -> nodes of the draft's main graph that read it, directly or in a body.
+        draft: the model to run.
+        readers: value -> its readers in the draft's main graph, direct or in a body.
     """
     first = uses[0]
     weight = first.weight
@@ -155,7 +155,7 @@ def _obstacle(uses: Sequence[Use], draft: Draft) -> str | None:
 def _strange_readers(
     weight: Weight, uses: Sequence[Use], draft: Draft, readers: dict[str, list[onnx.NodeProto]]
 ) -> str | None:
-    """Return the type of a node that reads the tensor and is neither a use nor on the way to one."""
+    """Return the type of a reader of the tensor, neither a use nor on the way to one."""
     if any(value.name == weight.name for value in draft.graph.output):
         return "the model's outputs"
     outputs = {use.node.output[0] for use in uses}
@@ -197,7 +197,7 @@ def _columns_of(node: onnx.NodeProto, use: Use, shape: tuple[int, ...]) -> ConvC
 def _shift_of(
     node: onnx.NodeProto, bias: str | None, draft: Draft, readers: dict[str, list[onnx.NodeProto]], outputs: int
 ) -> Shift | None:
-    """Find the constant that can take up a change of the outputs' means, if nothing else reads it."""
+    """Find the constant to take up a change of the outputs' means, if nothing else reads it."""
     if bias is not None:
         return Shift(bias, 1) if _is_free(bias, outputs, draft, readers) else None
     behind = readers.get(node.output[0], [])

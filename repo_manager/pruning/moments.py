@@ -1,4 +1,4 @@
-"""What a layer is solved from, summed up column by column: no activation is kept."""
+"""The sums a layer is solved from, column by column: no activation is kept."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class _Sums:
 class Moments:
     """Sums of products of a layer's inputs and outputs, over two parts of the samples: one to judge by, and the rest.
 
-    Products are computed in float32, of distances from the first columns' mean, and summed in float64. What is needed
-    of the outputs is their products with the inputs. Outputs are the dense inputs times the dense weights, so these
+    Products are computed in float32, of distances from the first columns' mean, and summed in float64. Of the outputs
+    only their products with the inputs are needed. Outputs are the dense inputs times the dense weights, so these
     products follow from those of the inputs with the dense inputs: less work where a layer has more outputs than
     inputs, and none where the dense model's inputs are the same.
 
@@ -61,14 +61,14 @@ class Moments:
 
     @property
     def reads_dense_inputs(self) -> bool:
-        """Whether `add` needs what the dense model sees."""
+        """Whether `add` needs the dense model's inputs."""
         return self.by_inputs and not self.same
 
     def add(self, inputs: Array, outputs: Array, dense: Array | None = None, *, judging: bool = False) -> None:
         """Add columns, float32.
 
         Args:
-            inputs: what the layer sees, `[P, K]`.
+            inputs: the layer's inputs, `[P, K]`.
             outputs: answers of the dense model without the bias, `[P, N]`.
             dense: inputs of the dense model, `[P, K]`. `None`: `reads_dense_inputs` is false.
             judging: they belong to the part to judge by.
@@ -109,7 +109,7 @@ class Moments:
         sums.count += len(inputs)
 
     def parts(self, dense: Array, rows: Array, *, centred: bool) -> tuple[Problem, Problem] | None:
-        """Return the problem of the rest and that of the samples to judge by, in float32; `None`: one is empty.
+        """Return the problem of the rest and the one of the samples to judge by, in float32; `None`: one is empty.
 
         Args:
             dense: weights of the dense layer, `[N, K]`.
@@ -172,7 +172,7 @@ class Moments:
         return np.asarray(dense[rows].astype(np.float64) @ (cross + np.outer(origin, sums.input_sum)))
 
     def shift(self, weights: Array) -> Array:
-        """Return by how much the outputs' means are short with other weights, `[N]`, over what `whole` gave."""
+        """Return by how much the outputs' means are short with other weights, `[N]`, over the result of `whole`."""
         if not self.rest.count or self.origin is None:
             return np.zeros(len(self.rest.output_sum))
         total = self.rest.input_sum + self.rest.count * self.origin.astype(np.float64)

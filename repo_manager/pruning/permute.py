@@ -1,8 +1,8 @@
-"""Permute channels so that large weights do not share a group of four (Pool and Yu, "Channel Permutations for N:M
-Sparsity", 2021).
+"""Permute channels to spread large weights over groups of four (Pool and Yu, "Channel Permutations for N:M Sparsity",
+2021).
 
 The producers of a layer's input channels absorb the permutation, so the graph stays as it is and only stored tensors
-change. What the model answers is the same except for the order of sums. Running both proves it.
+change. The model's answers stay the same except for the order of sums. Running both proves it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ _SPLITS = [(0, *rest) for rest in itertools.combinations(range(1, 2 * GROUP), GR
 
 @dataclass(frozen=True)
 class Permuted:
-    """Channels that changed places.
+    """A permutation of channels.
 
     Attributes:
-        weights: the constants that changed, by name.
+        weights: the changed constants, by name.
         channels: how many channels are in classes permuted.
-        kept_before: share of the magnitude of the layers whose inputs were permuted that 2:4 keeps. 1 without any.
-        kept_after: the same behind the permutation.
+        kept_before: share of magnitude 2:4 keeps in the layers with permuted inputs, before the permutation. 1 without
+            any.
+        kept_after: the same after the permutation.
         layers: the tensors of these layers.
     """
 
@@ -54,7 +55,7 @@ def permuted(draft: Draft, pruned: Sequence[str], seed: int = 0) -> Permuted:
 
     Args:
         draft: the model, not changed.
-        pruned: names of the tensors that are to become 2:4.
+        pruned: names of the tensors to make 2:4.
         seed: seed of the random numbers.
     """
     channels = channels_of(draft)
@@ -117,11 +118,11 @@ def _apply(draft: Draft, channels: Channels, orders: Mapping[int, Array], change
 
 
 def _search(sizes: Array, random: np.random.Generator) -> Array:
-    """Return an order of the columns in which 2:4 keeps more: pairs of groups exchange columns while that gains.
+    """Return an order of the columns with more kept by 2:4: pairs of groups exchange columns as long as this gains.
 
     Args:
         sizes: `[rows, columns]`, magnitudes.
-        random: draws pairs, and the rows that represent all.
+        random: draws pairs, and the rows to represent all.
     """
     columns = sizes.shape[1]
     groups = columns // GROUP
@@ -152,7 +153,7 @@ def _search(sizes: Array, random: np.random.Generator) -> Array:
 
 
 def _kept_by_split(sizes: Array) -> Array:
-    """Return what 2:4 keeps of eight columns `[8, rows]`, for each way to part them."""
+    """Return the magnitude 2:4 keeps of eight columns `[8, rows]`, for each way to part them."""
     low, high = np.empty((8, 8), object), np.empty((8, 8), object)
     for one, other in itertools.combinations(range(2 * GROUP), 2):
         low[one, other] = np.minimum(sizes[one], sizes[other])

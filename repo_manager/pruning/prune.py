@@ -1,4 +1,4 @@
-"""Prune a model with calibration data, measure what it cost on inputs held out, and say so."""
+"""Prune a model with calibration data, and measure and report its harm on held-out inputs."""
 
 from __future__ import annotations
 
@@ -71,20 +71,19 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class PruneOptions(SolveOptions):
-    """Which layers are pruned, and how.
+    """The layers to prune, and how.
 
     Attributes:
         layers: shell patterns of node or weight names to prune. Empty is all.
-        exclude: patterns of those that stay dense. Wins over `layers`.
-        all_valid: go beyond ASP's default sizes (outputs divide by 8, inputs by 16), and within a budget beyond those
-            that TensorRT seldom runs faster.
+        exclude: patterns of layers to leave dense. Wins over `layers`.
+        all_valid: go beyond ASP's default sizes (outputs divide by 8, inputs by 16), and within a budget also prune
+            layers TensorRT seldom runs faster.
         max_drift: the largest relative error of an output accepted: the largest set of layers is pruned whose drift on
             samples no layer was solved on is below it with 95 % confidence. `None`: all layers.
-        metric: of the user, see `Metric`. The largest set of layers is pruned with which it falls by no more than
-            `max_loss`.
+        metric: of the user, see `Metric`. The largest set of layers with a fall of at most `max_loss` is pruned.
         max_loss: how far the metric may fall.
         permute: let channels change places first, so large weights do not share a group of four, where producers
-            absorb that.
+            absorb the change.
         distill: train the pruned weights afterwards, masks fixed, against the dense model's outputs. Needs PyTorch.
         epochs: how often each sample is trained on.
     """
@@ -115,7 +114,7 @@ def prune_with_data(
     options: PruneOptions | None = None,
     progress: Progress = lambda _, __: None,
 ) -> tuple[onnx.ModelProto, PruneReport]:
-    """Prune weights to 2:4 so that the model's answers on real inputs change least.
+    """Prune weights to 2:4 with the least change of the model's answers on real inputs.
 
     Layers are solved in the order of the data flow. Each is solved on its inputs behind the pruned layers, against the
     dense model's answers there. Mask and remaining values are found together (optimal brain surgeon for groups). The
@@ -173,7 +172,7 @@ def prune_with_data(
 def _all_solved(
     run: Run, model: Model, layers: Sequence[Layer], parts: _Parts, progress: Progress
 ) -> tuple[Tried, dict[str, Weight], DistillationEvidence | None]:
-    """Solve all layers, and train them if that is asked for. Return everything that changes, too."""
+    """Solve all layers, and train them if asked to. Return all changed constants, too."""
     options = run.options
     assert isinstance(options, PruneOptions)
     teacher = None
@@ -198,7 +197,8 @@ def _report(
     magnitude: Measured,
     budget: BudgetEvidence | None,
 ) -> PruneReport:
-    """Say what was pruned, on what, and how far its answers are from the dense model's (`found`), and by magnitude."""
+    """Describe the pruned layers, the data, and the distance of the answers from the dense model's (`found`), and by
+    magnitude."""
     records = tuple(_record(layer, tried.solved[layer.name], run) for layer in tried.layers)
     evidence = PruneEvidence(
         data=data.source,
@@ -221,7 +221,7 @@ def _report(
 def _prune_permuted(
     model: Model, data: CalibrationData, options: PruneOptions, progress: Progress
 ) -> tuple[onnx.ModelProto, PruneReport]:
-    """Permute channels, check that the dense model answers as before, and prune the result."""
+    """Permute channels, check the dense model's answers against those before, and prune the result."""
     chosen = choose(model, layers=options.layers, exclude=options.exclude, all_valid=options.all_valid)
     found = permuted(draft_of(model), [_stored_name(uses[0]) for uses in chosen.uses.values()], options.seed)
     with work_folder("repo-manager-permute-") as folder:
@@ -262,7 +262,7 @@ def _largest_difference(model: Model, other: Model, sample: Mapping[str, Array])
 
 @dataclass(frozen=True)
 class _Parts:
-    """What each sample is for.
+    """The use of each sample.
 
     Attributes:
         solving: layers are solved on these.
@@ -300,7 +300,7 @@ class _Parts:
 
 
 def _worth_pruning(layers: Sequence[Layer], chosen: Chosen) -> list[Layer]:
-    """Return the layers that TensorRT may run faster. The others are added to `chosen.skipped`.
+    """Return the layers TensorRT may run faster. The others are added to `chosen.skipped`.
 
     In a model whose work is mostly in small layers, all are returned.
     """
@@ -347,7 +347,7 @@ def _within_budget(
 
 
 def _layers_of(chosen: Chosen, graph: Graph) -> list[Layer]:
-    """Return the layers that can be solved, in order. The others are added to `chosen.skipped`."""
+    """Return the solvable layers, in order. The others are added to `chosen.skipped`."""
     found: list[Layer] = []
     for uses in chosen.uses.values():
         layer = layer_of(uses, graph.draft, graph.readers)

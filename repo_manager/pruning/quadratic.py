@@ -1,4 +1,5 @@
-"""The quadratic a layer is solved by: what all rows share, its errors, and the best values for a fixed mask."""
+"""The quadratic a layer is solved by: the part common to all rows, its errors, and the best values for a fixed
+mask."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _DEAD, _DEAD_SHARE = 1e-6, 1e-3
 
 @dataclass(frozen=True)
 class Problem:
-    """What one layer is solved from. Groups of four are consecutive columns.
+    """The problem of one layer. Groups of four are consecutive columns.
 
     Attributes:
         dense: `[N, K]`, the weights w0.
@@ -52,7 +53,7 @@ class Problem:
     energy: Array
 
     def damping(self, share: float) -> Array:
-        """Return what is added to the diagonal, `[K]`: a share of its mean, next to nothing for a dead input."""
+        """Return the addend to the diagonal, `[K]`: a share of its mean, next to nothing for a dead input."""
         diagonal = self.moments.diagonal()
         mean = float(diagonal.mean())
         if mean == 0:  # no input says anything: magnitudes decide
@@ -62,7 +63,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Choice:
-    """For each group, what turns its four values into the six pairs' costs and answers.
+    """For each group, the matrices from its four values to the six pairs' costs and answers.
 
     Attributes:
         costs: `[K / 4, 6, 10]`: v' (B_PP)^-1 v for each pair P, from the ten products of v's values.
@@ -97,13 +98,13 @@ class _Choice:
 
 @dataclass(frozen=True)
 class System:
-    """What all rows share, in their type.
+    """The part common to all rows, in their type.
 
     Attributes:
         matrix: A, `[K, K]`.
         factor: U, upper, with A^-1 = U' U.
-        removal: which pair costs least to remove when the columns to the left are gone.
-        fill: which pair is best to keep when all other groups stay.
+        removal: costs of removing each pair when the columns to the left are gone.
+        fill: costs of keeping each pair when all other groups stay.
     """
 
     matrix: Array
@@ -113,7 +114,7 @@ class System:
 
     @classmethod
     def of(cls, matrix: Array, real: type) -> System:
-        """Factor A, which is float64."""
+        """Factor A, in float64."""
         factor = _inverse_factor(matrix)
         corners = _diagonal_blocks(factor)
         return cls(

@@ -25,7 +25,7 @@ class Tried:
     """A set of layers, solved one behind the other.
 
     Attributes:
-        step: what it costs, on the samples to choose by.
+        step: its cost, on the samples to choose by.
         layers: those pruned.
         solved: by name.
         changed: layer -> the constants it changes.
@@ -38,7 +38,7 @@ class Tried:
 
     @property
     def constants(self) -> dict[str, Weight]:
-        """Everything that changes, by name."""
+        """All changed constants, by name."""
         return {name: weight for layer in self.layers for name, weight in self.changed[layer.name].items()}
 
 
@@ -49,10 +49,10 @@ class Search:
     Attributes:
         run: the dense model, and the samples to solve on.
         meter: measures, on samples to choose by.
-        layers: all that could be pruned, by name.
-        budget: what they may cost.
+        layers: all layers open to pruning, by name.
+        budget: limit of their cost.
         steps: of the front.
-        progress: told how far it is.
+        progress: called with the progress.
         changed: layer -> the constants it changes when it alone is pruned.
         tried: the sets solved in order.
     """
@@ -97,7 +97,7 @@ class Search:
         return cls(run, meter, {layer.name: layer for layer in layers}, budget, changed, steps, progress)
 
     def best(self, limit: float) -> Tried:
-        """Return the largest set that costs no more, as it will be served.
+        """Return the largest set within the budget, as it will be served.
 
         A set costs less when its layers are solved one behind the other than the front says, where each is solved by
         itself. How much less is learnt from each try.
@@ -157,7 +157,7 @@ class Search:
 
 
 def scaled(progress: Progress, start: float, end: float) -> Callable[[float, str], None]:
-    """Return a progress that is a part of another.
+    """Return a progress as a part of another.
 
     Args:
         progress: called with the progress.

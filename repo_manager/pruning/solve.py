@@ -1,15 +1,15 @@
-"""Prune one matrix to 2:4 so that its products change least: second-order, with every other weight adjusted.
+"""Prune one matrix to 2:4 with the least change of its products: second-order, with every other weight adjusted.
 
-The problem, for each output row w of a layer: find two values in each group of four that minimise
+The problem, for each output row w of a layer: find two values in each group of four to minimise
 
     sum over samples (z - w x)^2 + damping |w - w0|^2
 
-where x is what the layer sees, z what the dense model answers there, and w0 the dense row. With A = X X' + damping and
-c = z X' + damping w0 this is the quadratic w A w' - 2 c w'. Three steps:
+where x is the layer's input, z the dense model's answer there, and w0 the dense row. With A = X X' + damping and c = z
+X' + damping w0 this is the quadratic w A w' - 2 c w'. Three steps:
 
-1. *Start*: optimal brain surgeon for groups (Frantar and Alistarh, OBC, 2022; SparseGPT, 2023). From the
-   unconstrained optimum, group after group loses the pair that costs least, and all columns to the right adjust. The
-   cost of each of the six pairs is exact, not the sum of two single ones.
+1. *Start*: optimal brain surgeon for groups (Frantar and Alistarh, OBC, 2022; SparseGPT, 2023). From the unconstrained
+   optimum, group after group loses the cheapest pair, and all columns to the right adjust. The cost of each of the six
+   pairs is exact, not the sum of two single ones.
 2. *Sweeps*: block coordinate descent. Each group in turn takes the best two of its four values given all others: the
    error can only fall, and a group may change its mind.
 3. *Fit*: conjugate gradients on the values left, with the mask fixed.
@@ -68,13 +68,13 @@ def judged_rows(count: int) -> Array:
 
 
 def best_damping(given: Problem, judge: Problem) -> float:
-    """Return the damping with which values fitted to one part of the data do best on another.
+    """Return the damping for which values fitted to one part of the data do best on another.
 
-    Few columns, or many that are alike, fix fewer weights than there are: only a pull to the dense ones helps then. The
+    Few columns, or many similar ones, fix fewer weights than there are: only a pull to the dense ones helps then. The
     masks are by magnitude here: the damping is for the values. The search goes downhill from 0.1.
 
     Args:
-        given: what is fitted; some rows will do, see `judged_rows`.
+        given: the problem to fit. Some rows will do, see `judged_rows`.
         judge: the same rows on the other part.
     """
     real = np.float64 if given.dense.shape[1] <= DOUBLE_UP_TO else np.float32
@@ -173,7 +173,7 @@ def _best_of_all(matrix: Array, wanted: Array) -> Array:
 
 
 def _descend(system: System, weights: Array, wanted: Array, floor: Array) -> Array:
-    """Sweep until that gains little, then fit."""
+    """Sweep until a sweep gains little, then fit."""
     gradient: Array = system.matrix @ weights - wanted
     least = float(floor.sum(dtype=np.float64))
     error = dot(weights, gradient - wanted) - least
@@ -186,7 +186,7 @@ def _descend(system: System, weights: Array, wanted: Array, floor: Array) -> Arr
 
 
 def _shaken(weights: Array, random: np.random.Generator) -> Array:
-    """Return weights in which some groups, other ones in each row, have two random places filled."""
+    """Return weights with two random places filled in some groups, other ones in each row."""
     columns, rows = weights.shape
     groups = columns // GROUP
     shaken = np.repeat(random.random((groups, rows)) < max(0.15, 1.5 / groups), GROUP, axis=0)

@@ -1,8 +1,8 @@
-"""Run a model piece by piece over all samples, keeping only the values that later pieces read.
+"""Run a model piece by piece over all samples, keeping only values with later readers.
 
-A stream is a place in the graph: the nodes that have run, and for each sample the values at the cut, those a node that
-has not run reads. To advance, a piece of the graph becomes a model of its own. So each node runs once a sample,
-however many layers are solved on the way, and what is kept beyond a limit is on disk.
+A stream is a place in the graph: the nodes already run, and for each sample the values at the cut, those with readers
+still to run. To advance, a piece of the graph becomes a model of its own. So each node runs once a sample, however
+many layers are solved on the way, and values beyond a limit are kept on disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Graph:
-    """A draft's nodes, and what each of them reads, its bodies included."""
+    """A draft's nodes, and the inputs of each, its bodies included."""
 
     draft: Draft
     nodes: tuple[onnx.NodeProto, ...]
@@ -47,12 +47,12 @@ class Graph:
 
     @functools.cached_property
     def producer(self) -> dict[str, int]:
-        """Value -> place of the node that makes it."""
+        """Value -> place of its node."""
         return {name: place for place, node in enumerate(self.nodes) for name in node.output if name}
 
     @functools.cached_property
     def readers(self) -> dict[str, list[onnx.NodeProto]]:
-        """Value -> nodes that read it."""
+        """Value -> its readers."""
         found: dict[str, list[onnx.NodeProto]] = {}
         for node, names in zip(self.nodes, self.reads, strict=True):
             for name in names:
@@ -60,7 +60,7 @@ class Graph:
         return found
 
     def before(self, unsolved: Collection[str]) -> tuple[frozenset[int], frozenset[str]]:
-        """Return the nodes that depend on none of these weights, and the values that do."""
+        """Return the nodes independent of these weights, and the dependent values."""
         blocked, free = set(unsolved), set()
         for place, (node, names) in enumerate(zip(self.nodes, self.reads, strict=True)):
             if blocked.isdisjoint(names):
@@ -86,11 +86,11 @@ class Stream:
 
     Attributes:
         graph: of the model.
-        weights: its constants. Replace one before the nodes that read it run.
+        weights: its constants. Replace one before its readers run.
         values: for each sample, the values at the cut.
         folder: for models and values, of its own.
-        keep_bytes: what is kept in memory before values go to disk.
-        done: the nodes that have run.
+        keep_bytes: size of values kept in memory before they go to disk.
+        done: the nodes already run.
         changed: whether a constant is another one than at the start.
     """
 
@@ -125,11 +125,11 @@ class Stream:
     def advance(
         self, done: frozenset[int], also: Collection[str], pool: Executor, width: int
     ) -> Iterator[dict[str, Array]]:
-        """Run the nodes of `done` that have not run, and yield each sample's values of `also`, in order.
+        """Run the nodes of `done` not run yet, and yield each sample's values of `also`, in order.
 
         Args:
-            done: a set closed: what its nodes read is computed by its nodes.
-            also: values that `done` computes, or inputs.
+            done: a closed set: the inputs of its nodes are computed by its nodes.
+            also: values computed by `done`, or inputs.
             pool: executor that runs the work.
             width: how many samples at a time.
 
@@ -181,7 +181,7 @@ class Stream:
 
     @functools.cached_property
     def _frame(self) -> onnx.ModelProto:
-        """The model without what its graph holds."""
+        """The model without its graph."""
         frame = onnx.ModelProto()
         frame.CopyFrom(self.graph.draft.proto)
         for name in ("node", "input", "output", "value_info"):
@@ -221,7 +221,7 @@ def in_order(
     """Yield results in the order of the items, `width` of them under way at a time.
 
     Args:
-        work: function that makes a result of an item.
+        work: function from an item to a result.
         items: the items, in order.
         pool: executor that runs the work.
         width: largest number of running items.

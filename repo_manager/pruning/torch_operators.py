@@ -37,7 +37,7 @@ class Call:
         return self.given.get(name, default)
 
     def pads(self, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
-        """Return what is added around the image, in the order of `torch.nn.functional.pad`: last axis first.
+        """Return the padding around the image, in the order of `torch.nn.functional.pad`: last axis first.
 
         Args:
             x: the image, `[B, C, spatial...]`.
@@ -268,7 +268,7 @@ def _global(run: Callable[[Tensor, list[int]], Tensor]) -> Callable[..., Tensor]
 
 
 def _nearest(call: Call, x: Tensor, *given: Tensor) -> Tensor:
-    """Resize by whole numbers, to the pixel that was there."""
+    """Resize by whole numbers, to the nearest original pixel."""
     sizes = _ints(given[2]) if len(given) > 2 and given[2] is not None else None
     scale = next((one for one in reversed(given[:2]) if one is not None and one.numel() == x.ndim), None)
     if sizes is None:
@@ -380,4 +380,4 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Upsample": _nearest,
     "Where": _where,
 }
-"""Operator of ONNX's own set -> what computes it: `(call, *inputs) -> output or outputs`."""
+"""Operator of ONNX's own set -> its function: `(call, *inputs) -> output or outputs`."""

@@ -1,4 +1,4 @@
-"""What `add` did, and what `apply` would do and did, as rich renderables."""
+"""The results of `add`, and plans and results of `apply`, as rich renderables."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableTy
 
 
 def images_view(made: Any, repository: str | None = None) -> list[RenderableType]:
-    """Show what a `pipeline.preprocessing.AddedWithImages` has beside the model. `repository` as for `added_view`.
+    """Show the models of a `pipeline.preprocessing.AddedWithImages` beside the main one. `repository` as for
+    `added_view`.
 
     Args:
         made: the result of `pipeline.preprocessing.add_with_images`.
@@ -211,7 +212,7 @@ def _microseconds(time_ns: int | None) -> str:
 
 
 def plan_view(plans: Sequence[ModelPlan]) -> list[RenderableType]:
-    """Show what will be done, one step a line."""
+    """Show the plan, one step a line."""
     rows = []
     for plan in plans:
         if plan.error is not None:
@@ -223,7 +224,7 @@ def plan_view(plans: Sequence[ModelPlan]) -> list[RenderableType]:
 
 
 def apply_view(result: ApplyResult) -> list[RenderableType]:
-    """Show what was done."""
+    """Show the changes made."""
     if not result.models:
         return [
             Text(f"Nothing to do: {_models(result.unchanged)} as declared ({result.seconds:.1f} s).", style="green")

@@ -44,7 +44,7 @@ class Section:
         heads: titles of the table's columns. Empty for no table.
         rows: the table.
         code: text as it is, a file for instance.
-        note: what a reader must know.
+        note: remark below the table.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known of one version.
+    """The facts of one version.
 
     Attributes:
         name: the model.
@@ -95,13 +95,13 @@ def version_card(
     signature: str = "",
     loads: Sequence[LoadTestReport] = (),
 ) -> Card:
-    """Collect what is known of a version.
+    """Collect the facts of a version.
 
     Args:
         model: the model of the version.
         version: one of its versions, as a deep scan found it.
-        state: what is remembered of the model.
-        signature: what is known of its signature, in words. Empty: nothing.
+        state: the model's record.
+        signature: state of its signature, in words. Empty: nothing.
         loads: load tests. Those of other models and versions are left out.
     """
     manifest = version.manifest
@@ -118,7 +118,7 @@ def version_card(
 
 
 def card_html(card: Card, *, sparsity: Markup | None = None) -> str:
-    """Return the card as a complete HTML document that refers to nothing outside itself.
+    """Return the card as a complete HTML document without references to the outside.
 
     Args:
         card: facts of the version.
@@ -145,10 +145,10 @@ def card_markdown(card: Card) -> str:
 
 
 def index_html(repository: str, cards: Sequence[Card]) -> str:
-    """Return a page that lists cards and links to the file of each, beside it.
+    """Return a page with a list of cards, and links to their files beside it.
 
     Args:
-        repository: where the versions are.
+        repository: name of the repository, for the title.
         cards: the cards, in the order of appearance listed.
     """
     facts = {card.title: {**dict(card.headline), **_listed(card)} for card in cards}
@@ -158,7 +158,7 @@ def index_html(repository: str, cards: Sequence[Card]) -> str:
 
 
 def _listed(card: Card) -> dict[str, str]:
-    """Return what the index says beside the most important facts: the state of the version, and its tags."""
+    """Return the index's cells beside the most important facts: the state of the version, and its tags."""
     return {name: value for section in card.sections[:1] for name, value in section.facts if name in ("state", "tags")}
 
 
@@ -302,7 +302,7 @@ def _pruning(manifest: Manifest) -> Section:
 
 
 def _engine(manifest: Manifest) -> Section:
-    """Return what is known of an engine, and how far each weight got to a sparse kernel, as its builder said."""
+    """Return the facts of an engine, and how far each weight got to a sparse kernel, as its builder said."""
     engine = manifest.extra.get("engine")
     known = ("library", "library_version", "gpu", "compute_capability", "platform")
     rows = tuple(

@@ -1,4 +1,4 @@
-"""The consoles that `Terminal` prints on. Apart from it because rich is slow to import and not every command prints."""
+"""The consoles of `Terminal`. Apart from it because rich is slow to import and not every command prints."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def console_of(stream: Any, width: int | None = None) -> Console:
 
 
 def discard(stream: Any) -> None:
-    """Let what is still written to a stream without a reader go nowhere, also what Python flushes at its end."""
+    """Send later writes to a stream without a reader nowhere, also Python's flush at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def plain_text(text: Text) -> Text:
-    """Return a styled text made safe to show, as `plain` does. One that is safe stays as it is."""
+    """Return a styled text made safe to show, as `plain` does. A safe one stays as it is."""
     safe = plain(text.plain)
     return text if safe == text.plain else Text(safe, style=text.style)
 
 
 def shown(renderable: RenderableType) -> RenderableType:
-    """Return what is printed made safe to show. Tables make their cells safe themselves."""
+    """Return the printed text, made safe to show. Tables make their cells safe themselves."""
     if isinstance(renderable, str):
         return plain(renderable)
     return plain_text(renderable) if isinstance(renderable, Text) else renderable

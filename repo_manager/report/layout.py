@@ -65,7 +65,7 @@ class Moment:
 
 
 def last_deployed(version: int | None, at: str | None) -> str | Moment:
-    """Return what the last deployment was, for a cell.
+    """Return the last deployment, for a cell.
 
     Args:
         version: of it. `None`: there was none, or the model was undeployed.
@@ -117,7 +117,7 @@ class _Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class FittedTable:
-    """A table that fits the terminal.
+    """A table fit for the terminal.
 
     Columns aligned to the right keep their width. Where the rest does not fit, text is folded between words. Before it
     is folded to less than a few words, the columns of `drop` are left out, and named below the table.
@@ -135,7 +135,7 @@ class FittedTable:
     drop: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType | Segment]:
-        """Print the table, and which columns are not in it."""
+        """Print the table, and the names of the columns left out."""
         rows = [[_cell(cell, console, options) for cell in row] for row in self.rows]
         natural, least = self._widths(rows)
         shown = list(range(len(self.columns)))
@@ -182,7 +182,7 @@ def _total(widths: Sequence[int], gap: str) -> int:
 def _fitted(natural: Sequence[int], least: Sequence[int], rigid: Sequence[bool], width: int, gap: str) -> list[int]:
     """Narrow the widest columns, one after the other, until all fit or none may become narrower.
 
-    Words are folded only where that is not enough. A rigid column stays as it is even then.
+    Words are folded only where this is not enough. A rigid column stays as it is even then.
     """
     slivers = [low if fixed else min(low, _FEW_WORDS // 2) for low, fixed in zip(least, rigid, strict=True)]
     widths = list(natural)

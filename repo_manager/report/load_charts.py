@@ -28,7 +28,7 @@ Unit = tuple[str, float]
 
 
 def latency_unit(points: Sequence[LoadPoint]) -> Unit:
-    """Return the unit that suits the report's latencies, and how many nanoseconds it has."""
+    """Return a unit for the report's latencies, and its size in nanoseconds."""
     largest = max((point.latency.p99_ns or 0 for point in points), default=0)
     for name, size in (("s", 1e9), ("ms", 1e6)):
         if largest >= size:

@@ -28,10 +28,10 @@ _JUNIT_KINDS = {"failed": "failure", "overloaded": "failure", "unstable": "skipp
 
 
 def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
-    """Return one test case a gate and level, one a level that says whether it was measured, and one for a search.
+    """Return one test case a gate and level, one a level for its measurement, and one for a search.
 
     A failed gate is a failure, an inconclusive one an error (it is not known), an unstable level a skipped case. The
-    levels of a search go beyond what the server holds: only one without any answer is a failure of its own.
+    levels of a search go beyond the server's capacity: only one without any answer is a failure of its own.
 
     Args:
         report: result of the load test.
@@ -70,7 +70,7 @@ def load_junit(report: LoadTestReport, verdict: Verdict | None = None) -> str:
 
 
 def _xml(text: str) -> str:
-    """Return a text with what XML 1.0 cannot hold, not even escaped, written out."""
+    """Return a text with characters forbidden in XML 1.0, even escaped, written out."""
     return plain(text).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 
@@ -219,7 +219,7 @@ def compare_markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def _origin(where: str, started: str, environment: Mapping[str, str], command: str) -> list[str]:
-    """Return the lines that say where, when, on which machine and by which command something was measured."""
+    """Return the lines on place, time, machine and command of a measurement."""
     machine = ", ".join(environment[name] for name in ("machine", "cpu") if environment.get(name))
     count = f" ({environment['cpus']} CPUs)" if environment.get("cpus") else ""
     parts = [where, f"started {started}" if started else "", f"client: {machine}{count}" if machine else ""]

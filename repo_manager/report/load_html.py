@@ -33,7 +33,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
         comparisons: of batch sizes, drawn as ratios.
 
     Returns:
-        A complete HTML document that refers to nothing outside itself.
+        A complete HTML document without references to the outside.
     """
     unit = load_charts.latency_unit(report.points)
     return render_page(
@@ -74,7 +74,7 @@ class _Couple:
 
     @property
     def sides(self) -> list[tuple[str, TargetFacts, str]]:
-        """A and B: what is served where, and its precision, empty where it is not known."""
+        """A and B: the versions with their servers, and their precision, empty where not known."""
         first = self.comparisons[0]
         return [("A", first.a, first.precisions[0]), ("B", first.b, first.precisions[1])]
 
@@ -154,7 +154,7 @@ def _figures(report: LoadTestReport, verdict: Verdict | None, unit: tuple[str, f
 
 
 def _timelines(points: Sequence[LoadPoint]) -> Sequence[LoadPoint]:
-    """Return the levels whose time lines are drawn: the last ones, which carry the most load."""
+    """Return the levels with a time line: the last ones, under the most load."""
     return points[-_MAX_TIMELINES:]
 
 

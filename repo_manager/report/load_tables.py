@@ -62,7 +62,7 @@ def format_ms(nanoseconds: float | None) -> str:
 
 
 def load_view(report: LoadTestReport) -> list[RenderableType]:
-    """Show one row per load level, and what a reader must know."""
+    """Show one row per load level, and the remarks."""
     target = report.target
     title = f"{target.model} version {target.version or '?'} on {target.url} ({target.server} {target.server_version})"
     numbers = [_HEADS.get(metric.key, metric.key) for metric in metrics_in("terminal")]
@@ -95,12 +95,12 @@ def load_view(report: LoadTestReport) -> list[RenderableType]:
 
 
 def ordered_details(point: LoadPoint) -> list[tuple[str, Detail]]:
-    """Return what was measured besides whole requests, in the order of the titles."""
+    """Return the measurements besides whole requests, in the order of the titles."""
     return [(name, point.details[name]) for name in DETAIL_TITLES if name in point.details]
 
 
 def details_view(points: Sequence[LoadPoint]) -> list[RenderableType]:
-    """Show what was measured of sequences and of single responses. Nothing where there are none."""
+    """Show the numbers of sequences and of single responses. Nothing where there are none."""
     rows = [
         [
             point.label,
@@ -246,7 +246,7 @@ def format_compared(name: str, value: float) -> str:
 
 
 def search_view(search: LoadSearch) -> list[RenderableType]:
-    """Show every level of a search in the order in which it was measured, its decision, and the answer."""
+    """Show every level of a search in the order of measurement, with its decision, and the answer."""
     rows = [
         [
             step.label,

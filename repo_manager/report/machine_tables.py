@@ -1,4 +1,4 @@
-"""What a machine has, and running servers, as rich renderables."""
+"""A machine's equipment, and running servers, as rich renderables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
 
     Args:
         machine: the result of `pipeline.doctor`.
-        server: what its engines were checked against, in words. Empty: they were not.
+        server: server its engines were checked against, in words. Empty: they were not.
     """
     gpus = "; ".join(
         f"{gpu.name} (compute capability {gpu.compute_capability}, driver {gpu.driver_version}, "

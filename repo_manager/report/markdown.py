@@ -1,4 +1,4 @@
-"""GitHub-flavoured Markdown in which texts of others say nothing."""
+"""GitHub-flavoured Markdown without an effect of others' texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def markdown_text(text: str) -> str:
-    """Keep a text inside its cell, and let it say nothing to Markdown. Code that is ours alone stays code."""
+    """Keep a text inside its cell, and let it say nothing to Markdown. Code of our own stays code."""
     code = re.fullmatch(r"`[^`\r\n]*`", text)
     text = " ".join(plain(text).splitlines()).replace("\t", " ")
     if code:

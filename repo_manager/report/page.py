@@ -1,4 +1,4 @@
-"""What all one-file HTML pages share: one design, tables that fit a phone, and a chart with its caption."""
+"""Common parts of all one-file HTML pages: one design, tables fit for a phone, and a chart with its caption."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Figure:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Return the environment that renders the templates beside this module. Everything is escaped."""
+    """Return the environment for the templates beside this module. Everything is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repo_manager.report"),
         autoescape=True,
@@ -61,17 +61,17 @@ def render_page(template: str, **values: Any) -> str:
 
     Args:
         template: file name of the template.
-        **values: what it shows. Every text is escaped, and control characters are written out.
+        **values: values for the template's names. Every text is escaped, and control characters are written out.
 
     Returns:
-        A complete HTML document that refers to nothing outside itself. Each cell of a table knows its column's title,
-        so a narrow window can show a row as a list.
+        A complete HTML document without references to the outside. Each cell of a table knows its column's title, so a
+        narrow window can show a row as a list.
     """
     return plain(_TABLE.sub(_labelled, _environment().get_template(template).render(**values)))
 
 
 def render_part(template: str, **values: Any) -> Markup:
-    """Render a part of a page, which `render_page` puts into one. Every text is escaped."""
+    """Render a part of a page, for use in `render_page`. Every text is escaped."""
     return Markup(_environment().get_template(template).render(**values))
 
 

@@ -14,5 +14,5 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 
 def plain(text: str) -> str:
-    """Return the text with what a terminal would act on written out, such as `\\x1b`. Line breaks and tabs stay."""
+    """Return the text with a terminal's control characters written out, such as `\\x1b`. Line breaks and tabs stay."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), redacted(text))

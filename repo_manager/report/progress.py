@@ -41,7 +41,7 @@ StepReport = Callable[[str, int, int], None]
 
 @contextlib.contextmanager
 def build_bar(terminal: Terminal) -> Iterator[StepReport]:
-    """Give a function that shows a build's steps for as long as the block lasts.
+    """Give a function to show a build's steps as long as the block lasts.
 
     It is called from the building thread. On a terminal the outermost phase is the bar, and the inner one its text.
 
@@ -65,7 +65,7 @@ def build_bar(terminal: Terminal) -> Iterator[StepReport]:
 
 
 class _Bars:
-    """One bar per phase that is under way. Phases nest, so there are few at a time."""
+    """One bar per phase under way. Phases nest, so there are few at a time."""
 
     def __init__(self, progress: rich_progress.Progress) -> None:
         self._progress = progress
@@ -97,7 +97,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str], None]]:
-    """Give a function that takes the share done, 0 to 1, and the present step. It shows the time left.
+    """Give a function of the share done, 0 to 1, and the present step. It shows the time left.
 
     Args:
         terminal: its stderr is written to. Nothing is when it is quiet.
@@ -141,13 +141,13 @@ def transfer_progress(
     every_s: float = 1.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[int], None]:
-    """Return a function that takes the number of new bytes and reports the sum, once `every_s` at most.
+    """Return a function of the number of new bytes. It reports the sum, once `every_s` at most.
 
     A shorter transfer is not reported.
 
     Args:
         report: called with one line per step.
-        total_bytes: what there is to transfer. 0 when it is not known.
+        total_bytes: size of the whole transfer. 0 when it is not known.
         every_s: the shortest time between two lines.
         clock: returns the time in seconds.
     """
@@ -190,10 +190,10 @@ _OUTCOME_STYLES = {"stable": "green", "failed": "red"}
 
 @contextlib.contextmanager
 def load_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Give a function that shows a load test's progress, as long as the context lasts.
+    """Give a function to show a load test's progress, as long as the context lasts.
 
     Args:
-        console: console that writes to stderr.
+        console: console on stderr.
         quiet: whether to show nothing.
     """
     with _shown(console, _line, _LoadView(), quiet=quiet, refreshes_per_s=8) as told:
@@ -209,7 +209,7 @@ def _shown(
     quiet: bool,
     refreshes_per_s: int,
 ) -> Iterator[Callable[[Told], None]]:
-    """Give a function that shows progress: as a live view in a terminal, else a line at a time. Nothing if quiet."""
+    """Give a function to show progress: as a live view in a terminal, else a line at a time. Nothing if quiet."""
     if quiet:
         yield lambda _progress: None
     elif not console.is_terminal:
@@ -226,7 +226,7 @@ def _line(console: Console, progress: Progress) -> None:
 
 
 def _finished(point: LoadPoint, decision: str = "") -> Text:
-    """Say how a level ended, and what a search decided of it."""
+    """Describe the end of a level, and a search's decision on it."""
     style = _OUTCOME_STYLES.get(point.outcome, "yellow")
     rest = f", {point.throughput_per_s:,.1f} inf/s, p99 {_ms(point.latency.p99_ns)}"
     if decision:
@@ -235,7 +235,7 @@ def _finished(point: LoadPoint, decision: str = "") -> Text:
 
 
 class _LoadView:
-    """What the live view shows: finished levels, and the one that runs."""
+    """Contents of the live view: finished levels, and the running one."""
 
     def __init__(self) -> None:
         self._done: list[Text] = []
@@ -298,10 +298,10 @@ def _ms(nanoseconds: float | None) -> str:
 
 @contextlib.contextmanager
 def compare_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[CompareProgress], None]]:
-    """Give a function that shows a comparison's progress: a live bar, or a line for each batch size.
+    """Give a function to show a comparison's progress: a live bar, or a line for each batch size.
 
     Args:
-        console: console that writes to stderr.
+        console: console on stderr.
         quiet: whether to show nothing.
     """
     with _shown(console, _compare_line, _CompareView(), quiet=quiet, refreshes_per_s=4) as told:
@@ -343,10 +343,10 @@ class _CompareView:
 
 @contextlib.contextmanager
 def tune_progress(console: Console, budget_s: float, *, quiet: bool) -> Iterator[Callable[[TuneProgress], None]]:
-    """Give a function that shows a tuning's progress: what was measured last, the best so far, the budget left.
+    """Give a function to show a tuning's progress: the latest measurement, the best so far, the budget left.
 
     Args:
-        console: console that writes to stderr.
+        console: console on stderr.
         budget_s: budget of the whole search in seconds.
         quiet: whether to show nothing.
     """

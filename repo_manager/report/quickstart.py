@@ -81,7 +81,7 @@ def quickstart_page(result: Any) -> str:
     """Return the page of a `pipeline.quickstart.Quickstart`.
 
     Returns:
-        A complete HTML document that refers to nothing outside itself.
+        A complete HTML document without references to the outside.
     """
     return render_page(
         "quickstart.html.j2",

@@ -48,7 +48,7 @@ def models_view(root: Location, models: Sequence[ModelEntry], states: Mapping[st
     Args:
         root: the model repository: a folder, or a place in object storage.
         models: the models to list.
-        states: model -> what is remembered of it. One may be missing.
+        states: model -> its record. One may be missing.
     """
     if not models:
         return [Text(f"{root} holds no models yet. Add one with: repo-manager add MODEL.onnx --name NAME")]
@@ -111,7 +111,7 @@ def model_view(model: ModelEntry, state: ModelState) -> list[RenderableType]:
 
 
 def problems_view(root: Location, problems: Sequence[Problem]) -> list[RenderableType]:
-    """Show what `verify` found."""
+    """Show the findings of `verify`."""
     if not problems:
         return [Text(f"{root}: no problems found", style="green")]
     rows = [[problem.severity.value, problem.where, problem.what, problem.hint] for problem in problems]
@@ -119,7 +119,7 @@ def problems_view(root: Location, problems: Sequence[Problem]) -> list[Renderabl
 
 
 def repairs_view(repairs: Sequence[Repair], *, dry_run: bool) -> list[RenderableType]:
-    """Show what was put right."""
+    """Show the repairs."""
     if not repairs:
         return []
     title = "Would be repaired" if dry_run else "Repaired"
@@ -127,7 +127,7 @@ def repairs_view(repairs: Sequence[Repair], *, dry_run: bool) -> list[Renderable
 
 
 def removals_view(removals: Sequence[Removal], *, dry_run: bool) -> list[RenderableType]:
-    """Show what was removed, and what it freed."""
+    """Show the removals, and the space freed."""
     if not removals:
         return [Text("Nothing to remove.")]
     rows = [
@@ -144,7 +144,7 @@ def removals_view(removals: Sequence[Removal], *, dry_run: bool) -> list[Rendera
 
 
 def difference_view(difference: VersionDifference, *, everything: bool = False) -> list[RenderableType]:
-    """Show what differs between two versions: what a person asks first, and every field of the manifests on request."""
+    """Show the differences between two versions: the most asked ones, and every field of the manifests on request."""
     views: list[RenderableType] = [Text(problem, style="yellow") for problem in difference.problems]
     facts = [[fact, a, b] for fact, (a, b) in difference.facts.items()]
     if facts:
@@ -164,7 +164,7 @@ def difference_view(difference: VersionDifference, *, everything: bool = False) 
 
 
 def config_change_view(change: ConfigChange, *, shown: bool, repository: str | None = None) -> list[RenderableType]:
-    """Show a configuration, or its change, what that makes a server do, and the command that makes it do it.
+    """Show a configuration, or its change, its effect on a server, and the command for the effect.
 
     Args:
         change: the change, planned or made.
@@ -185,7 +185,7 @@ def config_change_view(change: ConfigChange, *, shown: bool, repository: str | N
 
 
 def _effect(change: ConfigChange) -> str:
-    """Say what a running server does at its next load."""
+    """Describe the effect on a running server at its next load."""
     if change.reloaded:
         return f"version {_numbers(change.reloaded)} loads again"
     if change.effect is ReloadEffect.NOTHING:
@@ -203,7 +203,7 @@ def labels_view(labels: Mapping[str, Sequence[str]]) -> list[RenderableType]:
 
 
 def label_change_view(change: LabelChange) -> list[RenderableType]:
-    """Show what changing labels does."""
+    """Show the effect of changed labels."""
     reloads = f"version {_numbers(change.reloaded)} loads again" if change.reloaded else "nothing changes"
     text = f"{change.output}: {len(change.before)} labels before, {len(change.after)} now, in {change.file}; {reloads}."
     return [Text(f"{text} {_state(change.applied)}")]
@@ -257,7 +257,7 @@ def _drift(manifest: Manifest | None) -> str:
 
 
 def _source(manifest: Manifest | None) -> str:
-    """Return what a version was made from. Of a copy, the version it is one of."""
+    """Return a version's source. Of a copy, the version it is one of."""
     if manifest is not None and (origin := manifest.extra.get("copied_from")):
         return f"{_field(origin, 'model')}:{_field(origin, 'version')} of {_field(origin, 'repository')}"
     return str(_field(manifest and manifest.source, "path") or "-")
@@ -267,7 +267,7 @@ def _source(manifest: Manifest | None) -> str:
 
 
 def signature_view(signature: Signature) -> list[RenderableType]:
-    """Show what was signed."""
+    """Show the signed versions."""
     state = "would be written (dry run)" if not signature.applied else "written"
     if signature.replaced:
         state += ", in place of an earlier one"
@@ -280,7 +280,7 @@ def signature_view(signature: Signature) -> list[RenderableType]:
 
 
 def checks_view(checks: Sequence[SignatureCheck]) -> list[RenderableType]:
-    """Show the signatures that hold."""
+    """Show the valid signatures."""
     if not checks:
         return []
     if len(checks) == 1:

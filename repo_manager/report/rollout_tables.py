@@ -1,4 +1,4 @@
-"""Roll-outs, trials and what servers serve, as rich renderables."""
+"""Roll-outs, trials and the served state, as rich renderables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 def shadow_view(report: ShadowReport) -> list[RenderableType]:
-    """Show what mirrored requests showed."""
+    """Show the result of mirrored requests."""
     pairs: list[tuple[str, object]] = [
         ("pairs", f"{report.pairs} in {report.seconds:.1f} s"),
         ("errors", f"{report.errors_new} of version {report.new}, {report.errors_old} of version {report.old}"),
@@ -100,7 +100,7 @@ _PROOFS = {
 
 
 def plan_view(plan: RolloutPlan, action: str = "deploy") -> list[RenderableType]:
-    """Show what a roll-out will do, version by version."""
+    """Show the plan of a roll-out, version by version."""
     rows = [[step.version, step.action, step.reason] for step in plan.steps]
     leaves = action == "undeploy"
     title = f"Plan: undeploy from {plan.url}" if leaves else f"Plan: {plan.model}:{plan.version} on {plan.url}"
@@ -115,13 +115,13 @@ def plan_view(plan: RolloutPlan, action: str = "deploy") -> list[RenderableType]
 
 
 def _notes(*plans: RolloutPlan | None) -> list[RenderableType]:
-    """Show what is worth knowing, each once."""
+    """Show the remarks, each once."""
     notes = dict.fromkeys(note for plan in plans if plan is not None for note in plan.notes)
     return [Text(f"Note: {note}") for note in notes]
 
 
 def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
-    """Show what was looked at before anything is touched."""
+    """Show the checks made before anything is touched."""
     if not checks:
         return []
     styles = {"warning": "yellow", "refused": "red", "unknown": "dim"}
@@ -133,7 +133,7 @@ def checks_view(checks: Sequence[Check]) -> list[RenderableType]:
 
 
 def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType]:
-    """Show what was done, or would be, and how it was proven. The plan of what was done has been told before it was.
+    """Show the changes, made or planned, and their proof. The plan of made changes was shown before them.
 
     Args:
         rollout: the roll-out, planned or made.
@@ -172,7 +172,7 @@ def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[Ren
 
 
 def _no_plan(rollout: Rollout, server: ServerResult) -> str:
-    """Say what undeploying does where no server serves the model."""
+    """Describe the effect of undeploying where no server serves the model."""
     if server.plan is not None:
         return f"{rollout.model} is not served on {server.name}."
     if not server.previous:
@@ -205,7 +205,7 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
 
 
 def _cluster_view(rollout: Rollout, back: bool) -> list[RenderableType]:
-    """Show what Deployments or an InferenceService were pointed at."""
+    """Show the snapshots of Deployments or an InferenceService."""
     pairs: list[tuple[str, object]] = [("serves", f"{_serves(rollout)} on {rollout.target}")]
     rows: list[list[object]] = []
     proofs: dict[str, None] = {}
@@ -259,7 +259,7 @@ def _serves(rollout: Rollout) -> str:
 
 
 def status_view(found: RepositoryStatus) -> list[RenderableType]:
-    """Show what servers serve beside what the repository says."""
+    """Show the served state beside the repository's."""
     clusters = [view for cluster in found.clusters for view in cluster_view(cluster)]
     if clusters and not (found.models or found.unreachable):
         return clusters

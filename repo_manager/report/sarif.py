@@ -1,4 +1,4 @@
-"""Findings of `verify` as SARIF 2.1.0, which code hosts show beside the lines of a change."""
+"""Findings of `verify` as SARIF 2.1.0, shown by code hosts beside the lines of a change."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Configs:
         self._texts: dict[str, str] = {}
 
     def text(self, model: str) -> str:
-        """Return it. Empty when there is none that can be read."""
+        """Return it. Empty when there is none, or it is unreadable."""
         if model not in self._texts:
             try:
                 content = open_store(self._repository).read(f"{model}/{CONFIG_FILENAME}")
@@ -95,7 +95,7 @@ def _result(problem: Problem, repository: Location, ids: Sequence[str], configs:
 
 
 def _place(problem: Problem, configs: _Configs) -> tuple[str, int | None]:
-    """Return the file, below the root, and the line. Of what a model file contradicts, the line of config.pbtxt."""
+    """Return the file, below the root, and the line. For a contradiction by a model file, the line of config.pbtxt."""
     model, _, rest = problem.where.partition("/")
     if rest == CONFIG_FILENAME or problem.rule in ("tensors-of-the-model", "config-signature", "samples-depend"):
         line = line_of(configs.text(model), problem.what) if configs.text(model) else None

@@ -1,4 +1,4 @@
-"""Snapshots, and what clusters serve, as rich renderables."""
+"""Snapshots, and the served state of clusters, as rich renderables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["cluster_view", "fetched_view", "pinned_view", "snapshot_removals_vie
 
 
 def pinned_view(made: Any) -> list[RenderableType]:
-    """Show a `pipeline.snapshot.Pinned`: the snapshot, how it differs from what was pinned, the values that pin it."""
+    """Show a `pipeline.snapshot.Pinned`: the snapshot, its differences from the pinned one, the values for it."""
     pin = made.pin
     rows = [
         [name, _numbers(pin.before.get(name, ())), _numbers(pin.models.get(name, ()))]
@@ -42,7 +42,7 @@ def pinned_view(made: Any) -> list[RenderableType]:
 
 
 def fetched_view(made: CachedSnapshot) -> list[RenderableType]:
-    """Show a snapshot that is on this machine now."""
+    """Show a snapshot now on this machine."""
     how = "fetched" if made.fetched else "there already"
     pairs: list[tuple[str, object]] = [
         ("snapshot", f"{made.id} ({how}, every file checked, {made.seconds:.1f} s)"),
@@ -60,7 +60,7 @@ def _numbers(versions: Sequence[int]) -> str:
 
 
 def cluster_view(status: ClusterStatus) -> list[RenderableType]:
-    """Show what a release or an InferenceService serves, pod by pod."""
+    """Show the served state of a release or an InferenceService, pod by pod."""
     views: list[RenderableType] = [Text(f"{status.target} at {status.cluster}", style="bold")]
     for part in status.parts:
         views.append(key_values(_facts(part)))
@@ -102,7 +102,7 @@ def _models(models: Mapping[str, Sequence[int]]) -> str:
 
 
 def snapshot_removals_view(found: SnapshotRemovals) -> list[RenderableType]:
-    """Show which snapshots were removed, and why the others stay."""
+    """Show the removed snapshots, and why the others stay."""
     done = "would be removed" if found.dry_run else "removed"
     rows = [[name, done] for name in found.removed] + [[name, f"stays: {why}"] for name, why in found.kept.items()]
     if not rows:

@@ -1,4 +1,5 @@
-"""A sparsity report as one HTML file: the network as a strip of layers, the table, what pruning did. No JavaScript."""
+"""A sparsity report as one HTML file: the network as a strip of layers, the table, the result of pruning. No
+JavaScript."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def sparsity_page(
         report: sparsity of each layer.
         title: text of the title.
         evidence: of an engine built of it. Empty for none.
-        pruned: what pruning did, as it is in a manifest or in JSON. `None`: nothing is known of it.
+        pruned: result of pruning, in the form of a manifest or of JSON. `None`: nothing is known of it.
     """
     return render_page(
         "sparsity.html.j2",
@@ -77,15 +78,15 @@ def sparsity_part(
 
     Args:
         report: sparsity of each layer.
-        evidence: what the engine's builder did with each layer. Empty: there is no engine.
-        pruned: what pruning did, from the manifest. `None`: unknown.
+        evidence: the engine builder's treatment of each layer. Empty: there is no engine.
+        pruned: result of pruning, from the manifest. `None`: unknown.
     """
     section = render_part("sparsity_section.html.j2", **_values(report, evidence))
     return section if pruned is None else section + _pruning_section(pruned)
 
 
 def _values(report: SparsityReport, evidence: Sequence[LayerEvidence]) -> dict[str, Any]:
-    """Return what the section's template shows."""
+    """Return the values for the section's template."""
     return {
         "report": report,
         "totals": report.totals,
@@ -162,7 +163,7 @@ def _pruning_section(pruned: Mapping[str, Any]) -> Markup:
 
 
 def _pruning_chart(budget: Mapping[str, Any]) -> str:
-    """Draw the share of the compute against what it costs."""
+    """Draw the share of the compute against its cost."""
     is_metric = budget["kind"] == "metric"
 
     def points(*, final: bool) -> list[tuple[float, float, str]]:

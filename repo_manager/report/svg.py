@@ -31,7 +31,7 @@ class Axis:
     """One axis.
 
     Attributes:
-        title: what it shows, with the unit.
+        title: the quantity shown, with its unit.
         low: value at its start.
         high: value at its end. Larger than `low`.
         is_log: logarithmic. `low` is then above 0.
@@ -46,7 +46,7 @@ class Axis:
 
     @classmethod
     def around(cls, title: str, values: Sequence[float], *, is_log: bool = False, zero: bool = True) -> Axis:
-        """Return an axis that holds the values: from 0 (unless `zero` is off), or from decade to decade.
+        """Return an axis for the values: from 0 (unless `zero` is off), or from decade to decade.
 
         Args:
             title: title of the axis, with its unit.
@@ -99,11 +99,11 @@ _NEAR_THE_AXIS = 0.12
 
 
 class Chart:
-    """A chart that is built up and rendered once.
+    """A chart, built up and rendered once.
 
     Args:
         title: shown above, and the image's name.
-        description: what a reader who does not see it must know.
+        description: text in its place for readers who do not see it.
         x: horizontal axis of the chart.
         y: vertical axis of the chart.
         width: of the view box. The image takes its container's width.
@@ -126,12 +126,12 @@ class Chart:
         return _LEFT + self._x.share(x) * across, self._height - _BOTTOM - self._y.share(y) * down
 
     def line(self, name: str, points: Sequence[tuple[float, float]], series: int, *, dashed: bool = False) -> Chart:
-        """Add a line. Points that are no finite numbers interrupt it.
+        """Add a line. Points without finite numbers interrupt it.
 
         Args:
             name: name in the legend.
             points: points (x, y) in axis units.
-            series: number of the series, which chooses the colour.
+            series: number of the series, for its colour.
             dashed: draw a dashed line.
         """
         path, pen = [], "M"
@@ -153,7 +153,7 @@ class Chart:
 
         Args:
             points: points (x, y) in axis units, each with a title.
-            series: number of the series, which chooses the colour.
+            series: number of the series, for its colour.
             ring: draw rings instead of dots.
         """
         for x, y, title in points:
@@ -217,7 +217,7 @@ class Chart:
             x: position on the horizontal axis.
             low: lower end on the vertical axis.
             high: upper end on the vertical axis.
-            series: number of the series, which chooses the colour.
+            series: number of the series, for its colour.
         """
         left, top = self._at(x, high)
         _, bottom = self._at(x, low)
@@ -275,9 +275,9 @@ def stacked_bars(
 
     Args:
         title: name of the image, for screen readers.
-        description: what a reader who does not see it must know.
+        description: text in its place for readers who do not see it.
         rows: a label and its parts, in the order of `names`.
-        names: what the parts are.
+        names: names of the parts.
         unit: unit of the numbers.
     """
     width, left, height = 620.0, 130.0, 58.0 + 30.0 * len(rows)

@@ -106,7 +106,7 @@ def sparsity_view(report: SparsityReport) -> list[RenderableType]:
 
 
 def _hints(report: SparsityReport) -> list[RenderableType]:
-    """List each hint once, with the layers it is about. Hints that differ in a layer's sizes only are one."""
+    """List each hint once, with the layers it is about. Hints with a difference in a layer's sizes only are one."""
     layers: dict[str, list[str]] = {}
     for layer in report.layers:
         for hint in layer.hints:
@@ -153,7 +153,7 @@ def _layer_row(layer: LayerSparsity) -> list[object]:
 
 
 def conversion_view(conversion: Conversion) -> list[RenderableType]:
-    """Show what was checked, how far the outputs moved, and what was left in higher precision."""
+    """Show the checks, the drift of the outputs, and the layers left in higher precision."""
     checks = make_table(
         f"Checks of the {conversion.precision} model",
         ["check", "result", "detail"],
@@ -168,7 +168,7 @@ def conversion_view(conversion: Conversion) -> list[RenderableType]:
 
 
 def conversion_facts(conversion: Conversion) -> list[tuple[str, object]]:
-    """Return what was checked in a few lines, for a command that is about more than the conversion."""
+    """Return the checks in a few lines, for a command about more than the conversion."""
     passed = [check.name for check in conversion.checks if check.passed and not check.is_empty]
     pairs: list[tuple[str, object]] = [("checked", ", ".join(passed))]
     pairs += [(check.name, check.detail) for check in conversion.checks if check.name in ("drift", "accuracy")]
@@ -182,7 +182,7 @@ def conversion_facts(conversion: Conversion) -> list[tuple[str, object]]:
 
 
 def _by_reason(kept: Sequence[KeptNode]) -> dict[str, list[KeptNode]]:
-    """Group what was left alone by why: a normalisation comes as a dozen operators of one reason."""
+    """Group the layers left alone by the reason: a normalisation comes as a dozen operators of one reason."""
     found: dict[str, list[KeptNode]] = {}
     for node in kept:
         found.setdefault(node.reason, []).append(node)
@@ -223,7 +223,7 @@ def _drift_label(item: Any) -> str:
 
 
 def calibration_view(made: Any) -> list[RenderableType]:
-    """Show what calibration data hold (`MadeCalibration`, of a layer above this one)."""
+    """Show the contents of calibration data (`MadeCalibration`, of a layer above this one)."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
@@ -246,10 +246,10 @@ def calibration_view(made: Any) -> list[RenderableType]:
 
 
 def prune_view(report: PruneReport, output: Path | None) -> list[RenderableType]:
-    """Show what pruning took from each layer, what it left alone, and with data what it cost.
+    """Show pruning's effect on each layer, the layers left alone, and with data the cost.
 
     Args:
-        report: layers that pruning changed or left alone.
+        report: layers changed by pruning or left alone.
         output: path of the written model. `None`: a dry run.
     """
     solved = report.evidence is not None
@@ -331,7 +331,7 @@ def _evidence_views(evidence: PruneEvidence) -> list[RenderableType]:
 
 
 def _budget_views(budget: BudgetEvidence) -> list[RenderableType]:
-    """Show the front, and what was chosen by."""
+    """Show the front, and the data behind the choice."""
     rows = [
         [
             point.layers,
@@ -366,7 +366,7 @@ def _result(check: Check) -> Text:
 
 
 def pruning_facts(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what pruning cost, as name and value, from a report as it is in a manifest or in JSON."""
+    """Return the cost of pruning, as name and value, from a report in a manifest or in JSON."""
     found = pruned.get("evidence")
     if not found:
         return [("layers pruned", str(len(pruned["pruned"])))]

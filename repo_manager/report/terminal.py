@@ -1,4 +1,4 @@
-"""The one place that prints: results to stdout, everything else to stderr."""
+"""The one place for printing: results to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["WIDE", "Terminal", "error_document", "next_command"]
 
 
 WIDE = 10_000
-"""The width of a console for which nothing is left out or folded."""
+"""Width of a console with nothing left out or folded."""
 
 
 def next_command(*words: str, repository: str | None) -> str:
@@ -34,7 +34,7 @@ def next_command(*words: str, repository: str | None) -> str:
 
     Args:
         words: of the command, without the program's name.
-        repository: what was given as `--repository`, which the next command needs, too. `None`: nothing.
+        repository: the value of `--repository`, needed by the next command, too. `None`: nothing.
     """
     return shlex.join(["repo-manager", *words, *([] if repository is None else ["-r", repository])])
 
@@ -73,16 +73,16 @@ class Terminal:
 
     @property
     def console(self) -> Console:
-        """The console of stderr, for what draws on it live."""
+        """The console of stderr, for live views."""
         return self._err
 
     def progress(self, message: str) -> None:
-        """Say on stderr what is being done now."""
+        """Report the step under way on stderr."""
         if not self.quiet:
             self._err.print(f"[dim]{_escape(message)}[/dim]", highlight=False)
 
     def note(self, message: str) -> None:
-        """Say on stderr what the user should know."""
+        """Print a remark for the user on stderr."""
         if not self.quiet:
             self._err.print(_escape(message), highlight=False)
 
@@ -108,7 +108,7 @@ class Terminal:
             self._out.print(consoles.shown(renderable), highlight=False)
 
     def watch(self, frames: Iterable[tuple[Any, Sequence[RenderableType]]]) -> None:
-        """Print results as they come: in place on a terminal, elsewhere each one that differs from the one before.
+        """Print results as they come: in place on a terminal, elsewhere each different from the one before.
 
         Args:
             frames: results, as for `result`. With `--json` each is one line.
@@ -147,7 +147,7 @@ class Terminal:
         self._out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print on stderr what belongs to the way to the result, a plan for instance."""
+        """Print a step on the way to the result on stderr, a plan for instance."""
         if not self.quiet:
             for renderable in renderables:
                 self._err.print(consoles.shown(renderable), highlight=False)

@@ -30,7 +30,7 @@ _HEADLINES = {
 
 
 def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -> list[RenderableType]:
-    """Return what a terminal shows of a tuning.
+    """Return a terminal's view of a tuning.
 
     Args:
         result: result of the search.
@@ -65,7 +65,7 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
 
 
 def tune_page(result: Tuning) -> str:
-    """Return the page of a tuning: a complete HTML document that refers to nothing outside itself."""
+    """Return the page of a tuning: a complete HTML document without references to the outside."""
     return render_page(
         "tune.html.j2",
         result=result,
@@ -106,14 +106,14 @@ def _steps(result: Tuning) -> list[str]:
 
 
 def _better(result: Tuning, trial: Trial) -> str:
-    """Say whether a setting was better; today's is what the others are held against."""
+    """Say whether a setting was better; today's is the measure for the others."""
     if trial.state == result.today.state:
         return "-"
     return "yes" if trial.is_better else "no"
 
 
 def _value(result: Tuning, trial: Trial) -> str:
-    """Return what a setting holds, in the objective's unit."""
+    """Return a setting's value, in the objective's unit."""
     if trial.value is not None:
         return value_text(result.seeks, trial.value)
     if trial.against is None or not trial.levels:
@@ -167,7 +167,7 @@ def _curves(result: Tuning) -> list[Figure]:
 
 
 def _effects(result: Tuning) -> list[dict[str, Any]]:
-    """Return, per model and axis, what its values led to where nothing else differed from the best one."""
+    """Return, per model and axis, the results of its values where nothing else differed from the best one."""
     found = []
     for model, axis in itertools.product(result.best.state, AXES):
         along = [trial for trial in result.trials if _differs_in(trial, result.best) <= {(model, axis)}]

@@ -25,12 +25,12 @@ _OUTCOME_STYLES = {"done": "green", "undone": "yellow", "failed": "red"}
 
 
 def version_view(model: ModelEntry, version: VersionEntry, state: ModelState) -> list[RenderableType]:
-    """Show one version: what state it is in, where it came from, what was checked, and its files.
+    """Show one version: its state, its source, its checks, and its files.
 
     Args:
         model: the model of the version.
         version: one of its versions, as a deep scan found it.
-        state: what is remembered of the model.
+        state: the model's record.
     """
     tags = [tag for tag, number in sorted(state.tags.items()) if number == version.version]
     pairs: list[tuple[str, object]] = [

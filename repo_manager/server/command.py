@@ -164,8 +164,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
-"""The scope of a restriction: all calls with an effect on the server. Inference, metadata, statistics and health stay
-open."""
+"""Scope of a restriction: all calls that change the server. Inference, metadata, statistics and health stay open."""
 KEY_HEADER = "repo-manager-key"
 # What the server, and the processes that models run in, get of this process's environment. Everything else may be a
 # secret: models' code can read it.
@@ -190,7 +189,7 @@ class ServerSecurity:
         key: PEM file with the certificate's key.
         client_authority: PEM file: clients must show a certificate of this authority (mutual TLS).
         restricted: header and value demanded by both protocols for calls with an effect on the server. `None`: a
-            random key in the server's record, so commands of the same user on this machine show it by themselves.
+            random key in the server's record, so this user's commands on this machine show it by themselves.
         open_control: anyone who reaches the server may change it, without a key.
     """
 

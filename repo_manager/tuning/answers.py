@@ -1,7 +1,7 @@
-"""The answers of today's configuration, against which those of every other one are held.
+"""The answers of today's configuration, the measure for those of every other one.
 
-A configuration may change what a model answers: a model that is only said to have a batch axis answers otherwise in a
-larger batch. Such a configuration is never proposed, however fast it is.
+A configuration may change a model's answers: a model wrongly said to have a batch axis answers otherwise in a larger
+batch. Such a configuration is never proposed, however fast it is.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HeldOut:
 
     Attributes:
         evaluator: computes the score.
-        limits: what today's configuration and every other one must reach.
+        limits: limits for today's configuration and every other one.
     """
 
     evaluator: Evaluator
@@ -92,7 +92,7 @@ def _dtype(tensor: Any) -> str:
 
 
 class Answers:
-    """Asks sets of copies the same, alone, at once and joined, and compares what they answer.
+    """Asks sets of copies the same, alone, at once and joined, and compares their answers.
 
     Args:
         loads: puts load on the copies.
@@ -111,7 +111,7 @@ class Answers:
         self.notes: list[str] = []
 
     def record(self, copy: str) -> None:
-        """Ask today's set. What it does not answer the same twice is not compared later.
+        """Ask today's set. Outputs with two different answers are not compared later.
 
         Raises:
             ServerRefusedError: it does not answer.
@@ -205,7 +205,7 @@ class Answers:
 
 
 def _wrong(compared: Sequence[OutputComparison]) -> str:
-    """Return the output that is farthest off, when one is outside its tolerance."""
+    """Return the output farthest off, when one is outside its tolerance."""
     failed = [each for each in compared if not each.passed]
     worst = max(failed, key=lambda each: each.error, default=None)
     return "" if worst is None else f"{worst.output} is off by {worst.error:.3g}, allowed {worst.tolerance:.3g}"

@@ -1,4 +1,4 @@
-"""What can be tuned of each model of a tuning: the times of its batches are measured, memory and cores bound it."""
+"""The space of each model of a tuning: the times of its batches are measured, memory and cores bound it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Curves:
     Args:
         options: goal and limits of the search.
         loads: puts load on the copies.
-        journal: of what was measured before.
-        tell: told after each measurement.
+        journal: record of earlier measurements.
+        tell: called after each measurement.
         left_s: seconds of the budget left.
     """
 
@@ -94,7 +94,7 @@ class Curves:
         return min(fit, _MOST_INSTANCES)
 
     def _bounds(self, subject: Subject, fit: int) -> Bounds:
-        """Return what the machine and the model allow."""
+        """Return the bounds set by the machine and the model."""
         today = self._today[subject.name].max_batch_size
         best, most = subject.profile or (None, _LARGEST_BATCH)
         batch = max(today, min(_LARGEST_BATCH, most)) if today else 0

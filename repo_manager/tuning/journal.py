@@ -1,6 +1,6 @@
-"""What a tuning has measured, one JSON line each, so a second run goes on where the first one ended.
+"""A tuning's measurements, one JSON line each, so a second run goes on where the first one ended.
 
-It is separate from the run because what a killed process leaves of a file is its own matter.
+It is separate from the run because the remains of a file after a killed process are a matter of their own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _NOT_PLAIN = ("kind", "setting", "levels", "state")
 
 
 class Journal:
-    """A file of JSON lines that is only ever added to.
+    """A file of JSON lines, only ever extended.
 
     Args:
-        folder: where the file is.
-        facts: all that decides a measurement beside the setting: another model, version, objective or machine has
+        folder: folder of the file.
+        facts: the facts behind a measurement beside the setting: another model, version, objective or machine has
             another file.
-        fresh: forget what was measured before.
+        fresh: forget earlier measurements.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -71,9 +71,7 @@ class Journal:
         self._write({"kind": "batch", "model": model, **dataclasses.asdict(time)})
 
     def trial(self, state: Mapping[str, Setting], against: float | None) -> Trial | None:
-        """Return what is known of settings that were held against the same value, or `None` if they were not
-        measured.
-        """
+        """Return the record of settings compared with the same value, or `None` if they were not measured."""
         wanted = _as_read({name: dataclasses.asdict(setting) for name, setting in state.items()})
         for line in reversed(self._lines):
             if line["kind"] == "trial" and line["state"] == wanted and line["against"] == against:
@@ -83,7 +81,7 @@ class Journal:
         return None
 
     def add_trial(self, trial: Trial) -> None:
-        """Write a measured setting, with all that decided it."""
+        """Write a measured setting, with the facts behind it."""
         self._write({"kind": "trial", **dataclasses.asdict(trial)})
 
 

@@ -1,4 +1,4 @@
-"""How copies are measured: what a set of them holds under load, and two sets against each other."""
+"""How copies are measured: the load one set of them holds, and two sets against each other."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _MOST_LEVELS = 40
 _OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
 _STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
 Inputs = Callable[[str, int], Mapping[str, Any]]
-"""Model and version -> what is known of its requests, as settings of `LoadTestOptions`."""
+"""Model and version -> the facts of its requests, as settings of `LoadTestOptions`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a set of copies held.
+    """The load a set of copies held.
 
     Attributes:
-        value: in the objective's unit. `None` when it holds nothing of what was asked.
-        reason: what says so, with its numbers.
+        value: in the objective's unit. `None` when it fails at every load.
+        reason: the evidence, with its numbers.
         levels: each load level.
         busy: model -> time a second its requests waited and were computed, by the server's counters.
     """
@@ -61,7 +61,7 @@ class Loads:
         inputs: requests of each model.
 
     Attributes:
-        rate: requests a second at which the others than throughput are measured. `None` as long as it is not known.
+        rate: requests a second for objectives other than throughput. `None` as long as it is not known.
         start_rate: where the search for today's largest rate begins.
         mix: model under load -> its share of all requests.
     """
@@ -102,7 +102,7 @@ class Loads:
         )
 
     def batch_time(self, copy: str, model: str, size: int) -> BatchTime | None:
-        """Measure the time of a batch. `None` when no request of that size is answered.
+        """Measure the time of a batch. `None` when no request of this size is answered.
 
         Args:
             copy: name of the set.
@@ -116,11 +116,11 @@ class Loads:
         return None if median_ns is None else BatchTime(size, median_ns)
 
     def measured(self, copy: str, against: float | None) -> Measured:
-        """Measure what a set holds.
+        """Measure the load a set holds.
 
         Args:
             copy: name of the set.
-            against: what it must hold or beat for more to be measured. `None`: nothing.
+            against: value it must hold or beat for further measurements. `None`: nothing.
         """
         tops = self.copies.subjects.tops
         if self._options.seeks == "throughput" or self.rate is None:
@@ -133,7 +133,7 @@ class Loads:
         return self._lowest_p99(copy, tops[0], against)
 
     def _upwards(self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, against: float) -> Measured:
-        """Search from the rate that must be held, in steps that grow: most settings that hold it hold little more."""
+        """Search from the rate to hold, in growing steps: most settings above it hold little more."""
         held: Measured | None = None
         levels: tuple[Mapping[str, Any], ...] = ()
         for low, high in _STEPS_UP:
@@ -244,9 +244,9 @@ class Loads:
 
         Args:
             rate: requests a second, of all models together.
-            gain: what the search says of the best by today's: a large one takes fewer pairs to show. Their number is
+            gain: the search's ratio of the best to today's: a large one takes fewer pairs to show. Their number is
                 fixed before the first of them.
-            seconds: that it may take.
+            seconds: longest time for it, in seconds.
         """
         fit = int(max(seconds, 0.0) / (2 * (_BLOCK_S + 2 * _WARMUP_S)))
         enough = next(pairs for least, pairs in _PAIRS if gain >= least)

@@ -1,4 +1,4 @@
-"""What a tuning seeks, and what came of it."""
+"""The aim of a tuning, and its result."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ _LEVEL_SHARE = 1 / 50
 
 @dataclasses.dataclass(frozen=True)
 class TuneOptions:
-    """What is sought, and how.
+    """The aim of a tuning, and the way to it.
 
     Attributes:
-        gates: upper limits that must be held, by every model asked.
+        gates: upper limits for every model asked.
         own_gates: model -> further ones it must hold.
-        objective: `throughput` (the largest rate that holds the gates), `latency` (the lowest p99 at `rate`) or
-            `energy` (the most inferences per joule at `rate`). `None`: latency where a rate is given, else throughput.
-        rate: requests a second. `None`: for energy nine tenths of the largest rate that today's setting holds.
+        objective: `throughput` (the largest rate within the gates), `latency` (the lowest p99 at `rate`) or `energy`
+            (the most inferences per joule at `rate`). `None`: latency where a rate is given, else throughput.
+        rate: requests a second. `None`: for energy nine tenths of the largest rate today's setting holds.
         mix: model -> how many of the requests it gets beside the others', where several are tuned together. Where none
             are given, as many as it answers when it is asked alone, one request at a time.
-        arrival: how requests come.
-        budget_s: the longest that all may take. A quarter of it is kept for the proof.
+        arrival: `poisson`, `constant` or another arrival of requests, as in `loadtest`.
+        budget_s: longest duration of the whole tuning. A quarter of it is kept for the proof.
         search: the axes searched. Others keep today's value.
-        fixed: fields of config.pbtxt (of one of several models: MODEL:FIELD) that are set in advance, in today's
-            configuration as well as in all others.
+        fixed: fields of config.pbtxt (of one of several models: MODEL:FIELD) set in advance, in today's configuration
+            as well as in all others.
         load: more settings of `LoadTestOptions`: shapes, ranges, data, seed.
-        url: a server that takes the copies, by its load API. `None` starts one on this machine.
-        access: how that server is reached. `None` without TLS and headers.
-        fresh: forget what an earlier run measured.
+        url: a server for the copies, by its load API. `None` starts one on this machine.
+        access: how the server is reached. `None` without TLS and headers.
+        fresh: forget an earlier run's measurements.
         accuracy: held-out data each setting is scored on, by one request per sample, and the limits of the score. The
             source of `max_drop` is today's setting. `None` scores nothing.
-        signed_by: public keys one of which must vouch for each version that is run. Empty asks for no signature.
+        signed_by: public keys of which one must vouch for each version run. Empty asks for no signature.
     """
 
     gates: tuple[Gate, ...] = ()
@@ -84,7 +84,7 @@ class TuneOptions:
     signed_by: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that they hold together."""
+        """Check whether they fit together."""
         check_fields(self)
         gates = (*self.gates, *(gate for own in self.own_gates.values() for gate in own))
         if not gates and self.rate is None:
@@ -105,13 +105,13 @@ class TuneOptions:
             raise UsageError("each model's part of the mix has to be more than 0")
 
     def check_models(self, tops: Sequence[str]) -> None:
-        """Check that what is said of single models is said of models asked, and is given for each of them.
+        """Check options of single models: each must be of a model asked, and be given for each of them.
 
         Args:
             tops: names of the models to tune.
 
         Raises:
-            UsageError: it is not.
+            UsageError: an option is of another model, or missing for one.
         """
         strange = [name for name in (*self.own_gates, *self.mix) if name not in tops]
         if strange:
@@ -131,7 +131,7 @@ class TuneOptions:
 
     @property
     def seeks(self) -> Objective:
-        """What is sought."""
+        """The objective."""
         return self.objective or ("throughput" if self.rate is None else "latency")
 
     def gates_of(self, model: str) -> tuple[Gate, ...]:
@@ -140,7 +140,7 @@ class TuneOptions:
 
     @property
     def level_s(self) -> float:
-        """The longest that one load level is measured, in seconds: it may be decided earlier."""
+        """The longest time of one load level, in seconds. It may be decided earlier."""
         return min(max(self.budget_s * _LEVEL_SHARE, _LEVEL_S[0]), _LEVEL_S[1])
 
     def latency_ns(self, model: str) -> float | None:
@@ -153,9 +153,9 @@ class TuneProgress:
     """Told after each measurement.
 
     Attributes:
-        text: what was measured, and what came of it.
+        text: the measurement, and its result.
         remaining_s: of the budget.
-        best: the best setting so far, and what it holds. Empty as long as there is none.
+        best: the best setting so far, and its value. Empty as long as there is none.
     """
 
     text: str
@@ -165,24 +165,24 @@ class TuneProgress:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What came of a tuning.
+    """The result of a tuning.
 
     Attributes:
-        model: what was tuned: the models asked, with their versions.
-        versions: every model that was measured -> its version.
+        model: the tuned models asked for, with their versions.
+        versions: every measured model -> its version.
         outcome: `better` (the comparison shows it), `kept` (today's is as good), `none holds` or `undecided` (the
             budget ended first).
         reason: the outcome in one sentence.
-        seeks: `throughput`, `latency` or `energy`, which is the unit of values: requests a second, nanoseconds, joules
+        seeks: `throughput`, `latency` or `energy`, and so the unit of values: requests a second, nanoseconds, joules
             an inference.
-        objective: what was sought, in words.
+        objective: the aim, in words.
         today: today's setting, measured.
         best: the best found. `today` where nothing beat it.
         changes: model -> fields of config.pbtxt from today's to the best. Empty unless the outcome is `better`.
         trials: every setting measured, in order.
         curves: model -> the time of one batch by its size.
         settings: how many settings there are in the space.
-        left_out: what was not tried, and why.
+        left_out: settings not tried, and why.
         comparisons: today's against the best, paired, for each model asked. Empty where there was nothing to compare.
         is_complete: the search ended on its own, not by the budget.
         journal: the file with every measurement.
@@ -219,7 +219,7 @@ def conclude(
 
     Args:
         options: goal and limits of the search.
-        trials: what was measured, today's setting first.
+        trials: the measurements, today's setting first.
         best: the best of them.
         comparisons: today's against the best. None where one of them holds nothing, or they are the same.
         is_complete: whether the search ended on its own.
@@ -245,7 +245,7 @@ def conclude(
 
 
 def objective_of(options: TuneOptions) -> str:
-    """Return what is sought, in words."""
+    """Return the aim, in words."""
     own = [f"{name}: {gate.text}" for name, gates in options.own_gates.items() for gate in gates]
     gates = ", ".join([*(gate.text for gate in options.gates), *own])
     if options.seeks == "throughput":
@@ -268,7 +268,7 @@ def _held(value: float, options: TuneOptions) -> str:
 
 
 def _show(comparisons: Sequence[Comparison], seeks: Objective) -> bool:
-    """Return whether the comparisons show that B is better in what is sought somewhere, and A nowhere.
+    """Return whether the comparisons show B better in the objective somewhere, and A nowhere.
 
     Under the same load the larger rate shows as a shorter p99 or as more throughput. For energy a longer p99 is no
     loss: the gates hold it.
@@ -283,5 +283,5 @@ def _show(comparisons: Sequence[Comparison], seeks: Objective) -> bool:
 
 
 def _distance(trial: Trial) -> float:
-    """Return how far a setting that holds nothing is from holding: its lowest p99."""
+    """Return how far a failed setting is from passing: its lowest p99."""
     return min((level["p99_ns"] for level in trial.levels if level["p99_ns"]), default=float("inf"))

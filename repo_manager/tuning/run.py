@@ -54,11 +54,11 @@ def tune(
         repository: where the models are. Nothing in it is changed.
         versions: model -> the version measured.
         options: goal and limits of the search.
-        inputs: tells what is known of a model's requests.
-        progress: told after each measurement.
+        inputs: gives the facts of a model's requests.
+        progress: called after each measurement.
 
     Raises:
-        UsageError: a model is of a kind that cannot be tuned, or energy is sought and nothing reports it.
+        UsageError: a model is of an untunable kind, or energy is sought and nothing reports it.
         RepositoryError: no such model or version, or it does not fit into memory once more.
         ConfigError: a fixed field does not fit.
         ServerError: the server of the copies does not start, or a model does not load on it.
@@ -76,7 +76,7 @@ def tuning_run(
     inputs: Inputs = lambda _name, _version: {},
     progress: Callable[[TuneProgress], None] = lambda _: None,
 ) -> Iterator[TuningRun]:
-    """Make what `tune` does ready: the server of the copies runs for as long as the block lasts.
+    """Prepare the steps of `tune`: the server of the copies runs for as long as the block lasts.
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
@@ -104,7 +104,7 @@ def tuning_run(
 
 
 def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[str, Any]:
-    """Return all that decides a measurement."""
+    """Return the facts behind a measurement."""
     about = environment()
     models = {
         name: {
@@ -140,7 +140,7 @@ class TuningRun:
         clock: returns the time in seconds.
 
     Attributes:
-        subjects: what is tuned.
+        subjects: the models to tune.
         copies: of it.
         loads: puts load on them.
     """
@@ -216,7 +216,7 @@ class TuningRun:
         return dataclasses.replace(result, accuracy=self._accuracy(best, WINNER if comparisons else CANDIDATE))
 
     def _accuracy(self, best: Trial, copy: str) -> Accuracy | None:
-        """Score the best settings on the held-out data. A set of copies that serves them already stays."""
+        """Score the best settings on the held-out data. A set of copies with these settings already stays."""
         if self._options.accuracy is None:
             return None
         self.copies.load(copy, self._changes_of(best.state))
@@ -256,10 +256,10 @@ class TuningRun:
         )
 
     def _order(self) -> Iterator[str]:
-        """Yield the models to tune: each time the one that requests spend most time in.
+        """Yield the models to tune: each time the one with the most time of requests.
 
-        One searched to its end is not searched again. Of an ensemble, nothing more is gained once that one still takes
-        most of the time. Models that share the machine all get their turn.
+        One searched to its end is not searched again. For an ensemble, nothing more is gained once the same one still
+        takes most of the time. Models sharing the machine all get their turn.
         """
         settled: list[str] = []
         while len(settled) < len(self.subjects.tunable):
@@ -297,7 +297,7 @@ class TuningRun:
         return descend(space, today, guesses, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
 
     def _is_moved_on(self, model: str, trial: Trial) -> bool:
-        """Return whether an ensemble's requests now spend most time in another model than the one that is tuned."""
+        """Return whether an ensemble's requests now spend most time in another model than the tuned one."""
         return self._is_one_ensemble and self._busiest(trial, ()) != model
 
     def _left_s(self) -> float:
@@ -311,7 +311,7 @@ class TuningRun:
         self._told(TuneProgress(text, max(self._left_s(), 0.0), best))
 
     def _changes(self, best: Trial) -> dict[str, dict[str, str | None]]:
-        """Return what changes in the files as they are written: what was fixed, and what was found."""
+        """Return the changes to the files as written: the fixed fields, and the found ones."""
         found = {}
         for name in self.subjects.tunable:
             subject = self.subjects.models[name]
@@ -328,7 +328,7 @@ class TuningRun:
         return found
 
     def _left_out(self, *, is_complete: bool) -> Iterator[str]:
-        """Yield what was not tried, and why."""
+        """Yield the settings not tried, and why."""
         for name, space in self._spaces.items():
             subject, of = self.subjects.models[name], f"{name}: " if len(self._spaces) > 1 else ""
             tried = {trial.state[name] for trial in self._trials if name in trial.state}
@@ -345,7 +345,7 @@ class TuningRun:
         Args:
             state: the setting of each tunable model.
             best: the best so far. `None`: there is none yet.
-            margin: the share by which it must be beaten.
+            margin: share to beat it by.
             model: the one whose setting is searched. Empty: the first.
 
         Raises:
@@ -370,7 +370,7 @@ class TuningRun:
         return self.loads.rate is None
 
     def _challenge(self, best: Trial | None, margin: float) -> float | None:
-        """Return what a setting must hold to be better, or `None` where any value is."""
+        """Return the value a better setting must hold, or `None` where any value will do."""
         if best is None:
             return None
         if best.value is None:  # nothing is known to hold: the smallest load that failed is the question
@@ -431,7 +431,7 @@ class TuningRun:
         )
 
     def _with_energy(self, today: Trial) -> Trial:
-        """Return today's setting with its energy, at the rate that is given or follows from what it holds.
+        """Return today's setting with its energy, at the given rate or one from its own largest.
 
         Raises:
             UsageError: nothing reports energy.

@@ -1,9 +1,9 @@
-"""Copies of models to measure: what is served is never touched.
+"""Copies of models to measure: served models are never touched.
 
 They are on a server of their own, as hard links in a folder of the user's cache (plain copies from another file
-system), and end with this process, however that dies (`server/supervisor.py`). On a server elsewhere they are loaded
-under names of their own by its load API, and unloaded at the end. What a killed process leaves, the next run removes:
-the folder, and on that server the copies whose names are in the cache.
+system), and end with this process, however it dies (`server/supervisor.py`). On a server elsewhere they are loaded
+under names of their own by its load API, and unloaded at the end. The next run removes the remains of a killed
+process: the folder, and on the server the copies whose names are in the cache.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _LOAD_S = 300.0
 _STOP_S = 5.0
 _MARK = "__tune_"
 CANDIDATE, TODAY, WINNER = NAMES = ("candidate", "today", "winner")
-"""What sets of copies are called."""
+"""Names of the sets of copies."""
 Changes = Mapping[str, Mapping[str, str | None]]
-"""Model -> field of config.pbtxt -> its value, `None` for one that is removed."""
+"""Model -> field of config.pbtxt -> its value, `None` for a removed one."""
 
 
 def tuning_directory() -> Path:
@@ -64,9 +64,9 @@ class Copies(ABC):
         cores: number of CPU cores of the server.
 
     Attributes:
-        subjects: what they are copies of.
-        client: of the server that serves them.
-        url: of that server, for a load test.
+        subjects: the models behind the copies.
+        client: client of the copies' server.
+        url: the server's URL, for a load test.
         metrics_url: of its metrics. `None`: not known.
         access: how it is reached.
         cores: CPUs the copies share. 0: not known.
@@ -88,7 +88,7 @@ class Copies(ABC):
 
     @abstractmethod
     def named(self, copy: str, model: str) -> str:
-        """Return what the server calls a model of a set."""
+        """Return the server's name of a model of a set."""
 
     @abstractmethod
     def serve(self, served: str, model: str, config: ModelConfig) -> None:
@@ -105,12 +105,12 @@ class Copies(ABC):
 
     @abstractmethod
     def room(self, *, on_gpu: bool) -> Room | None:
-        """Return the memory that is free for copies, or `None` when nobody tells."""
+        """Return the free memory for copies, or `None` when unknown."""
 
     def load(self, copy: str, changes: Changes) -> None:
-        """Serve a set of copies with changed configurations, in place of what has that name now.
+        """Serve a set of copies with changed configurations, in place of the present one of this name.
 
-        Label files and warm-up are left out: they change nothing of what is measured. What is as before stays loaded.
+        Label files and warm-up are left out: they change no measurement. Unchanged models stay loaded.
 
         Raises:
             ConfigError: a change does not fit.
@@ -147,7 +147,7 @@ class Copies(ABC):
                 del served[name]
 
     def _stays(self, before: ModelConfig, after: ModelConfig) -> bool:
-        """Return whether only instances come or go, while those that stay are as they would be in a new load."""
+        """Return whether only instances come or go, while the others are as in a new load."""
         shares_cores = after.backend == "onnxruntime" and THREADS not in after.message().parameters
         return self.keeps_instances and changed_fields(before, after) == ("instance_group",) and not shares_cores
 
@@ -171,8 +171,8 @@ def copies_of(subjects: Subjects, *, url: str | None = None, access: ClientOptio
 
     Args:
         subjects: the models to copy.
-        url: a server that takes the copies. `None` starts one.
-        access: options of that server's client. `None`: the server is this machine's.
+        url: a server for the copies. `None` starts one.
+        access: options of the server's client. `None`: the server is this machine's.
 
     Raises:
         MissingDependencyError: there is no tritonserver on this machine.
@@ -279,7 +279,7 @@ def _there(url: str, access: ClientOptions, subjects: Subjects) -> Iterator[Copi
 
 
 def _sweep(url: str | None, access: ClientOptions) -> None:
-    """Remove what processes have left that ended without doing it themselves: their folders, their copies on `url`."""
+    """Remove the remains of processes ended without a clean-up: their folders, their copies on `url`."""
     for path in (*tuning_directory().glob("scratch-*-*"), *tuning_directory().glob("remote-*-*.json")):
         kind, pid, ticks = path.stem.split("-")
         if is_running(int(pid), int(ticks)):

@@ -1,7 +1,7 @@
 """Coordinate descent over settings each are held against the best one so far.
 
-A candidate must beat the best by a margin. One that takes less of the machine only must be as good. So a candidate is
-a question with a yes or no, which a few seconds of load decide, and only a better one is measured to its end.
+A candidate must beat the best by a margin. One with less use of the machine only must be as good. So a candidate is a
+question with a yes or no, decided by a few seconds of load, and only a better one is measured to its end.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Trial:
     Attributes:
         setting: the measured setting.
         is_better: it beats the trial it was compared with. The first one always does.
-        value: what is sought of it (the largest rate that holds, in requests a second, or the p99 in nanoseconds).
-            `None` where it was given up before known.
-        reason: what decided, with its numbers.
+        value: its value (the largest passing rate, in requests a second, or the p99 in nanoseconds). `None` where it
+            was given up before known.
+        reason: the deciding fact, with its numbers.
         seconds: duration of the measurement.
         against: the value it had to hold. `None` for the first one.
-        model: whose setting that is, where there are several.
+        model: owner of the setting, where there are several.
         state: the settings of all models, where there are several. Empty for one.
         busy: model -> time a second its requests waited and were computed, at the largest load.
         levels: each load level: `label`, `decision`, `throughput_per_s`, `p99_ns`, `reason`, `seconds`.
@@ -75,11 +75,11 @@ def descend(
     """Return the best trial found.
 
     Args:
-        space: settings that may change.
-        start: today's, or what else is known already.
+        space: settings free to change.
+        start: today's, and others known already.
         guesses: settings to try first.
-        evaluate: measures. It may raise to end the search: what it returned until then is known to the caller.
-        is_enough: asked of each better trial. The search ends with the first one of which it holds.
+        evaluate: measures. It may raise to end the search: its results until then are known to the caller.
+        is_enough: asked of each better trial. The search ends with the first one it is true of.
     """
     best, tried = start, {start.setting}
 
@@ -128,13 +128,13 @@ def descend(
 def likely_good(
     space: Space, today: Setting, curve: Sequence[BatchTime], latency_ns: float | None = None
 ) -> tuple[Setting, ...]:
-    """Return what is likely good: one instance with the whole machine, and as many instances as there may be.
+    """Return likely good settings: one instance with the whole machine, and as many instances as allowed.
 
     Args:
-        space: settings that may change.
+        space: settings free to change.
         today: the setting of today.
         curve: the time of batches.
-        latency_ns: the upper limit of a latency that must be held. `None` has none.
+        latency_ns: the upper limit of the latency. `None` has none.
     """
     sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]
     most = space.axes["instances"][-1]

@@ -1,4 +1,4 @@
-"""What can be tuned of a model, and between which bounds."""
+"""The tunable settings of a model, and their bounds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENGINES = ("tensorrt", "tensorrt_rtx")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One configuration, by what is tuned of it.
+    """One configuration, by its tunable fields.
 
     Attributes:
         instances: of the model, in its one instance group.
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
-        """What it takes of the machine: of two that are equally good, the smaller one is the better one."""
+        """Its use of the machine: of two equally good ones, the smaller one is the better one."""
         return self.instances, self.instances * (self.threads or 1), self.max_batch_size, self.queue_delay or 0
 
     @property
@@ -69,7 +69,7 @@ class Setting:
         return ", ".join(parts)
 
     def changes(self, today: Setting) -> dict[str, str | None]:
-        """Return the fields of config.pbtxt that differ from today's, as `repository.change_config` takes them."""
+        """Return the fields of config.pbtxt different from today's, as `repository.change_config` takes them."""
         changes: dict[str, str | None] = {}
         if self.instances != today.instances:
             changes["instance_group.count"] = str(self.instances)
@@ -91,11 +91,11 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class BatchTime:
-    """How long one batch takes: a point of the curve that is measured first.
+    """How long one batch takes: a point of the curve measured first.
 
     Attributes:
         size: samples in it.
-        median_ns: of requests that hold the whole batch, one at a time.
+        median_ns: of requests with the whole batch, one at a time.
     """
 
     size: int
@@ -109,14 +109,14 @@ class BatchTime:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What the machine and the model allow.
+    """Bounds set by the machine and the model.
 
     Attributes:
-        cores: CPUs of the server, which instances times threads must not exceed. 0 where the model runs on a GPU.
-        instances: the most that fit into memory.
+        cores: CPUs of the server, the limit of instances times threads. 0 where the model runs on a GPU.
+        instances: largest number with room in memory.
         batch: the largest batch the model takes.
         profile: the batch size the engine's kernels were chosen for. `None` where it is no engine.
-        least_batch: the smallest `max_batch_size` that ensembles which use the model let it have.
+        least_batch: the smallest `max_batch_size` the model's ensembles allow.
     """
 
     cores: int
@@ -127,14 +127,14 @@ class Bounds:
 
 
 def setting_of(config: ModelConfig, name: str | None = None) -> Setting:
-    """Return what can be tuned of a configuration.
+    """Return the tunable settings of a configuration.
 
     Args:
         config: configuration of the model (config.pbtxt).
-        name: name of the model, for the error. `None` takes the one in the configuration, which may be empty.
+        name: name of the model, for the error. `None` takes the one in the configuration, perhaps empty.
 
     Raises:
-        UsageError: the model is of a kind that cannot be tuned.
+        UsageError: the model is of an untunable kind.
     """
     message = config.message()
     kinds = {
@@ -172,7 +172,7 @@ class Space:
     Attributes:
         axes: axis -> its values, in rising order (`None` first).
         cores: see `Bounds`.
-        today: today's `max_batch_size` and `queue_delay`, which are allowed together whatever they are.
+        today: today's `max_batch_size` and `queue_delay`, allowed together whatever they are.
     """
 
     axes: Mapping[str, tuple[Any, ...]]
@@ -193,10 +193,10 @@ class Space:
 
         Args:
             config: configuration of the model (config.pbtxt).
-            bounds: what the machine and the model allow.
+            bounds: bounds set by the machine and the model.
             curve: the time of batches. A size whose batch alone takes longer than the limit is left out, and so is one
-                that answers fewer samples a second than a smaller one.
-            latency_ns: the upper limit of a latency that must be held. `None` has none.
+                with fewer samples a second than a smaller one.
+            latency_ns: the upper limit of the latency. `None` has none.
             search: the axes searched. Others keep today's value.
         """
         today = setting_of(config)
@@ -248,10 +248,10 @@ class Space:
         return not (size == 1 and delay)
 
     def along(self, setting: Setting, axis: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
-        """Return the settings that differ in one axis, upwards and downwards from it, the nearest first.
+        """Return the settings different in one axis, upwards and downwards from it, the nearest first.
 
-        What belongs together moves together: threads and instances share the cores, and a larger batch must be formed
-        by somebody.
+        Related axes move together: threads and instances share the cores, and a larger batch must be formed by
+        somebody.
         """
         values = self.axes[axis]
         place = values.index(getattr(setting, axis))
@@ -283,7 +283,8 @@ class Space:
         return self.as_by_default(self._within_cores(candidate, axis))
 
     def as_by_default(self, setting: Setting) -> Setting:
-        """Return the setting that leaves threads to the backend where that comes to the same: the cores, shared out."""
+        """Return the setting without threads, left to the backend, where the result is the same: the cores, shared
+        out."""
         is_same = setting.threads == max(1, self.cores // setting.instances)
         if self.cores and is_same and None in self.axes["threads"]:
             return dataclasses.replace(setting, threads=None)
@@ -302,7 +303,7 @@ class Space:
 
 
 def _useful(curve: Sequence[BatchTime], latency_ns: float | None) -> list[BatchTime]:
-    """Return the batch sizes that fit the limit and answer more samples a second than every smaller one."""
+    """Return the batch sizes within the limit that answer more samples a second than every smaller one."""
     useful: list[BatchTime] = []
     for each in sorted(curve, key=lambda point: point.size):
         if latency_ns is not None and each.median_ns > latency_ns:
@@ -313,7 +314,7 @@ def _useful(curve: Sequence[BatchTime], latency_ns: float | None) -> list[BatchT
 
 
 def _powers(most: int) -> list[int]:
-    """Return 1, 2, 4, ... up to a number, which is the last of them."""
+    """Return 1, 2, 4, ... up to a number, the last of them."""
     found = [1]
     while found[-1] * 2 <= most:
         found.append(found[-1] * 2)
@@ -338,13 +339,13 @@ def runs_on_gpu(config: ModelConfig) -> bool:
 def left_out(
     space: Space, curve: Sequence[BatchTime], tried: Collection[Setting], search: Sequence[str], config: ModelConfig
 ) -> Iterator[str]:
-    """Yield what was not tried of a model's axes, and why.
+    """Yield the values of a model's axes not tried, and why.
 
     Args:
         space: settings of the model.
         curve: the time of its batches.
-        tried: settings that were measured.
-        search: the axes that were to be searched.
+        tried: settings measured so far.
+        search: the axes to search.
         config: configuration of the model (config.pbtxt).
     """
     missing = [axis for axis in AXES if axis not in search]
@@ -367,7 +368,7 @@ def left_out(
 
 
 def _why_single(axis: str, space: Space, config: ModelConfig) -> str:
-    """Return why an axis that was to be searched has one value."""
+    """Return why an axis to search has one value."""
     if axis == "preferred" and config.message().max_batch_size:
         return "only for engines whose record says what batch they were built for"
     if axis in ("max_batch_size", "queue_delay", "preferred") and not config.message().max_batch_size:

@@ -1,4 +1,4 @@
-"""What is tuned: models under load, and the models they are made of, as they are in the repository."""
+"""The subjects of a tuning: models under load, and the models they are made of, as they are in the repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Subject:
         name: the model.
         version: the version.
         written: the configuration as the repository has it.
-        config: the same with what was fixed in advance: today's, for the tuning.
+        config: the same with the fields fixed in advance: today's, for the tuning.
         files: path in a copy's folder -> file.
         profile: batch sizes the engine was built for: the one its kernels were chosen for, and the largest. `None`
             where it is no engine, or nothing is recorded.
@@ -58,7 +58,7 @@ class Subjects:
 
     Attributes:
         tops: the models asked.
-        models: name -> model, what others need first.
+        models: name -> model, needed models first.
         tunable: the models whose configuration is searched: all but ensembles.
     """
 
@@ -82,7 +82,7 @@ def read_subjects(
     fixed: Mapping[str, str | None],
     stack: contextlib.ExitStack,
 ) -> Subjects:
-    """Read models and what they are made of. Their files are there until the stack ends.
+    """Read models and their parts. Their files are there until the stack ends.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
@@ -92,7 +92,7 @@ def read_subjects(
         stack: keeps files from object storage.
 
     Raises:
-        UsageError: a model is of a kind that cannot be tuned.
+        UsageError: a model is of an untunable kind.
         RepositoryError: there is no such model or version, or it has no config.pbtxt.
         ConfigError: a fixed field does not fit.
     """

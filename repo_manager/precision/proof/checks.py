@@ -42,7 +42,7 @@ _MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpo
 def check_file(path: Path, source: Path) -> Check:
     """Run ONNX's full checker, shape and type inference included, on the file.
 
-    Where that rejects the source itself (some operators' own definitions do not infer), its plain form decides.
+    Where this rejects the source itself (some operators' own definitions do not infer), its plain form decides.
     """
     found = _complaint(path, full=True)
     if found is None:
@@ -90,7 +90,7 @@ def check_signature(source: Signature, found: Signature, precision: Precision, *
 
 
 def check_sparsity(source: SparsityReport, found: SparsityReport) -> Check:
-    """Check that each use of a weight that was 2:4 before is so in the stored values now."""
+    """Check each use of a weight with the 2:4 pattern before: its stored values must still have it."""
     before = [layer for layer in source.layers if _is_valid(layer)]
     after: dict[str, bool] = {}
     for layer in found.layers:
@@ -110,7 +110,7 @@ def _is_valid(layer: object) -> bool:
 
 
 def probability_values(graph: onnx.GraphProto, names: Iterable[str]) -> frozenset[str]:
-    """Return which of these values come from Sigmoid or Softmax, through operators that only move values."""
+    """Return those of the values with a Sigmoid or Softmax as source, behind operators for moving values only."""
     producer = {name: node for node in graph.node for name in node.output}
     found = set()
     for name in names:
@@ -123,7 +123,7 @@ def probability_values(graph: onnx.GraphProto, names: Iterable[str]) -> frozense
 
 
 def drift_limit(precision: Precision, options: ConvertOptions) -> float:
-    """Return the largest relative error that passes."""
+    """Return the largest passing relative error."""
     return precision.facts.max_drift if options.max_drift is None else options.max_drift
 
 
@@ -138,7 +138,7 @@ def check_drift(
 
     Args:
         drift: measured drift of each output.
-        precision: sets the limits that `options` leaves open.
+        precision: sets the limits left open by `options`.
         options: with the limits asked for.
         inputs: `held-out`, `calibration` or `natural`.
         probabilities: outputs whose numbers are probabilities. A difference of at most 0.001 passes, unless
@@ -201,7 +201,7 @@ def nothing_shown(answers: Sequence[Mapping[str, Array]]) -> str:
 
 
 def same_answers(answers: Sequence[Mapping[str, Array]]) -> str:
-    """Say that the source answers the same to every sample; empty where it does not, or there is one sample."""
+    """Note a source with the same answer to every sample. Empty where answers differ, or there is one sample."""
     first, *others = answers
     if others and all(np.array_equal(first[name], answer[name], equal_nan=True) for answer in others for name in first):
         return "the source answers the same to every one of these samples"
@@ -209,7 +209,7 @@ def same_answers(answers: Sequence[Mapping[str, Array]]) -> str:
 
 
 def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) -> str:
-    """Say what INT8's other samples show: those it was calibrated with."""
+    """Describe the drift on INT8's other samples, those it was calibrated with."""
     errors = [
         item.calibration_relative_error
         for item in drift
@@ -223,9 +223,9 @@ def _on_others(drift: Sequence[OutputDrift], precision: Precision, inputs: str) 
 
 
 def served_text(drift: Sequence[OutputDrift], limit: float) -> str:
-    """Say how INT8 answers as ONNX Runtime serves it on this CPU. Empty when that was not measured.
+    """Say how INT8 answers as ONNX Runtime serves it on this CPU. Empty when not measured.
 
-    It is no check: a CPU without VNNI must not refuse what another one accepts.
+    It is no check: a CPU without VNNI must not refuse a model another one accepts.
     """
     errors = [
         item.served_relative_error for item in drift if item.served_relative_error is not None and not item.judged_by
@@ -240,7 +240,7 @@ def served_text(drift: Sequence[OutputDrift], limit: float) -> str:
 
 
 def cpu_name() -> str:
-    """Return the CPU's name and whether it has VNNI (x86) or the dot product (Arm), on which exact INT8 sums rest."""
+    """Return the CPU's name and whether it has VNNI (x86) or the dot product (Arm), needed for exact INT8 sums."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -256,5 +256,5 @@ def cpu_name() -> str:
 
 
 def failure(exc: ModelError) -> Check:
-    """Turn a candidate that ONNX Runtime does not take into a failed check."""
+    """Turn a candidate rejected by ONNX Runtime into a failed check."""
     return Check("runs", False, exc.message)

@@ -37,10 +37,10 @@ __all__ = ["Proof", "Prover"]
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found out about a candidate.
+    """The findings about a candidate.
 
     Attributes:
-        checks: in order. Those after one that failed may be missing.
+        checks: in order. Those after a failed one may be missing.
         drift: one per output. Empty when it did not run.
         found: the candidate, loaded. The source when it could not be.
         sparsity: of `found`.
@@ -58,7 +58,7 @@ class Proof:
 
     @property
     def first_failed(self) -> Check | None:
-        """The first check that failed."""
+        """The first failed check."""
         return next((check for check in self.checks if not check.passed), None)
 
     def failed_only(self, name: str) -> bool:
@@ -70,10 +70,10 @@ class Prover:
     """Judges candidates of one conversion against one source.
 
     Args:
-        model: the ONNX model, which is not changed.
-        precision: that was asked for.
+        model: the ONNX model. It is not changed.
+        precision: the precision asked for.
         options: settings of the conversion.
-        reference: the source's answers, which decide.
+        reference: the source's answers, the measure of the proof.
         calibrated: answers of the source on the samples of INT8's scales, whose error is reported. `None`: `reference`
             holds these samples itself.
     """
@@ -108,7 +108,7 @@ class Prover:
         Args:
             written: files of the candidate.
             rounded: the drift with each 16-bit value rounded (`rounded_drift`).
-            stage: the candidate with float32 values, for outputs that are selections. `None` judges them directly.
+            stage: the candidate with float32 values, for outputs made by selection. `None` judges them directly.
         """
         path = written.files[0]
         checks = [check_file(path, self.model.path)]
@@ -148,9 +148,9 @@ class Prover:
         return check
 
     def rounded_drift(self, written: WrittenModel, stand_in: Draft | None) -> tuple[OutputDrift, ...]:
-        """Run the stand-in that rounds each 16-bit value. Return the drift, empty when there is none to run.
+        """Run the stand-in with each 16-bit value rounded. Return the drift, empty when there is none to run.
 
-        A stand-in that ONNX Runtime does not take is left to `prove`: the candidate will fail there, too.
+        A stand-in rejected by ONNX Runtime is left to `prove`: the candidate will fail there, too.
 
         Args:
             written: files of the candidate.
@@ -207,7 +207,7 @@ class Prover:
     def _with_other_errors(
         self, drift: tuple[OutputDrift, ...], path: Path, session: Session, low: set[str]
     ) -> tuple[OutputDrift, ...]:
-        """Add what INT8 is reported with, and what does not decide."""
+        """Add INT8's reported facts, without a vote on the outcome."""
         if self.calibrated is not None:
             on_those = self._run(session, low, self.calibrated)
             drift = tuple(
@@ -228,7 +228,7 @@ class Prover:
     def _with_selections(
         self, drift: tuple[OutputDrift, ...], stage: Draft, written: WrittenModel
     ) -> tuple[OutputDrift, ...]:
-        """Judge outputs that are selections, and differ, by what they are chosen from."""
+        """Judge differing selections by the values they are chosen from."""
         limit = drift_limit(self.precision, self.options)
         selection = self.selection
         if selection is None:
@@ -257,7 +257,7 @@ class Prover:
         )
 
     def _chosen_from(self, selection: Selection, session: Session, reference: Reference) -> tuple[OutputDrift, ...]:
-        """Return the drift of what selections are made from.
+        """Return the drift of the values behind selections.
 
         Raises:
             ModelError: the source or the candidate does not run with these values as its outputs.

@@ -1,9 +1,9 @@
-"""Outputs that are a selection, and the values to judge in their place.
+"""Outputs made by selection, and the values to judge in their place.
 
 NonMaxSuppression, TopK, ArgMax and their like turn numbers into choices, as do rounding to integers and thresholds.
-Where two candidates are nearly level, the smallest rounding changes which one is chosen, how many are, and so the shape
-of the output: a comparison element by element says nothing. What was chosen from, scores and boxes, is a number and can
-be compared.
+Where two candidates are nearly level, the smallest rounding changes the choice, the number chosen, and so the shape of
+the output: a comparison element by element says nothing. The candidates, scores and boxes, are numbers and can be
+compared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorPro
 
 @dataclass(frozen=True)
 class Selection:
-    """What selected outputs are chosen from, and what the source says of it.
+    """The values behind selected outputs, and the source's values for them.
 
     Attributes:
         judges: output -> the float32 values it is chosen from.
@@ -52,7 +52,7 @@ class Selection:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """Every value that judges an output, each once."""
+        """Every value used to judge an output, each once."""
         return tuple(dict.fromkeys(value for values in self.judges.values() for value in values))
 
     def answers(self, samples: Iterable[Mapping[str, Array]]) -> tuple[Mapping[str, Array], ...]:
@@ -72,7 +72,7 @@ class Selection:
 
     @property
     def probabilities(self) -> frozenset[str]:
-        """Those of the values that come from Sigmoid or Softmax."""
+        """Those of the values with a Sigmoid or Softmax as source."""
         return probability_values(self.source.graph, self.values)
 
     def session(self, candidate: Draft, written: WrittenModel) -> Session:
@@ -93,10 +93,10 @@ class Selection:
 
 
 def selection_of(source: Draft, folder: Path) -> Selection | None:
-    """Find the outputs of a float32 draft that are selections.
+    """Find the outputs of a float32 draft made by selection.
 
-    Every output of integers or booleans is one. A float output with a weighted operator (Conv, MatMul, ...) between the
-    selection and itself is not: what it shows is not only what was chosen.
+    Every output of integers or booleans is one. A float output with a weighted operator (Conv, MatMul, ...) between
+    the selection and itself is not: it shows more than the choice.
 
     Args:
         source: with names on all nodes, in topological order.
@@ -147,7 +147,7 @@ def _has(node: onnx.NodeProto, operators: Container[str]) -> bool:
 def _chosen_from(
     output: str, chosen: set[str], producer: Mapping[str, onnx.NodeProto], types: Mapping[str, ValueType]
 ) -> tuple[str, ...]:
-    """Walk back from an output. Return the computed float values at which the walk leaves what was chosen."""
+    """Walk back from an output. Return the computed float values where the walk leaves the choice."""
     stack, seen, values = [output], {output}, []
     while stack:
         name = stack.pop()

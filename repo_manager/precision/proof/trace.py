@@ -27,7 +27,7 @@ class BlockDrift:
     """The error of one value.
 
     Attributes:
-        node: that makes it.
+        node: name of the node behind the value.
         op_type: of the node.
         value: its name.
         relative_error: |candidate - source| / |source|, the largest over the samples.
@@ -114,7 +114,7 @@ def _with_added(
     errors: Mapping[str, float],
     largest: Mapping[str, float],
 ) -> tuple[BlockDrift, ...]:
-    """Carry each compared error forward through the nodes that were not compared."""
+    """Carry each compared error forward through the nodes not compared."""
     carried: dict[str, float] = {}
     compared = {value: node for node, value in blocks}
     result = []
