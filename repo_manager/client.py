@@ -80,7 +80,7 @@ class VersionWeights:
 
         Args:
             draw: of the draws without a key.
-            key: what the choice depends on, a user's name for instance. `None` draws.
+            key: text behind the choice, a user's name for instance. `None` draws.
             without: versions that are not there.
 
         Returns:
@@ -96,11 +96,11 @@ class VersionWeights:
 
 
 WeightsSource = Mapping[int, float] | Path | Callable[[], Mapping[int, float]]
-"""Fixed weights, a JSON file read again when it changes, or a function that is asked now and then."""
+"""Fixed weights, a JSON file read again when it changes, or a function asked now and then."""
 
 
 def _distance(key: bytes, version: int) -> float:
-    """Return an exponentially distributed number that depends on nothing but key and version."""
+    """Return an exponentially distributed number, a function of key and version alone."""
     digest = hashlib.blake2b(key, digest_size=8, salt=version.to_bytes(8, "little")).digest()
     return -math.log((int.from_bytes(digest, "little") + 1) / 2.0**64)
 
@@ -130,7 +130,7 @@ def _numbers(found: Any) -> dict[int, float]:
 
 
 def published_name(base: str, weights: VersionWeights) -> str:
-    """Return the instance group's name that tells the weights.
+    """Return the instance group's name for the weights.
 
     Args:
         base: the name without them. The result can be passed here again.
@@ -165,7 +165,7 @@ class Answer:
     Attributes:
         version: the version asked. `None` where the choice was left to the server.
         outputs: output name -> array. Strings as `object` arrays of bytes, bfloat16 as float32.
-        not_there: versions that were asked before and were not there (any more, or yet).
+        not_there: versions found missing before (gone, or not there yet).
     """
 
     version: int | None
@@ -177,8 +177,8 @@ class VersionedClient:
     """Asks one model on one server. Safe to share between threads.
 
     The weights are looked up again at most every `refresh_s`, in the thread whose request finds them due. A request
-    for a version that is not there is sent again to another one, so a deployment, a roll-back or an ended canary costs
-    no request. Without weights anywhere, the server chooses: the highest version served.
+    for a missing version is sent again to another one, so a deployment, a roll-back or an ended canary costs no
+    request. Without weights anywhere, the server chooses: the highest version served.
     """
 
     def __init__(
@@ -196,8 +196,8 @@ class VersionedClient:
         Args:
             url: `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
             model: name of the model on the server.
-            weights: version -> weight, a file of them, or a function that returns them. `None`: what a canary
-                publishes on the server.
+            weights: version -> weight, a file of them, or a function for them. `None`: those a canary publishes on the
+                server.
             options: deadlines, TLS and headers. `None` takes the defaults.
             refresh_s: how old the weights may become.
             seed: of the draws without a key. `None` takes a fresh one.
@@ -258,8 +258,8 @@ class VersionedClient:
             timeout_s: deadline of each attempt. `None` takes the options' `timeout_s`.
 
         Raises:
-            ServerRefusedError: the server answered with an error other than that a version is not there, or no version
-                of the model is there at all.
+            ServerRefusedError: the server answered with an error other than a missing version, or it has no version of
+                the model at all.
             ServerUnreachableError: no answer.
         """
         self._refresh()
@@ -317,7 +317,7 @@ class VersionedClient:
         self._gone[version] = time.monotonic() + self._refresh_s
 
     def _choose(self, key: str | bytes | None, not_there: list[int]) -> int | None:
-        """Return a version. `None` leaves the choice to the server, which knows what is there."""
+        """Return a version. `None` leaves the choice to the server, which knows its versions."""
         if self._weights is None:
             return None
         now = time.monotonic()
@@ -351,7 +351,7 @@ class VersionedClient:
             self._lock.release()
 
     def _look_up(self) -> VersionWeights | None:
-        """Ask the source. What cannot be had now leaves the weights as they are."""
+        """Ask the source. A failed read leaves the weights as they are."""
         try:
             if self._source is None:
                 groups = self._client().model_config(self.model).instance_group

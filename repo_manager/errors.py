@@ -22,7 +22,7 @@
     ├── RollbackFailedError           7  act by hand
     └── ChangesNeededError            8  --check found changes to make
 
-A message names the subject, what was found, what was expected, and the next step.
+A message names the subject, the finding, the expectation, and the next step.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def keep_secret(text: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """Return the text without the secrets this process knows: a server may echo what it was sent."""
+    """Return the text without the secrets this process knows: a server may echo a request."""
     if _SECRETS:
         text = re.sub("|".join(map(re.escape, sorted(_SECRETS, key=len, reverse=True))), "(secret)", text)
     return text
@@ -103,7 +103,7 @@ class UsageError(RepoManagerError):
 
 
 class InputError(RepoManagerError):
-    """A file or a value that was given is bad. Nothing was changed."""
+    """A given file or value is bad. Nothing was changed."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""File operations that are atomic and durable, digests, and locks that survive a dead holder."""
+"""Atomic and durable file operations, digests, and locks freed by the kernel when their holder dies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(.*)", re.DOTALL)
 
 
 def url_parts(text: str) -> re.Match[str] | None:
-    """Return scheme, slashes and the rest of a URL; `None` for a path, which `file:` is, too."""
+    """Return scheme, slashes and the rest of a URL; `None` for a path, also one with `file:`."""
     match = _URL.fullmatch(text)
     return None if match is None or match[1].lower() == "file" else match
 
@@ -60,14 +60,14 @@ def sha256_bytes(data: bytes) -> Digest:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Return why something failed, for a message that names the file itself: `No such file or directory`."""
+    """Return why something failed, for a message with the file's name: `No such file or directory`."""
     if isinstance(exc, RecursionError):
         return "nested too deeply"
     return str(getattr(exc, "strerror", None) or exc)
 
 
 def read_regular(path: Path) -> bytes:
-    """Return a file's content. A pipe or a device, which could block for ever or never end, is no file.
+    """Return a file's content. A pipe or a device is no file: it could block for ever or never end.
 
     Raises:
         OSError: it cannot be read, or is not a regular file or a link to one.
@@ -130,7 +130,7 @@ def link_files(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path, copy: Callable[[Path, Path], object] = shutil.copy2) -> None:
-    """Copy a folder and what is in it, links followed. The first failure ends it.
+    """Copy a folder and its contents, links followed. The first failure ends it.
 
     `shutil.copytree` goes on, and then raises a list of failures with no errno.
 
@@ -202,7 +202,7 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: 
 
 
 def _sweep_rests(path: Path) -> None:
-    """Remove what killed processes of this user left when they wrote `path`: files nobody has locked."""
+    """Remove the remains of this user's killed writers of `path`: files nobody has locked."""
     rest = re.compile(rf"\.{re.escape(path.name)}\.([0-9]+)\.[0-9]+\.tmp")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
@@ -268,13 +268,13 @@ def take_lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
-    """Give a folder to fetch something into, which stays when the block fails, so the next attempt goes on.
+    """Give a folder to fetch something into. It stays when the block fails, so the next attempt goes on.
 
     It is in the user's cache under a name made of the content, and is used by one process at a time.
 
     Args:
-        content: text that identifies the content, such as a digest.
-        timeout_s: how long to wait for another process that fetches the same.
+        content: mark of the content, such as a digest.
+        timeout_s: longest wait for another process with the same fetch, in seconds.
 
     Raises:
         LockHeldError: another process still fetches it.
@@ -297,7 +297,7 @@ def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
 
 
 def _forget_old(base: Path) -> None:
-    """Remove what nobody has gone on with for days, and nobody holds."""
+    """Remove folders untouched for days and held by nobody."""
     for folder in base.iterdir():
         with contextlib.suppress(OSError, LockHeldError):
             if folder.is_dir() and time.time() - folder.stat().st_mtime > _KEPT_S:
@@ -307,14 +307,14 @@ def _forget_old(base: Path) -> None:
 
 @contextlib.contextmanager
 def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
-    """Give an empty folder for as long as the block lasts. First remove what killed processes left of the kind.
+    """Give an empty folder for as long as the block lasts. First remove such folders of killed processes.
 
-    Its owner holds a lock on it, which the kernel drops when the owner dies: a folder that can be locked is nobody's.
+    Its owner holds a lock on it, dropped by the kernel when the owner dies: a folder free to lock is nobody's.
 
     Args:
         prefix: start of the folder's name.
         folder: where it is made. `None`: where the system keeps temporary files. `prefix` then begins with
-            "repo-manager-", and what any command of ours has left there is removed.
+            "repo-manager-", and folders left there by any command of ours are removed.
 
     Raises:
         OSError: it cannot be made: the disk is full, read-only, ...

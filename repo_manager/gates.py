@@ -1,4 +1,4 @@
-"""The gate language: a limit on a number (`p99<20ms`), how it is read, and what an interval says of it."""
+"""The gate language: a limit on a number (`p99<20ms`), how it is read, and an interval's verdict on it."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Grammar:
 
     Attributes:
         subjects: by name, in lower case.
-        examples: for the message about a text that is no gate.
+        examples: for the message about a text other than a gate.
         has_levels: whether a gate may name a load level (`@16`).
     """
 
@@ -206,13 +206,13 @@ class GateResult:
 
     Attributes:
         gate: as it was given.
-        level: of a load test, the load level. Of a trial, what was watched: `shadow` (mirrored requests) or `traffic`
-            (the server's counters).
+        level: of a load test, the load level. Of a trial, the evidence: `shadow` (mirrored requests) or `traffic` (the
+            server's counters).
         outcome: result of the gate.
         reason: the numbers, in words.
         value: the measured number, in the gate's unit. `None` when it was not reported. Trials give words alone.
         interval: around it.
-        needed_s: seconds of measuring that would probably decide an inconclusive gate. `None`: more do not help.
+        needed_s: likely seconds of measuring to decide an inconclusive gate. `None`: more do not help.
         needed_requests: the same for a trial, those seen included. `None`: no number would, or unknown.
     """
 
@@ -239,7 +239,7 @@ class Verdict:
 
     Attributes:
         outcome: fail if any gate failed, else inconclusive if any is, else pass.
-        holding: labels of the levels at which every gate passed, in order of load.
+        holding: labels of the levels with every gate passed, in order of load.
     """
 
     outcome: Outcome
@@ -248,14 +248,14 @@ class Verdict:
 
     @property
     def largest_holding(self) -> str | None:
-        """The highest level at which every gate passed."""
+        """The highest level with every gate passed."""
         return self.holding[-1] if self.holding else None
 
 
 def decide(interval: Interval, limit: float, *, below: bool) -> Outcome:
     """Return pass when the whole interval is on the right side of the limit, fail when it is on the wrong side.
 
-    The limit itself is on the wrong side. An interval that reaches over the limit decides nothing.
+    The limit itself is on the wrong side. An interval across the limit decides nothing.
 
     Args:
         interval: confidence interval of the measured number.
@@ -278,14 +278,14 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 def growth_needed(value: float, interval: Interval, limit: float, *, power: float = 2.0) -> float | None:
-    """Estimate how many times the observations would decide, if the number stays what it is. `None`: none would.
+    """Estimate the factor of observations for a decision, if the number stays what it is. `None`: none would.
 
     Args:
         value: the number that was measured.
         interval: confidence interval of the number.
         limit: the limit, inside the interval.
-        power: 2 for an interval that shrinks with the square root of the observations, 1 for one that shrinks as they
-            grow.
+        power: 2 for an interval that shrinks with the square root of the observations, 1 for one with a size inverse
+            to them.
     """
     half = interval.high - value if limit > value else value - interval.low
     distance = abs(limit - value)

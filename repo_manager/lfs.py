@@ -1,4 +1,4 @@
-"""Git LFS pointers: the small text files that replace a file until `git lfs pull` fetches it."""
+"""Git LFS pointers: small text files in place of a file until `git lfs pull` fetches it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LFS_START = b"version https://git-lfs"
 
 
 def is_lfs_pointer(content: bytes) -> bool:
-    """Say whether a file's first bytes are those of a Git LFS pointer, which replaces a file not fetched yet."""
+    """Return whether a file's first bytes are those of a Git LFS pointer, in place of a file not fetched yet."""
     return content.startswith(_LFS_START)
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """See that a file is not a Git LFS pointer; of one that cannot be read nothing is said.
+    """Refuse a Git LFS pointer. An unreadable file passes.
 
     Raises:
         InputError: it is one.

@@ -1,4 +1,4 @@
-"""The only place that imports optional and heavy packages: those that may be missing, those that start slowly."""
+"""The only place to import optional and heavy packages: those perhaps missing, those slow to start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _DISTRIBUTION = "triton-repo-manager"
-"""What pip installs. `repo-manager` in the Python package index is another process's project."""
+"""The package for pip. `repo-manager` in the Python package index is another process's project."""
 
 _PIP_TIMEOUT_S = 600
 
@@ -61,9 +61,9 @@ def installed_version(package: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra to this copy: a clone, a wheel, a repository's URL, or a release.
+    """Return the command to add an extra to this copy: a clone, a wheel, a repository's URL, or a release.
 
-    How it was installed is in `direct_url.json` (PEP 610), which pip leaves out for what came from an index.
+    How it was installed is in `direct_url.json` (PEP 610), left out by pip for a package from an index.
     """
     editable, what = "", f"{_DISTRIBUTION}[{extra}]"
     clone = Path(__file__).resolve().parent.parent
@@ -107,10 +107,10 @@ def require(module: str) -> ModuleType:
 
 
 def deferred(module: str) -> Any:
-    """Return a module that is imported when something of it is first used.
+    """Return a module, imported at the first use of it.
 
-    It is at the top of a file in place of the import of a heavy package that few of the file's functions need, so
-    commands which call none of these start quickly. A type checker gets the ordinary import:
+    It is at the top of a file in place of the import of a heavy package for few of the file's functions, so commands
+    without them start quickly. A type checker gets the ordinary import:
 
         if TYPE_CHECKING:
             import numpy as np
@@ -136,7 +136,7 @@ class _Deferred:
 
 
 def _python_with_pip(folder: Path) -> str:
-    """Return a Python that has pip: the running one, or a new environment where it has none (those of uv).
+    """Return a Python with pip: the running one, or a new environment where it has none (those of uv).
 
     Args:
         folder: where the environment is put.
@@ -157,7 +157,7 @@ def _python_with_pip(folder: Path) -> str:
 
 
 def download_wheel(requirement: str, folder: Path, platform: str, *, hint: str | None = None) -> Path:
-    """Fetch one wheel by pip, without what it depends on. Nothing is installed.
+    """Fetch one wheel by pip, without its dependencies. Nothing is installed.
 
     Args:
         requirement: pinned requirement, for instance `tritonclient==2.50.0`.

@@ -11,8 +11,8 @@ A context is a named set of settings in the file, for one of several repositorie
       staging: {repository: /srv/staging, server: "grpc://staging:8001"}
       prod: {repository: "s3://models/prod", server: "@servers.txt", signed_by: [release.pub], protected: true}
 
-`--context NAME`, else `REPO_MANAGER_CONTEXT`, else `context:` chooses one; `none` takes none. What a named context says
-wins over the environment. The one of the file gives way as a whole where the environment sets repository or server.
+`--context NAME`, else `REPO_MANAGER_CONTEXT`, else `context:` chooses one; `none` takes none. A named context wins
+over the environment. The one of the file gives way as a whole where the environment sets repository or server.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _PREFIX = "REPO_MANAGER_"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a user may set once for all commands."""
+    """Settings of a user for all commands."""
 
     repository: str = "model_repository"
-    """The model repository that commands work on: a folder, or a URL as Triton takes it."""
+    """The model repository of all commands: a folder, or a URL as Triton takes it."""
     server: str | None = None
     """Where `deploy`, `rollback` and `loadtest` go (`grpc://host:port`). None: the embedded server."""
     backend: str | None = None
-    """What `add` takes without `--backend`. None: `auto`."""
+    """The backend for `add` without `--backend`. None: `auto`."""
     tls_ca: Path | None = None
-    """PEM file with the authorities that servers' certificates are checked against. None: the system's."""
+    """PEM file with the authorities to check servers' certificates against. None: the system's."""
     tls_cert: Path | None = None
     """PEM file with this client's certificate, for mutual TLS."""
     tls_key: Path | None = None
@@ -60,14 +60,14 @@ class Settings:
     grafana: str | None = None
     """Grafana's URL (`https://host`): roll-outs become annotations there. None: they do not."""
     grafana_token: str | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
-    """A token of Grafana that may write annotations (`REPO_MANAGER_GRAFANA_TOKEN`)."""
+    """A token of Grafana with the right to write annotations (`REPO_MANAGER_GRAFANA_TOKEN`)."""
     code_modules: tuple[str, ...] = ()
     """Modules whose functions `apply` may call as calibration data without `--allow-code`, and those below them. From
     the environment, never the current folder.
     """
     signed_by: tuple[Path, ...] = ()
-    """The policy: when not empty, `deploy` refuses versions that none of these public keys (or root certificates)
-    vouches for, and `verify` checks it. In the environment separated by `:`. In the file a list, relative to it.
+    """The policy: when not empty, `deploy` refuses versions vouched for by none of these public keys (or root
+    certificates), and `verify` checks it. In the environment separated by `:`. In the file a list, relative to it.
     """
     context: str | None = None
     """The context these settings are of. None: no context."""
@@ -167,7 +167,7 @@ def _contexts(values: dict[str, object], path: Path) -> dict[str, dict[str, obje
     """Take the contexts out of a file's values.
 
     Raises:
-        UsageError: they are no mappings, or one has a setting that there is not.
+        UsageError: they are no mappings, or one has an unknown setting.
     """
     contexts = values.pop("contexts", None) or {}
     if not isinstance(contexts, dict) or not all(isinstance(own, dict) for own in contexts.values()):
@@ -189,7 +189,7 @@ def _context_of(name: object, contexts: Mapping[str, dict[str, object]], path: P
     """Return the settings of a context, and its name.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no context has the name.
     """
     if name is None or name == _NO_CONTEXT:
         return {}

@@ -1,7 +1,7 @@
-"""Connections with one deadline over everything done on them, and a limit on what they bring.
+"""Connections with one deadline over everything done on them, and a limit on their answers.
 
-A socket's own time limit restarts with each piece that arrives, so a peer that sends a byte a second never exceeds it.
-Here every wait gets the time left.
+A socket's own time limit restarts with each arriving piece, so a peer with a byte a second never exceeds it. Here
+every wait gets the time left.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def without_number(reason: str) -> str:
 
 
 class Timer:
-    """The moment until which everything together must be done."""
+    """The moment by which everything together must be done."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -57,7 +57,7 @@ class Timer:
 
 
 class Deputies:
-    """Threads that make calls which no deadline ends. One that is late is left behind.
+    """Threads for calls without a deadline of their own. One that is late is left behind.
 
     The look-up of a name takes no deadline, and gRPC keeps none while a peer floods it with frames. Waiting for a
     thread costs about 20 us a call.
@@ -67,7 +67,7 @@ class Deputies:
         self._idle: list[_Deputy] = []
 
     def call(self, act: Callable[[], Result], timeout_s: float) -> Result:
-        """Call, and return what the call returns.
+        """Call, and return the call's result.
 
         Raises:
             TimeoutError: it did not return in time. Its thread goes on, and nobody hears of it any more.
@@ -82,7 +82,7 @@ class Deputies:
         return result
 
     def close(self) -> None:
-        """End the threads that wait."""
+        """End the waiting threads."""
         while self._idle:
             self._idle.pop().end()
 
@@ -129,7 +129,7 @@ _DEPUTIES = Deputies()
 def resolve(host: str, port: int, timer: Timer) -> list[Address]:
     """Return the addresses of a host.
 
-    The system's resolver takes no deadline, so names are looked up in a thread that is left behind when it is late.
+    The system's resolver takes no deadline, so names are looked up in a thread, left behind when it is late.
 
     Args:
         host: name or address of the server.
@@ -156,7 +156,7 @@ def _is_address(host: str) -> bool:
 
 
 def connect(host: str, port: int, timer: Timer) -> socket.socket:
-    """Connect to the first address of a host that takes a connection.
+    """Connect to the first address of a host to take a connection.
 
     Args:
         host: name or address of the server.
@@ -217,11 +217,11 @@ class TimedSocket:
             view = view[self._sock.send(view[:_SEND_BYTES]) :]
 
     def makefile(self, mode: str) -> BinaryIO:
-        """Return a file that reads from it."""
+        """Return a file reading from it."""
         return io.BufferedReader(_TimedFile(self, self._sock.makefile("rb", buffering=0)))
 
     def close(self) -> None:
-        """Close it. A file that reads from it reads on."""
+        """Close it. A file reading from it reads on."""
         self._sock.close()
 
     def before_read(self) -> None:
@@ -236,12 +236,12 @@ class TimedSocket:
         self._sock.settimeout(self._timer.left_s())
 
     def after_read(self, size_bytes: int) -> None:
-        """Count what came."""
+        """Count the bytes received."""
         self._room -= size_bytes
 
 
 class _TimedFile(io.RawIOBase):
-    """What `http.client` reads answers from."""
+    """The file `http.client` reads answers from."""
 
     def __init__(self, owner: TimedSocket, raw: Any) -> None:
         self._owner, self._raw = owner, raw
@@ -251,7 +251,7 @@ class _TimedFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what is there, at least a byte unless it has ended."""
+        """Read the bytes present, at least one unless it has ended."""
         self._owner.before_read()
         count: int = self._raw.readinto(buffer) or 0
         self._owner.after_read(count)

@@ -12,7 +12,7 @@ _CELL = "text-align:left;padding:2px 12px 2px 0"
 
 
 class Summarized:
-    """A result that shows a summary in place of all its fields.
+    """A result with a summary in place of all its fields.
 
     A frozen dataclass derives from it with `repr=False`, and returns its facts from `_summary`.
     """

@@ -1,4 +1,4 @@
-"""TLS for every client: which files it trusts and shows, and the contexts made of them.
+"""TLS for every client: files of trust and identity, and the contexts made of them.
 
 It is below the packages because every load worker reads it and must stay small: it imports no gRPC.
 """
@@ -26,7 +26,7 @@ _ALPN = {"grpc": "h2", "http": "http/1.1"}
 
 @dataclasses.dataclass(frozen=True)
 class TlsFiles:
-    """What an encrypted connection trusts and shows. Files, not a context, so it can be sent to a worker.
+    """Trust and identity of an encrypted connection. Files, not a context, so it can be sent to a worker.
 
     Attributes:
         root_certificates: PEM file with the authorities to trust. `None` takes the system's.
@@ -42,7 +42,7 @@ class TlsFiles:
 
 
 def tls_context(files: TlsFiles, protocol: str | None = None) -> ssl.SSLContext:
-    """Return a context that verifies the server and offers the protocol by ALPN.
+    """Return a context to verify the server, offering the protocol by ALPN.
 
     Args:
         files: what to trust and show.
@@ -85,7 +85,7 @@ def speaks_tls(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
     Args:
         host: name or address of the server.
         port: TCP port of the server.
-        timeout_s: an answer that takes longer is none.
+        timeout_s: a later answer is none.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

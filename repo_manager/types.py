@@ -15,7 +15,7 @@ Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits."""
 
 StrPath = str | os.PathLike[str]
-"""What a public function takes as a path."""
+"""A path for public functions."""
 
 Dim = int | str | None
 """One dimension: a fixed size, a named dynamic one, or an unnamed dynamic one (`None`)."""
@@ -30,14 +30,14 @@ class _Scalar(Protocol):
 
 @runtime_checkable
 class _Place(Protocol):
-    """A place that is no path, a repository in object storage: its text represents it."""
+    """A place other than a path, a repository in object storage: its text represents it."""
 
     def location_text(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionFacts:
-    """What follows from a precision. docs/precision.md says why these numbers.
+    """The consequences of a precision. docs/precision.md gives the reasons for the numbers.
 
     Attributes:
         max_drift: largest relative error of an output against the source, where none is asked for.
@@ -45,7 +45,7 @@ class PrecisionFacts:
         tolerance: how far a served output may be from ONNX Runtime's, relative to its largest magnitude. The same
             kernels give the same numbers. Other hardware, another batch and another engine round differently, by about
             the precision's own step times the depth of a network.
-        low: the 16-bit type that values are stored and computed in. `None`: float32 stays.
+        low: the 16-bit type of stored and computed values. `None`: float32 stays.
         quantizes: whether INT8 is part of it.
     """
 
@@ -71,7 +71,7 @@ class Precision(str, enum.Enum):
     )
 
     def __new__(cls, value: str, facts: PrecisionFacts = ...) -> Precision:  # type: ignore[assignment]
-        """Make a member of its row: the value, and what follows from it. A look-up is by the value alone."""
+        """Make a member of its row: the value, and its consequences. A look-up is by the value alone."""
         member = str.__new__(cls, value)
         member._value_, member.facts = value, facts
         return member
@@ -81,7 +81,7 @@ class Precision(str, enum.Enum):
 
 
 class Backend(str, enum.Enum):
-    """The Triton backend that serves a version."""
+    """The Triton backend of a version."""
 
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
@@ -132,9 +132,9 @@ def _json_fields(kind: type) -> tuple[str, ...] | None:
 def as_json(value: Any) -> Any:
     """Turn a stage's result into plain JSON types.
 
-    Frozen dataclasses become objects, enums their values, paths strings, tuples and sets arrays,
-    NumPy scalars Python numbers. A float that JSON cannot hold (NaN, infinity) becomes `null`.
-    A dataclass field with `metadata={"json": False}` is left out.
+    Frozen dataclasses become objects, enums their values, paths strings, tuples and sets arrays, NumPy scalars Python
+    numbers. A float unfit for JSON (NaN, infinity) becomes `null`. A dataclass field with `metadata={"json": False}`
+    is left out.
 
     Raises:
         TypeError: for a type no stage's result may hold.
@@ -172,10 +172,10 @@ _Extended = TypeVar("_Extended")
 
 
 def extended(kind: type[_Extended], result: Any, **more: Any) -> _Extended:
-    """Return a result as a class that extends its own.
+    """Return a result as a class extending its own.
 
     Args:
-        kind: a dataclass that adds fields to the class of `result`.
+        kind: a dataclass with fields added to the class of `result`.
         result: an instance of a dataclass.
         more: fields to add to the object.
     """

@@ -1,4 +1,4 @@
-"""Options as Python callers give them: fields become what their types say, and what cannot is refused by name."""
+"""Options as Python callers give them: fields become values of their types, and others are refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ E = TypeVar("E", bound=enum.Enum)
 
 
 class _Misfit(Exception):  # noqa: N818 - it never leaves this module
-    """A value does not fit a type. The text says what was expected."""
+    """A value does not fit a type. The text names the expected type."""
 
 
 def choice(kind: type[E], value: E | str, what: str) -> E:
@@ -33,7 +33,7 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
         what: the option, for the message.
 
     Raises:
-        UsageError: no member has that value. The message lists them.
+        UsageError: no member has the value. The message lists them.
     """
     try:
         return typing.cast(E, _member(kind, value))
@@ -42,10 +42,10 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
 
 
 def check_range(what: str, value: float | None, *, least: float = 0.0, most: float = float("inf")) -> None:
-    """Check that a number is within its limits, both included. `None` is.
+    """Check whether a number is within its limits, both included. `None` is.
 
     Args:
-        what: name of the number, for the message.
+        what: subject of the message: name of the number, for the message.
         value: the number. `None` is accepted.
         least: the smallest accepted number.
         most: the largest accepted number.
@@ -103,7 +103,7 @@ def _fitted(hint: Any, value: Any) -> Any:
     """Return a value as its type has it.
 
     Raises:
-        _Misfit: it cannot be of that type.
+        _Misfit: it cannot be of the type.
     """
     origin = get_origin(hint)
     if hint is Any or isinstance(hint, TypeVar):

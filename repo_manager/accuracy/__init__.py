@@ -1,4 +1,4 @@
-"""Accuracy on held-out data: what a conversion or a pruning costs in the unit that users know."""
+"""Accuracy on held-out data: the cost of a conversion or a pruning in the users' own unit."""
 
 from repo_manager.accuracy.evaluate import AccuracyGate, AccuracyOptions, Evaluator, load_evaluator
 

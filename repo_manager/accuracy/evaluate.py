@@ -39,12 +39,12 @@ _FORMS = "FILE.npz:LABELS, FILE.npz:LABELS:OUTPUT, or module:function"
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyOptions:
-    """Held-out data, and what a model must reach on it.
+    """Held-out data, and a model's limits on it.
 
     Attributes:
         data: `FILE.npz:LABELS`, an array for each input and one of class numbers. `FILE.npz:LABELS:OUTPUT` for a model
-            with several outputs. Or `module:function`, called with a function that runs the model (input name -> array
-            to output name -> array). It returns one number, or one for each sample. Higher is better.
+            with several outputs. Or `module:function`, called with a function for a run of the model (input name ->
+            array to output name -> array). It returns one number, or one for each sample. Higher is better.
         min_accuracy: the smallest score accepted. `None` for none.
         max_drop: the largest drop below the source's score accepted. `None` for none.
     """
@@ -71,7 +71,7 @@ class AccuracyOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Scores models that take the same inputs and give the same outputs.
+    """Scores models with the same inputs and outputs.
 
     Attributes:
         source: where the data came from, or the function.
@@ -109,7 +109,7 @@ class Evaluator:
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyGate:
-    """Holds what is made of one model against that model and against limits.
+    """Compares models made of one model with the model itself and with limits.
 
     Attributes:
         evaluator: scores both.
@@ -179,11 +179,11 @@ class AccuracyGate:
 
 
 def load_evaluator(data: StrPath, signature: Signature, *, model: Model | None = None) -> Evaluator:
-    """Read what models are scored on.
+    """Read the data for scoring models.
 
     Args:
         data: see `AccuracyOptions`. A function is imported from the current folder or the environment, and so runs
-            code: a caller that read its name from a file asks the user first.
+            code: a caller with its name from a file asks the user first.
         signature: the model's inputs and outputs.
         model: one of them. Where its first axis is a batch axis, samples run together. `None`: one at a time.
 

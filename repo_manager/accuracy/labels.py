@@ -43,7 +43,7 @@ def correct_answers(output: Array, labels: NDArray[np.int64], where: str) -> NDA
         where: names the output, for a message.
 
     Returns:
-        One truth value for each label that counts, flat.
+        One truth value for each counted label, flat.
 
     Raises:
         InputError: the shapes do not fit, or a label is no class of the output.

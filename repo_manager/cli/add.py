@@ -1,4 +1,4 @@
-"""The commands that publish: add, ensemble."""
+"""The commands for publishing: add, ensemble."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class MainFlags:
 
 @dataclasses.dataclass(frozen=True)
 class ServingFlags:
-    """Fields of config.pbtxt that do not follow from the model."""
+    """Fields of config.pbtxt beyond those of the model."""
 
     PANEL: ClassVar[str] = "Configuration"
     max_batch_size: int | None = option(
@@ -160,7 +160,7 @@ class FilesFlags:
 class AddFlags(
     AcceleratorFlags, KindFlags, EngineFlags, FilesFlags, ServingFlags, AccuracyFlags, ConversionFlags, MainFlags
 ):
-    """All options that decide the result (the last base's options come first in the help)."""
+    """All options with an effect on the result (the last base's options come first in the help)."""
 
     def add_options(self) -> AddOptions:
         """Return the library's options.
@@ -346,7 +346,7 @@ def _sign(terminal: Terminal, root: Location, published: list[tuple[str, int]], 
 
 
 def _write_page(path: Path, added: Added, root: Location) -> None:
-    """Write the version's card with its layers. Of a dry run, which publishes nothing, the layers alone."""
+    """Write the version's card with its layers. Of a dry run the layers alone: it publishes nothing."""
     layers, pruned = added.engine.get("layers", ()), as_json(added.pruned)
     if added.published:
         (card,) = version_cards(root, f"{added.name}:{added.version}")

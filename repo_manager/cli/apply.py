@@ -36,7 +36,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class ApplyFlags:
-    """What is changed."""
+    """The scope of the change."""
 
     prune: bool = option("--prune", sets=(ApplyOptions, "prune"), help="Also remove what is not declared.")
     check: bool = option("--check", default=False, help="Change nothing. Exit code 8 if there is something to change.")
@@ -55,7 +55,7 @@ class ApplyFlags:
         """Return the library's options.
 
         Raises:
-            UsageError: a password without a key, or a key that cannot sign.
+            UsageError: a password without a key, or a key unfit for signing.
         """
         if self.password_file is not None and self.sign is None:
             raise UsageError("--password-file belongs to --sign")
@@ -80,7 +80,7 @@ def apply_command(
 ) -> None:
     """Bring a repository and its servers to what a YAML file declares. A second run changes nothing.
 
-    An unchanged source is recognised by its digest and is not converted again. A model that fails keeps its previous
+    An unchanged source is recognised by its digest and is not converted again. A failed model keeps its previous
     state, and the other models are still done.
     """
     options = flags.apply_options(rollout)

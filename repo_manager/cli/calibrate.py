@@ -20,7 +20,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class MakeFlags:
-    """Which samples, and how images become inputs."""
+    """The choice of samples, and the way from images to inputs."""
 
     samples: int = option(
         "--samples", sets=(CalibrationOptions, "samples"), min=1, help="Largest number of samples, chosen at random."

@@ -1,7 +1,7 @@
 """The table of commands: where each one is, and its line in `--help`.
 
-A command's module is imported when that command runs, so `--help` and the shell's completion of command names import
-none. This table is the only place that names a module by a string. In the modules, imports are at the top.
+A command's module is imported when the command runs, so `--help` and the shell's completion of command names import
+none. This table is the only place with a module's name as a string. In the modules, imports are at the top.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["COMMANDS", "CommandTable", "Entry"]
 
 
 class Entry(NamedTuple):
-    """Where a command is: a module of this package, whose `app` has a command of that name, and its one-line help."""
+    """Place of a command: a module of this package, whose `app` has a command of the name, and its one-line help."""
 
     module: str
     help: str
@@ -83,7 +83,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
 
 
 def take_plain_values(command: Any, parameters: list[Any]) -> list[Any]:
-    """Skip the conversion of parameters that need none: absent ones, texts and paths.
+    """Skip the conversion of parameters without a need: absent ones, texts and paths.
 
     Some versions of Typer convert every value by pydantic, even an absent one. Its import would take a fifth of the
     time of a short command.
@@ -129,7 +129,7 @@ def _plain_kind(hint: Any, value: Any) -> type[str] | type[Path] | None:
 
 
 class CommandTable(TyperGroup):
-    """The root command: lists the table, and imports the one command that runs."""
+    """The root command: lists the table, and imports the one command to run."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)

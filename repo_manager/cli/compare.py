@@ -124,7 +124,7 @@ def compare_command(
 
 
 def _with_precisions(found: Comparison, root: Location) -> Comparison:
-    """Add what the manifests say of both: the server is the repository's own."""
+    """Add both manifests' facts: the server is the repository's own."""
 
     def precision(model: str, version: str) -> str:
         try:

@@ -19,7 +19,7 @@ __all__ = ["chosen_context", "context_taken", "invocation"]
 
 @dataclasses.dataclass
 class Invocation:
-    """The command that runs: its Click context, and the context it names."""
+    """The running command: its Click context, and the context it names."""
 
     click: Any = None
     named: str | None = None

@@ -1,4 +1,4 @@
-"""Commands that make another ONNX file: prune, convert."""
+"""Commands for another ONNX file: prune, convert."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def _write_page(path: Path, proto: onnx.ModelProto, report: PruneReport, title: 
 
 
 def _check_target(model: Path, target: Path) -> None:
-    """Check that the result can be written and does not replace its source.
+    """Check the output: it must be writable and must not replace its source.
 
     Raises:
         UsageError: it would.

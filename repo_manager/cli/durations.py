@@ -1,4 +1,4 @@
-"""Options that are a duration: `90`, `90s`, `1.5m`, `2h`, `500ms` or `30d`; the library gets seconds."""
+"""Options for a duration: `90`, `90s`, `1.5m`, `2h`, `500ms` or `30d`; the library gets seconds."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def seconds_option(
     needs_unit: bool = False,
     **more: Any,
 ) -> Any:
-    """Make a field of a group of options that holds seconds; see `option_groups.option`.
+    """Make a field of a group of options for seconds. See `option_groups.option`.
 
     Args:
         name: as it is written: `--timeout`.
         help: what it does.
         sets: setting of the library, in seconds: its owner and name. `None`: no setting.
-        least: the shortest one that is taken, in seconds.
+        least: the shortest one allowed, in seconds.
         needs_unit: whether a number without a unit is refused: an age of 30 may be meant in days.
         **more: of `option`.
     """
@@ -57,7 +57,7 @@ def seconds_option(
 
 
 def parse_duration(given: str | float, option: str, *, least: float = _LEAST_S, needs_unit: bool = False) -> float:
-    """Return seconds. A number that is no text is a default, and is returned as it is.
+    """Return seconds. A number (not a text) is a default, and is returned as it is.
 
     Args:
         given: text of the option, or its default in seconds.

@@ -94,7 +94,7 @@ class EngineFlags:
 
 @dataclasses.dataclass(frozen=True)
 class KindFlags:
-    """Which servers and kinds of GPU a version is for."""
+    """The servers and kinds of GPU for a version."""
 
     PANEL: ClassVar[str] = "Servers and GPU kinds"
     for_gpu: list[str] | None = option(

@@ -39,7 +39,7 @@ _Target = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class RequestFlags:
-    """What is sent, and where."""
+    """The requests, and the server for them."""
 
     PANEL: ClassVar[str] = "Request"
     data: str | None = option(
@@ -103,7 +103,7 @@ class SequenceFlags:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerFlags:
-    """What is shown and written of the answers."""
+    """The parts of the answers to show and write."""
 
     PANEL: ClassVar[str] = "Output"
     output: Path | None = option(
@@ -167,7 +167,7 @@ def infer_command(
 
 
 def _raise_for(target: str, found: Inference) -> None:
-    """Turn a difference from the recorded answers, which was shown, into an exit code.
+    """Turn a shown difference from the recorded answers into an exit code.
 
     Raises:
         GateError: an output differs by more than its tolerance, or a response is missing.

@@ -1,4 +1,4 @@
-"""The command that looks at an ONNX file: inspect."""
+"""The command for a look at an ONNX file: inspect."""
 
 from __future__ import annotations
 

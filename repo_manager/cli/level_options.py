@@ -1,4 +1,4 @@
-"""How a load test loads and measures: levels or a search, sequences, windows, and the client that does it."""
+"""How a load test loads and measures: levels or a search, sequences, windows, and the client for it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class LevelFlags:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceFlags:
-    """What a model of sequences is sent."""
+    """Requests for a model of sequences."""
 
     PANEL: ClassVar[str] = "Sequences and streams"
     sequences: int = option(
@@ -119,7 +119,7 @@ class SequenceFlags:
 
 @dataclasses.dataclass(frozen=True)
 class MeasureFlags:
-    """How long, and by what."""
+    """Durations, and the client."""
 
     PANEL: ClassVar[str] = "Measurement"
     warmup: float = seconds_option(

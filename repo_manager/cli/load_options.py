@@ -70,7 +70,7 @@ def _only(files: list[Path] | None) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class DataFlags:
-    """What the requests hold."""
+    """Content of the requests."""
 
     PANEL: ClassVar[str] = "Data"
     shape: list[str] | None = option(
@@ -116,10 +116,10 @@ _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "binary_data_outpu
 
 
 def _parameters(texts: list[str]) -> dict[str, Parameter]:
-    """Read KEY=VALUE options. True, false and numbers are what they look like.
+    """Read KEY=VALUE options. True, false and numbers are read as such.
 
     Raises:
-        UsageError: one has another form, or a name that is not for the user.
+        UsageError: one has another form, or a name reserved for the library.
     """
     pairs: dict[str, Parameter] = {}
     for text in texts:
@@ -152,7 +152,7 @@ class Load:
     connection: Connection
 
     def check(self, target: str, own: Mapping[str, Any]) -> None:
-        """Check that the options fit together, before any server is contacted.
+        """Check whether the options fit together, before any server is contacted.
 
         Args:
             target: the model to load, as `NAME` or `NAME:VERSION`.
@@ -231,7 +231,7 @@ class Load:
 
 @contextlib.contextmanager
 def advice_for(place: RepositoryFlag, *targets: str) -> Iterator[None]:
-    """Advise to deploy a model that is not served only where the repository has it.
+    """Advise to deploy a model not served only where the repository has it.
 
     Args:
         place: the repository. The server may serve another one.
@@ -316,7 +316,7 @@ def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | N
     """Write the report's files and print it, each with the verdict.
 
     Args:
-        terminal: the terminal that prints the report.
+        terminal: the terminal to print the report.
         report: called with one line per step.
         verdict: the outcome of its gates. `None`: no gate was given.
         files: files to write. Each file's ending chooses its format.

@@ -44,7 +44,7 @@ class DefaultGroup(TyperGroup):
     """Runs its command `run` unless the first word names another one. Users never write `run`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command in front of what names no other one."""
+        """Put the default command in front of arguments without a command."""
         named = [name for name in self.commands if name != _DEFAULT]
         return super().parse_args(ctx, args if args[:1] and args[0] in named else [_DEFAULT, *args])
 
@@ -71,7 +71,7 @@ _INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True)
 class InputFlags(DataFlags):
-    """What the requests of `loadtest` hold."""
+    """Content of the requests of `loadtest`."""
 
     image: list[str] | None = option(
         "--image",
@@ -93,7 +93,7 @@ class InputFlags(DataFlags):
 
 @dataclasses.dataclass(frozen=True)
 class JudgingFlags(GateFlags):
-    """What decides the exit code of `loadtest`."""
+    """Options for the exit code of `loadtest`."""
 
     baseline: str | None = option(
         "--baseline",
@@ -160,7 +160,7 @@ def loadtest(
     """Measure latency, throughput, errors and server times of a served model. Gates decide the exit code.
 
     Exit code 4 when a gate fails, 5 when the server failed at a level, 6 when the measurement decides neither way.
-    Ctrl-C shows what was measured until then. Reports of several machines: repo-manager loadtest merge FILES...
+    Ctrl-C shows the results so far. Reports of several machines: repo-manager loadtest merge FILES...
     """
     terminal = output.terminal()
     flags.gates()  # A gate or a file that cannot be read stops the command before the load.
@@ -204,7 +204,7 @@ def _earlier(baseline: str, place: RepositoryFlag) -> LoadTestReport:
 
 
 def _kept_in(place: RepositoryFlag, target: str) -> Location:
-    """Return the repository that keeps the result, looked at before the load.
+    """Return the repository for the result, looked at before the load.
 
     Raises:
         RepositoryError: it has no such version, or cannot be written.
@@ -274,7 +274,7 @@ def merge(
     judging: GateFlags,
     output: Output,
 ) -> None:
-    """Join the JSON reports of load generators that ran at the same time: rates added, histograms merged.
+    """Join the JSON reports of load generators run at the same time: rates added, histograms merged.
 
     Refused when model, configuration or times do not match. Exit codes are those of loadtest.
     """

@@ -56,7 +56,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that are before a command."""
+    """Hold the options before a command."""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -89,7 +89,7 @@ _SURROUNDINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Renamed:
-    """An option that has another name now, and works under the old one for a while (docs/deprecation.md).
+    """A renamed option, working under its old name for a while (docs/deprecation.md).
 
     Attributes:
         command: the command with the option.

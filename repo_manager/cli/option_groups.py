@@ -1,7 +1,7 @@
 """Options as the fields of frozen dataclasses: a command takes a group of options as one parameter.
 
-A field that `option` makes may be bound to a setting of the library: `sets=(RolloutOptions, "retries")`. The setting's
-default is then the option's default, and `settings_of` gives the library what the options say. So the option, the
+A field made by `option` may be bound to a setting of the library: `sets=(RolloutOptions, "retries")`. The setting's
+default is then the option's default, and `settings_of` gives the options' values to the library. So the option, the
 setting it sets and the conversion between the two are one line, and no default is written twice.
 
     @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Binding:
         return None if self.default in ((), {}, []) else self.default
 
     def value(self, given: Any) -> Any:
-        """Return the setting's value for what the command line gave."""
+        """Return the setting's value for a value of the command line."""
         if self.read is not None:
             return self.default if given is None else self.read(given)
         if given is None and isinstance(self.default, tuple | Mapping):
@@ -93,9 +93,9 @@ def option(
 
     Args:
         names: as they are written, the long one first: `--name`, `-n`.
-        help: what it does. Square brackets are text, no markup.
-        sets: the library's setting that supplies the default: a dataclass and its field, or a function and its
-            parameter. `None`: the option sets nothing of the library.
+        help: text on the effect of the option. Square brackets are text, no markup.
+        sets: the library's setting with the default: a dataclass and its field, or a function and its parameter.
+            `None`: the option sets nothing of the library.
         read: makes the setting's value from the option's, as in `Binding`. `None`: used unchanged.
         show: makes the option's default from the setting's, as in `Binding`. `None`: used unchanged.
         default: the default of an option without `sets`.
@@ -110,7 +110,7 @@ def option(
 
 
 def argument(*, metavar: str, help: str, default: Any = ..., **more: Any) -> Any:
-    """Make a field that is an argument. It is required unless it has a default.
+    """Make a field for an argument. It is required unless it has a default.
 
     Args:
         metavar: the argument's name in the usage line.
@@ -122,12 +122,12 @@ def argument(*, metavar: str, help: str, default: Any = ..., **more: Any) -> Any
 
 
 def plain_help(text: str) -> str:
-    """Return a text that Rich shows as it is: square brackets are no markup."""
+    """Return a text shown by Rich as it is: square brackets are no markup."""
     return text.replace("[", "\\[")
 
 
 def settings_of(owner: Callable[..., Any], *groups: Any) -> dict[str, Any]:
-    """Return the settings of one dataclass or function that groups of options hold, by name."""
+    """Return the settings groups of options hold for one dataclass or function, by name."""
     return {
         binding.name: binding.value(getattr(group, name))
         for group in groups
@@ -137,7 +137,7 @@ def settings_of(owner: Callable[..., Any], *groups: Any) -> dict[str, Any]:
 
 
 def bindings_of(group: type) -> Iterator[tuple[str, Binding]]:
-    """Yield the fields of a group that set something of the library, each with what it sets."""
+    """Yield the fields of a group bound to the library, each with its setting."""
     for field in dataclasses.fields(group):
         if field.metadata.get(_BINDING) is not None:
             yield field.name, field.metadata[_BINDING]

@@ -1,4 +1,4 @@
-"""Options that several commands share, for models, repositories and servers alike."""
+"""Options shared by several commands, for models, repositories and servers alike."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX f
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What a command prints, and where."""
+    """Form and place of a command's output."""
 
     PANEL: ClassVar[str] = "Output"
     json: bool = option("--json", default=False, help="Print the result as JSON on stdout.")
@@ -57,7 +57,7 @@ class Output:
     )
 
     def terminal(self) -> Terminal:
-        """Return what prints."""
+        """Return the terminal for the output."""
         taken = context_taken()
         label = None if taken is None else f"{taken.name} (protected)" if taken.protected else taken.name
         return Terminal(as_json=self.json, quiet=self.quiet, wide=self.wide, context=label)
@@ -65,7 +65,7 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeFlags:
-    """What a model may take while ONNX Runtime loads or runs it here."""
+    """Limits of a model while ONNX Runtime loads or runs it here."""
 
     PANEL: ClassVar[str] = "Running the model here"
     timeout: float = seconds_option(
@@ -87,7 +87,7 @@ class RuntimeFlags:
         return runtime_limits(RuntimeLimits(**settings_of(RuntimeLimits, self)))
 
     def given(self) -> tuple[str, ...]:
-        """Return the options that have another value than their default."""
+        """Return the options with another value than their default."""
         usual = RuntimeFlags()
         return tuple(
             f"--{field.name}"
@@ -98,7 +98,7 @@ class RuntimeFlags:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's refusal to write `path` into an error that names it.
+    """Turn the disk's refusal to write `path` into an error with its name.
 
     Raises:
         InputError: the folder is missing or not writable, the disk is full, ...
@@ -113,10 +113,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Check that files can be written before work begins whose result would be lost.
+    """Check whether files can be written, before work whose result would be lost.
 
     Args:
-        paths: what will be written at the end. `None` is left out.
+        paths: files to be written at the end. `None` is left out.
 
     Raises:
         InputError: a path is a folder, or its own folder is missing or cannot be written.
@@ -137,7 +137,7 @@ def check_outputs(*paths: Path | None) -> None:
 
 
 def check_input(path: Path | None) -> None:
-    """Check that a file exists, before a server is contacted.
+    """Check whether a file exists, before a server is contacted.
 
     Args:
         path: `None`: nothing to check.
@@ -150,7 +150,7 @@ def check_input(path: Path | None) -> None:
 
 
 def check_keys(paths: Sequence[Path] | None) -> None:
-    """Check that the key files exist, before any work that needs them.
+    """Check whether the key files exist, before any work with them.
 
     Args:
         paths: public keys and certificates. `None`: nothing to check.

@@ -98,7 +98,7 @@ def report_command(
 
 
 def _is_folder(file: Path | None, target: str | None) -> bool:
-    """Return whether the output is a folder of cards, and see that it can be written.
+    """Return whether the output is a folder of cards, and check whether it can be written.
 
     Raises:
         UsageError: the ending names no format, or several versions would go into one file.

@@ -1,4 +1,4 @@
-"""Commands that look at a repository: list, show, history."""
+"""Commands for a look at a repository: list, show, history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
 class ListedModel(ModelEntry):
-    """A model of a repository, with what is remembered of it.
+    """A model of a repository, with its record.
 
     Attributes:
         tags: tag -> version.
@@ -55,14 +55,14 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownVersion(VersionEntry):
-    """One version of a model, with what is remembered of it.
+    """One version of a model, with its record.
 
     Attributes:
         name: the model.
         tags: the tags of this version, by name.
         selected: whether the version policy selects it.
         deployed: whether the last successful roll-out was of this version.
-        load_tests: the reports that `loadtest --keep` stored for it, the latest last.
+        load_tests: its reports stored by `loadtest --keep`, the latest last.
     """
 
     name: str
@@ -80,7 +80,7 @@ class History:
         repository: its folder or URL.
         model: the model.
         rollouts: the latest last, at most 100.
-        load_tests: the reports that `loadtest --keep` stored, the latest last.
+        load_tests: the reports stored by `loadtest --keep`, the latest last.
     """
 
     repository: str

@@ -48,7 +48,7 @@ _READS = {"name", "names", "repository", "context", "json", "quiet", "wide", "ou
 
 
 def model_names(ctx: Any, args: list[str], incomplete: str) -> list[str]:
-    """Return the names of the repository's models that begin with the word.
+    """Return the names of the repository's models with the word at their beginning.
 
     Args:
         ctx: Click's context of the command line so far.
@@ -135,7 +135,7 @@ class RepositoryFlag:
         """Return the repository: the option, else the settings.
 
         Raises:
-            RepositoryError: it is a URL that cannot be one of a repository.
+            RepositoryError: it is a URL unfit for a repository.
             UsageError: it is not of the context, or of a protected one the command does not name, or the command has a
                 place where it expects a model's name.
         """
@@ -152,7 +152,7 @@ def resolve_repository(option: str | None) -> Location:
         option: value of `--repository`. `None`: use the settings.
 
     Raises:
-        RepositoryError: it is a URL that cannot be one of a repository, or the folder of a model.
+        RepositoryError: it is a URL unfit for a repository, or the folder of a model.
     """
     found = parse_location(load_settings().repository if option is None else option)
     folder = local_folder(found)
@@ -171,7 +171,7 @@ def resolve_repository(option: str | None) -> Location:
 
 
 def _refuse_places() -> None:
-    """Refuse a folder or a URL where the command that runs expects a model's name.
+    """Refuse a folder or a URL where the running command expects a model's name.
 
     Raises:
         UsageError: with the same thing as a repository and a name.
@@ -215,7 +215,7 @@ def destination_of(text: str) -> Location:
 
     Raises:
         UsageError: there is no such context, it has no repository, or a protected one is named by its place.
-        RepositoryError: it is a URL that cannot be one of a repository.
+        RepositoryError: it is a URL unfit for a repository.
     """
     if not text.startswith(_INTO):
         place = parse_location(text)
@@ -273,7 +273,7 @@ def _refuse_protected(place: Location, *, hint: str) -> None:
 
 
 def _changes() -> bool:
-    """Return whether the command that runs changes something."""
+    """Return whether the running command changes something."""
     click = invocation.click
     if click is None or click.params.get("dry_run") or click.params.get("check"):
         return False

@@ -223,7 +223,7 @@ def undeploy_command(
     """Take a model, or one version of it, out of service. The server's index proves that it is gone.
 
     It stays published: `rollback` or `deploy` serves it again. `serve` does not load it when it starts. Refused while
-    a model that needs it is served.
+    a dependent model is served.
     """
     terminal = output.terminal()
     options = RolloutOptions(**settings_of(RolloutOptions, how))

@@ -1,4 +1,4 @@
-"""Options of a roll-out, for every command that deploys."""
+"""Options of a roll-out, for every deploying command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["RolloutFlags", "Trial"]
 
 @dataclasses.dataclass(frozen=True)
 class RolloutFlags:
-    """How long a roll-out may take, and what it leaves."""
+    """How long a roll-out may take, and the versions it leaves."""
 
     PANEL: ClassVar[str] = "Roll-out"
     keep_previous: bool = option(
@@ -114,7 +114,7 @@ class Trial:
         """Return them as the library takes them, or `None` without a trial.
 
         Args:
-            terminal: shows what the shadow showed at once, because a failed gate ends the command.
+            terminal: shows the shadow's result at once, because a failed gate ends the command.
 
         Raises:
             UsageError: one cannot be read, or requires another.

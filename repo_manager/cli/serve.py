@@ -42,7 +42,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class ReadyServer:
-    """A server in the foreground that is ready.
+    """A ready server in the foreground.
 
     Attributes:
         http_url: `http://host:port`.
@@ -50,7 +50,7 @@ class ReadyServer:
         metrics_url: `http://host:port/metrics`.
         pid: the process ID of tritonserver.
         log: its log.
-        failures: model that did not load at the start -> Triton's reason.
+        failures: model not loaded at the start -> Triton's reason.
     """
 
     http_url: str
@@ -97,7 +97,7 @@ class ListenFlags:
 
 @dataclasses.dataclass(frozen=True)
 class RunFlags:
-    """What is loaded, and how the server runs."""
+    """The models to load, and the way the server runs."""
 
     load: list[str] | None = option(
         "--load",
@@ -209,7 +209,7 @@ def serve_command(
 ) -> None:
     """Run the embedded Triton on a repository until interrupted, in explicit model-control mode.
 
-    What the server logs once it is ready goes to stderr. `repo-manager logs` shows all. Loaded at the start: the models
+    The server's log after it is ready goes to stderr. `repo-manager logs` shows all. Loaded at the start: the models
     deployed before.
     """
     terminal = output.terminal()
@@ -290,7 +290,7 @@ def _options(root: Location, flags: RunFlags, listen: ListenFlags, security: Sec
 
 
 def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> None:
-    """Warn of a server that others reach and can change."""
+    """Warn of a server others can reach and change."""
     if host in ("127.0.0.1", "localhost", "::1"):
         return
     if security.open_control and not security.tls:
@@ -310,7 +310,7 @@ def _warn_of_failures(terminal: Terminal, root: Location, failures: Mapping[str,
 
 
 def _show(terminal: Terminal, options: ServeOptions, server: EmbeddedServer) -> None:
-    """Say that the server is ready, where, and what did not load."""
+    """Say that the server is ready, where, and name the models not loaded."""
     urls = {"http_url": server.http_url, "grpc_url": server.grpc_url, "metrics_url": server.metrics_url}
     _warn_of_failures(terminal, options.repository, server.failures)
     if server.shows_key:

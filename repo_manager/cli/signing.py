@@ -1,4 +1,4 @@
-"""Shared by commands that sign or check signatures: the key of an option, and a repository's signatures."""
+"""Shared by commands with signatures: the key of an option, and a repository's signatures."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_signatures(
             none either, nothing is checked.
 
     Returns:
-        The signatures that hold, and a problem for each version that has none that does.
+        The valid signatures, and a problem for each version without one.
     """
     trusted = tuple(keys or ()) or load_settings().signed_by
     checks: list[SignatureCheck] = []

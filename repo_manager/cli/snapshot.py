@@ -30,7 +30,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotFlags:
-    """What is pinned, and where."""
+    """The models to pin, and the place of the snapshot."""
 
     values: Path | None = option(
         "--values",
@@ -155,7 +155,7 @@ def fetch_command(
 
 @dataclasses.dataclass(frozen=True)
 class GcFlags:
-    """Which versions are old."""
+    """The rule for old versions."""
 
     keep: int = option("--keep", sets=(gc, "keep"), min=1, help="Number of newest versions to keep.")
     older_than: float | None = seconds_option(

@@ -1,4 +1,5 @@
-"""The commands to begin with: what this machine has (doctor), and the whole path on the shipped model (quickstart)."""
+"""The commands to begin with: this machine's equipment (doctor), and the whole path on the shipped model
+(quickstart)."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ class ServerFlags:
 
 @dataclasses.dataclass(frozen=True)
 class InstallFlags:
-    """What is fetched first."""
+    """Packages to fetch first."""
 
     PANEL: ClassVar[str] = "Install"
     perf_analyzer: bool = option(

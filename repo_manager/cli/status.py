@@ -1,4 +1,4 @@
-"""What servers serve: status."""
+"""The served state: status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class StatusFlags:
-    """Which servers are asked."""
+    """The servers to ask."""
 
     to: list[str] | None = option(
         "--to",
@@ -75,7 +75,7 @@ def status_command(
 
 
 def _frames(seen: Iterable[RepositoryStatus | ServerError]) -> Iterator[tuple[object, list[RenderableType]]]:
-    """Yield what is shown of each look."""
+    """Yield the view of each look."""
     for found in seen:
         if not isinstance(found, ServerError):
             yield found, status_view(found)

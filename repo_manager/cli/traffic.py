@@ -1,4 +1,4 @@
-"""The command that shares the traffic of a gateway: traffic."""
+"""The command for the shares of a gateway's traffic: traffic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True)
 class TrafficFlags:
-    """Which share of the traffic the new version gets, and how fast."""
+    """The new version's share of the traffic, and its pace."""
 
     share: str | None = option(
         "--share",

@@ -1,4 +1,4 @@
-"""The configuration of models that serves best: tune."""
+"""The best configuration of models: tune."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def _inputs(root: Location, name: str, version: int, data: DataFlags) -> Mapping
 
 
 def _write(root: Location, result: Tuning) -> list[ConfigChange]:
-    """Change each model's config.pbtxt as `config --set` does. Return what changed."""
+    """Change each model's config.pbtxt as `config --set` does. Return the changes."""
     if result.outcome != BETTER:
         return []
     return [change_config(root, name, changes) for name, changes in result.changes.items()]

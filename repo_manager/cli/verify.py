@@ -1,4 +1,4 @@
-"""The command that checks a repository: verify."""
+"""The command to check a repository: verify."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ app = typer.Typer()
 
 @dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
 class MeasuredDifference(VersionDifference):
-    """What differs between two versions, their load tests included.
+    """The differences between two versions, their load tests included.
 
     Attributes:
         load_tests: the latest stored load tests of both, compared; `None` if one version has none.
@@ -60,13 +60,13 @@ class MeasuredDifference(VersionDifference):
 
 @dataclasses.dataclass(frozen=True)
 class Tagging:
-    """A tag that was given or taken away.
+    """A tag given or taken away.
 
     Attributes:
         name: the model.
-        version: the tagged version. With `--delete`, the version that lost the tag.
+        version: the tagged version. With `--delete`, the version without the tag now.
         tag: the tag.
-        before: the version that had the tag before; `None` if none had.
+        before: the tag's version before. `None` if it had none.
         applied: `False` with `--dry-run`.
     """
 
@@ -235,7 +235,7 @@ def remove_command(
     """Remove a version or a model. One in use needs --force. Its number is never used again.
 
     A version in use is ready on the running `serve`, deployed, selected by the version policy, tagged, the target of a
-    roll-back, or needed by an ensemble. A model that was only added, or was undeployed, can be removed as a whole.
+    roll-back, or needed by an ensemble. A model only added, or undeployed again, can be removed as a whole.
     """
     root = place.root()
     name, separator, _ = target.partition(":")

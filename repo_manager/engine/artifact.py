@@ -1,4 +1,4 @@
-"""What is placed in a version's folder for its backend to load."""
+"""The files of a version's folder for its backend to load."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ENGINE_FILE_NAMES = {Backend.TENSORRT: "model.plan", Backend.TENSORRT_RTX: "mode
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """The files of one version, and what is known of them.
+    """The files of one version, and their facts.
 
     Attributes:
-        backend: the Triton backend that loads them.
+        backend: the Triton backend for them.
         files: name inside the version's folder -> the file now.
-        facts: what the manifest records: engine version, compute capability, layer evidence.
+        facts: entries for the manifest: engine version, compute capability, layer evidence.
         by_capability: compute capability -> name, where there is an engine per GPU kind, else empty.
     """
 
@@ -51,7 +51,7 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSource:
-    """What an engine build must know of the converted model beyond its files.
+    """Facts of the converted model for an engine build, beyond its files.
 
     Attributes:
         precision: what it was converted to.
@@ -81,7 +81,7 @@ def build_artifact(
     progress: BuildProgress | None = None,
     cancelled: threading.Event | None = None,
 ) -> Artifact:
-    """Make what `backend` serves out of a converted ONNX model.
+    """Make the files for `backend` out of a converted ONNX model.
 
     Engines are written into `source.folder`, by default a new folder `engine` beside the model's file.
 
@@ -150,7 +150,7 @@ class _Maker:
         return Artifact(self.backend, {build.path.name: build.path}, _facts(build, self.report))
 
     def set_of(self, adopted: Mapping[str, AdoptedPlan]) -> Artifact:
-        """Build the engines of a set that are not given."""
+        """Build the engines of a set not given."""
         able = capabilities_of(self.library)
         wanted = [capability for capability, path in self.options.plans.items() if path is None]
         for capability in wanted:
@@ -179,7 +179,7 @@ class _Maker:
 
 
 def _adopted_only(path: Path, backend: Backend, adopted: Mapping[str, AdoptedPlan], source: EngineSource) -> Artifact:
-    """Take plans that were all built elsewhere: neither the library nor a GPU is needed."""
+    """Take plans all built elsewhere: neither the library nor a GPU is needed."""
     report = source.sparsity or sparsity_report(load_model(path))
     return _plan_set(backend, tuple(adopted), adopted, {}, report)
 
@@ -191,7 +191,7 @@ def _plan_set(
     builds: Mapping[str, EngineBuild],
     report: SparsityReport,
 ) -> Artifact:
-    """Join given and built plans. The order is that of the options, and the first one is the default."""
+    """Join given and built plans. The order is as in the options, and the first one is the default."""
     check_one_version({c: builds[c].version if c in builds else adopted[c].version for c in order})
     files: dict[str, Path] = {}
     plans: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def _plan_set(
 
 
 def _free_ranges(model: Model, source: EngineSource, options: EngineOptions) -> Mapping[str, Any]:
-    """Look for ranges only when some input needs one that was not given."""
+    """Look for ranges only when some input needs one not given."""
     signature = signature_of(model)
     if all(spec.name in options.shapes for spec in signature.inputs):
         return {}
@@ -255,7 +255,7 @@ def _check_precision(build: EngineBuild, source: EngineSource) -> None:
 
 
 def _facts(build: EngineBuild, report: SparsityReport) -> dict[str, Any]:
-    """What the manifest records of an engine."""
+    """The manifest's record of an engine."""
     header = read_plan_header(build.path)
     gpus = find_gpus()[:1]
     verified = [row for row in build.precision if row.found is not None]

@@ -1,4 +1,4 @@
-"""What a build tells while it runs: its progress, its log, and a failed build's log as one error."""
+"""The output of a running build: its progress, its log, and a failed build's log as one error."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class BuildLog:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What went wrong, in the builder's words."""
+        """The fault, in the builder's words."""
         return tuple(message for severity, message in self.entries if severity.endswith("ERROR"))
 
     @property
@@ -88,10 +88,10 @@ class BuildLog:
 
 
 def logger_for(library: ModuleType, log: BuildLog) -> Any:
-    """Make a TensorRT logger that writes into `log` at every severity.
+    """Make a TensorRT logger to write into `log` at every severity.
 
     Returns:
-        An `ILogger` of that library. It must outlive the builder.
+        An `ILogger` of the given library. It must outlive the builder.
     """
 
     def __init__(self: Any) -> None:  # noqa: N807 - a method of the class made below

@@ -64,7 +64,7 @@ def named_graph(model: Model) -> onnx.ModelProto | None:
     dimensions for the same one. A node without a name gets its first output's, as in the sparsity report.
 
     Returns:
-        A changed copy that still refers to external files by name. `None` when nothing must change, so the file itself
+        A changed copy. It still refers to external files by name. `None` when nothing must change, so the file itself
         can be parsed.
     """
     if not model.reordered and not _unnamed_dims(model.graph_only) and not _needs_names(model.graph_only):
@@ -126,7 +126,7 @@ def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any
         required: fail when the file is missing or empty (`--deterministic`).
 
     Returns:
-        The library's cache object, which the build fills.
+        The library's cache object, filled by the build.
 
     Raises:
         InputError: the file is not a timing cache of this TensorRT version and GPU, or is missing though
@@ -150,7 +150,7 @@ def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any
 def merge_timing_cache(config: Any, path: Path) -> int:
     """Add a build's times to the file, so of two builds at once both leave theirs.
 
-    Under a lock: what the file holds by now is read again, combined with ours, and replaces the file in one step.
+    Under a lock: the file's present content is read again, combined with ours, and replaces the file in one step.
 
     Args:
         config: the configuration of a finished build.
@@ -173,20 +173,20 @@ def merge_timing_cache(config: Any, path: Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class EngineBuild:
-    """A built engine and what its builder told.
+    """A built engine and its builder's report.
 
     Attributes:
         path: the engine's file.
         size_bytes: of that file.
         backend: which Triton backend loads it.
-        version: of the library that built it, and that must load it.
+        version: of the library behind it, the only one to load it.
         gpu: the GPU it was built on. `None` without one (TensorRT-RTX).
         profile: input -> range of shapes.
         options: what was asked.
         seconds: how long parsing and building took.
-        layers: what the engine executes. Empty when the builder did not list it.
+        layers: the layers the engine executes. Empty when the builder did not list it.
         precision: asked against found, for every weighted node.
-        evidence: what the builder said about sparse kernels.
+        evidence: the builder's word on sparse kernels.
         warnings: the builder's.
         log: everything it said.
     """
@@ -224,7 +224,7 @@ def build_engine(
         library: the module `tensorrt` or `tensorrt_rtx`.
         output: the file to write. Its folder exists.
         profile: input -> range of shapes, see `derive_profile`.
-        precision: what the graph was converted to. Only TensorRT 8 must be told.
+        precision: precision of the converted graph. Only TensorRT 8 must be told.
         options: `None` takes the defaults.
         progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
         cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
@@ -287,8 +287,8 @@ def _quiet(_: str, __: int, ___: int) -> None:
 def _without_collection() -> Iterator[None]:
     """Pause Python's cyclic garbage collector while TensorRT makes a builder or a runtime, or builds.
 
-    TensorRT logs while it holds a lock, and the end of a builder takes the same lock. If the logger's callback starts a
-    collection that finds an old builder in a cycle, the thread waits for itself and keeps the GIL for ever (seen with
+    TensorRT logs while it holds a lock, and the end of a builder takes the same lock. If the logger's callback starts
+    a collection with an old builder in a cycle, the thread waits for itself and keeps the GIL for ever (seen with
     TensorRT-RTX 1.7, createInferBuilder).
     """
     was_on = gc.isenabled()

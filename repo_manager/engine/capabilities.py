@@ -1,4 +1,4 @@
-"""What an installed TensorRT can do, looked up once, so nothing else compares versions."""
+"""Capabilities of an installed TensorRT, looked up once, so nothing else compares versions."""
 
 from __future__ import annotations
 
@@ -38,13 +38,12 @@ class Capabilities:
     """One TensorRT's abilities; docs/tensorrt-versions.md is this table for the known versions.
 
     Attributes:
-        backend: which Triton backend loads what it builds.
+        backend: the Triton backend for its engines.
         version: the library's version.
         builder_flags: names of `BuilderFlag`.
         explicit_batch: whether `EXPLICIT_BATCH` has to be asked for.
         strong_typing: see `StrongTyping`.
-        compute_capabilities: the targets that can be named, `8.0` style; empty where a plan is for
-            the GPU at hand.
+        compute_capabilities: the targets open to naming, `8.0` style. Empty where a plan is for the GPU at hand.
         hardware_levels: names of `HardwareCompatibilityLevel` the builder honours.
         timing_cache: whether the timing cache has any effect.
         progress_monitor: whether a build reports its steps and can be cancelled.
@@ -70,18 +69,18 @@ class Capabilities:
 
     @property
     def precision_flags(self) -> frozenset[str]:
-        """The flags that name a precision; none where types come from the graph alone."""
+        """The flags for a precision. None where types come from the graph alone."""
         return self.builder_flags & {"FP16", "BF16", "INT8", "FP8", "INT4", "FP4"}
 
     @property
     def strip_flag(self) -> str | None:
-        """The flag that leaves the weights out of a plan, by its current or its 10.0 name."""
+        """The flag for a plan without weights, by its current or its 10.0 name."""
         return next((name for name in ("STRIP_PLAN", "WEIGHTLESS") if name in self.builder_flags), None)
 
 
 @functools.cache
 def capabilities_of(library: ModuleType) -> Capabilities:
-    """Look up what `tensorrt` or `tensorrt_rtx` offers.
+    """Look up the capabilities of `tensorrt` or `tensorrt_rtx`.
 
     The presence of names decides, not the version number. Three abilities do not show in names and
     are known from running the library without a GPU: TensorRT-RTX builds there, ignores the

@@ -1,4 +1,4 @@
-"""Controls of a sparse model: what it is compared with, so a gain is sparsity's and nothing else's.
+"""Controls of a sparse model: the other side of a comparison, so a gain is sparsity's and nothing else's.
 
 `N__dense`: the same graph with dense weights, converted and built the same way. `N__noflag`: the same sparse weights,
 with sparse kernels not offered. Accuracy of the dense twin means nothing. Its weights are made up.
@@ -76,16 +76,15 @@ def control_twins(name: str, backend: Backend) -> tuple[ControlTwin, ...]:
 def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return the model with every zero of its 2:4-capable weights filled. The argument is left alone.
 
-    A zero becomes one of the same weight's other values with a random sign, so scales and ranges stay what they were.
-    Weights that are zero throughout, are stored with a zero point other than 0, or in less than a byte a value are
-    left alone.
+    A zero becomes one of the same weight's other values with a random sign, so scales and ranges stay the same.
+    Weights of zeros throughout, stored with a zero point other than 0, or in less than a byte a value are left alone.
 
     Args:
         model: the source, before its conversion.
         seed: same seed, same twin.
 
     Returns:
-        (new model in memory, external data loaded; names of the weights that were filled).
+        (new model in memory, external data loaded; names of the filled weights).
 
     Raises:
         ModelError: there is nothing to fill: the model has no zeros where sparsity counts.
@@ -147,7 +146,7 @@ _RUNS, _WARM_UP = 20, 5
 
 
 def profiler_for(library: ModuleType) -> Any:
-    """Make an `IProfiler` that keeps the reported times.
+    """Make an `IProfiler` to keep the reported times.
 
     Returns:
         An object with `times_ns`: layer -> its times in nanoseconds, one a run.

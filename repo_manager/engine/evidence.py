@@ -1,4 +1,5 @@
-"""How far sparsity got in each layer: pattern valid, eligible, chosen. From what the builder said, never from a flag.
+"""How far sparsity got in each layer: pattern valid, eligible, chosen. From the builder's own report, never from a
+flag.
 
 Two wordings (strings of the libraries of TensorRT 8.6.0 and TensorRT-RTX 1.7.1, and public logs):
 
@@ -38,12 +39,12 @@ NOT_REPORTED = "not reported by this builder"
 
 @dataclasses.dataclass(frozen=True)
 class BuilderEvidence:
-    """What a builder said about sparse kernels.
+    """A builder's report on sparse kernels.
 
     Attributes:
-        eligible: layers whose weights it found 2:4 and for which it has sparse kernels. `None` when it did not give
-            names (or said nothing).
-        chosen: layers for which a sparse kernel won. `None` as for `eligible`.
+        eligible: layers with weights it found 2:4 and with sparse kernels for them. `None` when it did not give names
+            (or said nothing).
+        chosen: layers won by a sparse kernel. `None` as for `eligible`.
         eligible_count: their number. `None` when it said nothing.
         chosen_count: number of chosen layers. `None` when it said nothing.
     """
@@ -67,7 +68,7 @@ class LayerEvidence:
         layer: node of the graph.
         op_type: its operator.
         pattern: the verdict of the 2:4 report.
-        engine_layer: the engine's (fused) layer that computes it. `None` when it is not listed.
+        engine_layer: the engine's (fused) layer for it. `None` when it is not listed.
         eligible: whether the builder offered it to sparse kernels. `None`: not reported by this builder.
         chosen: whether a sparse kernel was chosen. `None`: not reported by this builder.
         tactic: the kernel's name, empty when it is not known.
@@ -124,7 +125,7 @@ def _counted(match: re.Match[str]) -> tuple[int, tuple[str, ...] | None]:
 def join_evidence(
     report: SparsityReport, builder: BuilderEvidence, layers: Sequence[EngineLayer]
 ) -> tuple[LayerEvidence, ...]:
-    """Join the 2:4 report with what the builder said: one row per weight.
+    """Join the 2:4 report with the builder's: one row per weight.
 
     Args:
         report: of the ONNX file built.

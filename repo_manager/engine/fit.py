@@ -1,9 +1,9 @@
 """Predict whether a plan will load on a server.
 
 Rules (TensorRT developer guide, "Version Compatibility" and "Hardware Compatibility"): a plan loads in the TensorRT
-version that built it. A version-compatible plan also loads in later versions with the same major number. It loads on
-the compute capability of its build, unless a hardware compatibility level widens that. A failed load costs GPU memory
-for good (triton-inference-server/server#8969), so it is checked first.
+version of its build. A version-compatible plan also loads in later versions with the same major number. It loads on
+the compute capability of its build, unless a hardware compatibility level widens the rule. A failed load costs GPU
+memory for good (triton-inference-server/server#8969), so it is checked first.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Release:
         tensorrt: TensorRT's version. Empty when it is not known.
         cuda: CUDA's version. Empty when it is not known.
         driver: the smallest driver of the table. Data-centre GPUs may use older branches.
-        verified: the columns for which a source was read.
+        verified: the columns read from a source.
         sources: names of docs/tensorrt-versions.md.
     """
 
@@ -118,8 +118,8 @@ class PlanHeader:
     """The head of a plan.
 
     Attributes:
-        backend: which Triton backend can load it.
-        version: of the library that built it, for instance `10.13.3.9`.
+        backend: the Triton backend for it.
+        version: of the library behind it, for instance `10.13.3.9`.
         compute_capabilities: GPUs it was built for. Empty where the header does not tell (TensorRT).
     """
 
@@ -132,7 +132,7 @@ def read_plan_header(path: Path) -> PlanHeader:
     """Read the head of a TensorRT plan or a TensorRT-RTX engine.
 
     Raises:
-        EngineError: it is neither, or of a layout that is not known here.
+        EngineError: it is neither, or of an unknown layout.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -147,7 +147,7 @@ def parse_plan_header(head: bytes, *, where: str) -> PlanHeader:
         where: the plan's name, for an error.
 
     Raises:
-        EngineError: it is no plan, or of a layout that is not known here.
+        EngineError: it is no plan, or of an unknown layout.
     """
     backend = _TAGS.get(head[:4])
     if backend is None or len(head) < HEADER_BYTES:
@@ -171,13 +171,13 @@ def _rtx_targets(backend: Backend, head: bytes) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class PlanFacts:
-    """What decides whether a plan loads.
+    """The facts behind the load of a plan.
 
     Attributes:
         backend: which Triton backend loads it.
-        version: of the library that built it.
+        version: of the library behind it.
         compute_capabilities: GPUs it is for. Empty when neither manifest nor header tells.
-        version_compatible: whether later versions load it. `None`: not known (a plan that others built).
+        version_compatible: whether later versions load it. `None`: not known (a plan built by others).
         hardware_compatibility: `ampere_plus`, `same_compute_capability` or `None`.
     """
 
@@ -196,8 +196,8 @@ class FitTarget:
         release: of the server's container.
         compute_capability: of the server's GPU, for instance `9.0`.
         driver: the GPU driver's version.
-        library_versions: of the TensorRT libraries that load engines, where they are not the release's own: our
-            embedded server runs engines in what is installed for Python.
+        library_versions: of the TensorRT libraries for engines, where they are not the release's own: our embedded
+            server runs engines in those installed for Python.
         has_gpu: whether the server has any NVIDIA GPU.
     """
 
@@ -228,7 +228,7 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
 
     Args:
         path: path of the file.
-        engine: the manifest's section `engine`. `None` for a plan that others built.
+        engine: the manifest's section `engine`. `None` for a plan built by others.
 
     Raises:
         EngineError: it is no plan, or the manifest speaks of another one.
@@ -237,7 +237,7 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
 
 
 def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) -> PlanFacts:
-    """Join a plan's head and the manifest's section `engine` (empty for a plan that others built).
+    """Join a plan's head and the manifest's section `engine` (empty for a plan built by others).
 
     Args:
         header: the plan's head, as read from its file.
@@ -266,7 +266,7 @@ def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) 
 
 
 def check_fit(plan: PlanFacts, target: FitTarget) -> tuple[FitProblem, ...]:
-    """List what speaks against loading a plan on a server. Empty when nothing known does."""
+    """List the objections to loading a plan on a server. Empty when nothing known does."""
     return (
         *_place_problems(plan, target),
         *_library_problems(plan, target),
@@ -361,7 +361,7 @@ def _driver_problems(target: FitTarget) -> Iterator[FitProblem]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`10.13.3.9` as numbers. Stops at the first part that is none."""
+    """`10.13.3.9` as numbers. Stops at the first part without one."""
     parts: list[int] = []
     for part in version.split("."):
         if not part.isdecimal():

@@ -1,8 +1,8 @@
 """Whether a published version will load on a running server: manifest and plans' heads against the server's answers.
 
-A server tells its version (from which the release table tells TensorRT, CUDA and driver) and the UUIDs of its GPUs in
-its metrics. It tells neither its TensorRT nor a compute capability: that is known only of GPUs of this machine, by
-their UUID. What is not known is not checked.
+A server tells its version (enough for TensorRT, CUDA and driver by the release table) and the UUIDs of its GPUs in its
+metrics. It tells neither its TensorRT nor a compute capability: it is known only of GPUs of this machine, by their
+UUID. Unknown facts are not checked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fit_target_of(
     embedded: bool = False,
     gpus: Sequence[Gpu] | None = None,
 ) -> FitTarget:
-    """Collect what is known of a server before something is loaded on it.
+    """Collect the facts of a server before a load on it.
 
     Args:
         server_version: as its metadata says it, for instance `2.51.0`.
@@ -79,16 +79,16 @@ def _installed() -> dict[Backend, str]:
 def check_version_fit(
     files: Path | Mapping[str, bytes], manifest: Mapping[str, Any] | None, target: FitTarget
 ) -> tuple[FitProblem, ...]:
-    """List what speaks against loading a version on a server. Empty when nothing known does.
+    """List the objections to loading a version on a server. Empty when nothing known does.
 
     Args:
-        files: the version's folder, or name -> the first `HEADER_BYTES` (or more) of each file that ends in
-            `.plan` or `.engine`. Empty for a version whose files are not at hand: then its manifest is believed.
-        manifest: the version's manifest as read from JSON. `None` for a version that others made.
+        files: the version's folder, or name -> the first `HEADER_BYTES` (or more) of each file with the suffix `.plan`
+            or `.engine`. Empty for a version whose files are not at hand: then its manifest is believed.
+        manifest: the version's manifest as read from JSON. `None` for a version made by others.
         target: release, GPU and libraries of the server (`fit_target_of`).
 
     Returns:
-        Problems, those that would make the load fail first. A version without engines has none.
+        Problems, with the sure failures of the load first. A version without engines has none.
     """
     heads = _heads(files) if isinstance(files, Path) else {n: b for n, b in files.items() if n.endswith(PLAN_SUFFIXES)}
     section = (manifest or {}).get("engine")

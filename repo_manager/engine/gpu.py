@@ -1,4 +1,4 @@
-"""What GPUs this machine has, and which backend a version is built for because of them."""
+"""The GPUs of this machine, and the backend they suggest for a version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gpu:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """List the GPUs that `nvidia-smi` reports. Empty where there is no driver or no card."""
+    """List the GPUs reported by `nvidia-smi`. Empty where there is no driver or no card."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
@@ -57,7 +57,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
     """Read the answer of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`.
 
-    A line that lacks a field (a card that has fallen off the bus prints `[N/A]`) is skipped.
+    A line without all fields (a card that has fallen off the bus prints `[N/A]`) is skipped.
     """
     gpus = []
     for line in text.splitlines():

@@ -145,7 +145,7 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
     """Read `IEngineInspector.get_engine_information(JSON)`.
 
     Raises:
-        ModelError: it is not that JSON, or the plan was built with less than detailed verbosity.
+        ModelError: it is no such JSON, or the plan was built with less than detailed verbosity.
     """
     try:
         entries = json.loads(text)["Layers"]
@@ -225,8 +225,8 @@ class LayerPrecision:
         asked: `int8`, `float16`, `bfloat16` or `float32`, from the graph.
         found: the element type the engine reads its data in. `None` when the node is not listed (folded away, or fused
             beyond recognition).
-        engine_layer: the engine's layer that computes it.
-        detail: what the mismatch comes from. Empty when there is none.
+        engine_layer: the engine's layer for it.
+        detail: the cause of the mismatch. Empty when there is none.
         one_sided: whether only its data or only its weight is quantised.
     """
 
@@ -240,7 +240,7 @@ class LayerPrecision:
 
     @property
     def kept(self) -> bool:
-        """Whether it runs in what was asked, or in less, as far as the builder tells."""
+        """Whether it runs in the type asked for, or a smaller one, as far as the builder tells."""
         return self.found is None or _WIDTH.get(self.found, 0) <= _WIDTH[self.asked]
 
 
@@ -261,12 +261,12 @@ def compare_precision(proto: onnx.ModelProto, layers: Sequence[EngineLayer]) -> 
 
 
 def precision_mismatches(rows: Sequence[LayerPrecision], *, int8_wanted: bool = True) -> tuple[LayerPrecision, ...]:
-    """Return the rows that run in a wider type than was asked.
+    """Return the rows run in a wider type than asked.
 
     Args:
         rows: precision of each layer of an engine.
-        int8_wanted: whether the conversion was to INT8. If not, a model that came with quantised weights alone
-            means to save memory, not to compute in INT8.
+        int8_wanted: whether the conversion was to INT8. If not, a model given with quantised weights alone means to
+            save memory, not to compute in INT8.
     """
     return tuple(row for row in rows if not row.kept and (int8_wanted or not row.one_sided))
 
@@ -291,7 +291,7 @@ def _compare(ask: _Ask, by_node: Mapping[str, list[EngineLayer]]) -> LayerPrecis
 
 
 def _asked(graph: onnx.GraphProto, outer: Mapping[str, str]) -> Iterator[_Ask]:
-    """Yield what every weighted node asks for. Inner graphs see the names of the outer ones."""
+    """Yield the type every weighted node asks for. Inner graphs see the names of the outer ones."""
     types = {**outer, **_known_types(graph)}
     makers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:

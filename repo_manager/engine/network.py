@@ -1,4 +1,4 @@
-"""What TensorRT builds from: an ONNX model as its network, and our options as its configuration."""
+"""The input of a TensorRT build: an ONNX model as its network, and our options as its configuration."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def parse_network(
     Args:
         library: module `tensorrt` or `tensorrt_rtx`.
         builder: an `IBuilder` of the library.
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         renamed: the model with named nodes, from `named_graph`. `None`: all its nodes have names.
         logger: an `ILogger` of the library.
 
@@ -96,8 +96,8 @@ def quantised_in_the_graph(model: Model, renamed: onnx.ModelProto | None) -> onn
     misaligns with the input kernel shape"). The values stay: each float is a multiple of its scale.
 
     Args:
-        model: the ONNX model, which is not changed.
-        renamed: the graph that would be parsed. `None`: the file itself.
+        model: the ONNX model. It is not changed.
+        renamed: the graph to be parsed. `None`: the file itself.
 
     Returns:
         A changed graph (`renamed` itself, or a copy of the file), or `renamed` where no weight is stored in INT8.
@@ -169,7 +169,7 @@ def _parse_error(parser: Any, model: Model, able: Capabilities) -> EngineError:
 
 
 def _problem(error: Any, model: Model, able: Capabilities) -> str:
-    """`node 'foo' (FooBar): reason`, from what this version's parser tells."""
+    """`node 'foo' (FooBar): reason`, from the report of this version's parser."""
     index = error.node()
     if able.parser_names_nodes and error.node_name():
         name, operator = error.node_name(), error.node_operator()
@@ -230,7 +230,7 @@ def create_config(
 
 
 def _flag_names(options: EngineOptions, able: Capabilities, precision: Precision) -> list[str]:
-    """Builder flags by name: only what was asked for and what this version needs."""
+    """Builder flags by name: only those asked for and those this version needs."""
     names = []
     if options.sparse:
         names.append("SPARSE_WEIGHTS")
@@ -287,7 +287,7 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mappi
     """Keep the layers the graph keeps in float32 out of FP16, where types are only a wish (TensorRT 8).
 
     With the FP16 flag, TensorRT 8 may run any float32 layer in half precision. Layers the conversion kept (they
-    overflow, or cost accuracy) are pinned, and the builder must obey. Which these are is read from the ONNX graph:
+    overflow, or cost accuracy) are pinned, and the builder must obey. These nodes are read from the ONNX graph:
     TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
 
     Args:

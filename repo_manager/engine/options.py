@@ -1,4 +1,4 @@
-"""What can be asked of an engine build, and which wishes contradict each other."""
+"""Options of an engine build, and contradictions between them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class EngineOptions:
     Attributes:
         max_batch_size: the largest batch of the derived profile. `None` takes 8, `0` is a model without a batch axis.
         shapes: input name -> range, in place of the derived one.
-        sparse: offer weights that are 2:4 to sparse kernels. Whether one is chosen is the builder's
-            decision, and evidence (`EngineBuild.evidence`) tells.
+        sparse: offer 2:4 weights to sparse kernels. Whether one is chosen is the builder's decision, and evidence
+            (`EngineBuild.evidence`) tells.
         workspace_bytes: scratch memory a kernel may use. `None` is the builder's default.
         optimization_level: 0 (fastest build) to 5. `None` is the builder's default, 3.
         timing_cache: the file of measured kernel times. `None` is one per library version and GPU in the user's cache
             folder.
-        deterministic: build from the timing cache alone: a measurement that is not in it is an error.
+        deterministic: build from the timing cache alone: a measurement missing in it is an error.
         version_compatible: the plan also loads in later versions of the same major one. Triton needs
             `--backend-config=tensorrt,version-compatible=true`.
         hardware_compatibility: `ampere_plus` or `same_compute_capability`. `None` is this GPU only.
@@ -42,10 +42,10 @@ class EngineOptions:
         strip: leave the weights out of the plan.
         refit: allow other weights later.
         plan_detail: one of `PlanDetail`. Evidence needs `detailed`.
-        without_tactics: libraries whose kernels are left out (`cublas`, `cublas_lt`, `cudnn`, ...), for machines that
-            lack them. Empty leaves the choice to the builder.
-        plans: one engine per GPU kind: compute capability -> a plan that was built elsewhere, or `None` to build it
-            here. Empty is one engine. See `plan_set.py`.
+        without_tactics: libraries whose kernels are left out (`cublas`, `cublas_lt`, `cudnn`, ...), for machines
+            without them. Empty leaves the choice to the builder.
+        plans: one engine per GPU kind: compute capability -> a plan built elsewhere, or `None` to build it here. Empty
+            is one engine. See `plan_set.py`.
     """
 
     max_batch_size: int | None = None
@@ -69,10 +69,10 @@ class EngineOptions:
 
 
 def check_options(options: EngineOptions, able: Capabilities) -> None:
-    """Refuse what the builder would ignore, reject late, or do against sparsity.
+    """Refuse options the builder would ignore, reject late, or use against sparsity.
 
     Raises:
-        UsageError: naming the option, the reason and what to do instead.
+        UsageError: naming the option, the reason and the alternative.
     """
     _check_numbers(options)
     _check_refit(options, able)

@@ -1,4 +1,4 @@
-"""One engine per GPU kind: plans that were built elsewhere, checked by their own heads, and those built here.
+"""One engine per GPU kind: plans built elsewhere, checked by their own heads, and those built here.
 
 Triton chooses by `cc_model_filenames`: compute capability -> file.
 """
@@ -22,12 +22,12 @@ _SUFFIXES = {Backend.TENSORRT: "plan", Backend.TENSORRT_RTX: "engine"}
 
 @dataclasses.dataclass(frozen=True)
 class AdoptedPlan:
-    """A plan that was built elsewhere, with what its own head says.
+    """A plan built elsewhere, with the facts in its own head.
 
     Attributes:
         path: the file.
         source: its name, for the manifest.
-        version: of the library that built it.
+        version: of the library behind it.
         compute_capabilities: as its head says (TensorRT-RTX). Empty where the head does not tell.
     """
 
@@ -38,7 +38,7 @@ class AdoptedPlan:
 
 
 def parse_for(texts: Sequence[str]) -> dict[str, Path | None]:
-    """Read `--for 8.0=a.plan` (a plan that is there) and `--for 8.9` (to be built here) options.
+    """Read `--for 8.0=a.plan` (an existing plan) and `--for 8.9` (to be built here) options.
 
     Raises:
         UsageError: another form, or a GPU kind given twice.
@@ -61,15 +61,15 @@ def plan_name(backend: Backend, capability: str) -> str:
 
 
 def adopt_plans(plans: Mapping[str, Path | None], backend: Backend) -> dict[str, AdoptedPlan]:
-    """Read the heads of the plans that were built elsewhere.
+    """Read the heads of the plans built elsewhere.
 
     Args:
-        plans: compute capability -> file. Those that are `None` are left out.
-        backend: which one is to load them.
+        plans: compute capability -> file. `None` entries are left out.
+        backend: name of the Triton backend for them.
 
     Raises:
         EngineError: one is no plan, another backend's, for another GPU kind as far as its head tells, or of another
-            version than the others, which no one server loads.
+            version than the others: no single server loads both.
         UsageError: a file cannot be read.
     """
     adopted: dict[str, AdoptedPlan] = {}
@@ -104,10 +104,10 @@ def _header(path: Path, backend: Backend) -> PlanHeader:
 
 
 def check_one_version(versions: Mapping[str, str]) -> None:
-    """Check that one server can load all plans.
+    """Check whether one server can load all plans.
 
     Args:
-        versions: compute capability -> version of the library that built the plan.
+        versions: compute capability -> version of the library behind the plan.
 
     Raises:
         EngineError: they differ.
@@ -121,7 +121,7 @@ def check_one_version(versions: Mapping[str, str]) -> None:
 
 
 def check_buildable(capability: str, able: Capabilities, gpus: Sequence[Gpu]) -> None:
-    """Check that an engine for a GPU kind can be built here.
+    """Check whether an engine for a GPU kind can be built here.
 
     Args:
         capability: compute capability of the GPU, such as `8.9`.

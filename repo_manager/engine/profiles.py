@@ -20,7 +20,7 @@ _GROWTH = 4
 
 @dataclasses.dataclass(frozen=True)
 class DimRange:
-    """Sizes that one dynamic dimension may have. `opt` is the one that kernels are chosen for."""
+    """Sizes of one dynamic dimension. Kernels are chosen for `opt`."""
 
     min: int
     opt: int
@@ -29,7 +29,7 @@ class DimRange:
 
 @dataclasses.dataclass(frozen=True)
 class ShapeRange:
-    """Shapes that one input may have, batch axis included. `min <= opt <= max` on every axis."""
+    """Shapes of one input, batch axis included. `min <= opt <= max` on every axis."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -111,13 +111,13 @@ def find_dim_ranges(
 ) -> dict[str, DimRange]:
     """Find ranges for the dynamic dimensions other than the batch, each end proven by running the model.
 
-    `opt` is the sample's size, or one that works in ONNX Runtime. `min` is 1 and `max` four times `opt` where the
-    model runs with those too, else `opt`.
+    `opt` is the sample's size, or one proven in ONNX Runtime. `min` is 1 and `max` four times `opt` where the model
+    runs with those too, else `opt`.
 
     Args:
         model: the model to try sizes on.
         signature: of the same model.
-        batched: whether the first axis is a batch axis, which has its own range.
+        batched: whether the first axis is a batch axis, with a range of its own.
         sample: input -> shape of real data, batch axis included. `None` looks for sizes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What Triton's own engine options look like in a config: one plan per GPU kind, and TensorRT inside ONNX Runtime."""
+"""Triton's own engine options in a config: one plan per GPU kind, and TensorRT inside ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class AcceleratorOptions:
         precision: FP16 and INT8 allow TensorRT those types. INT8 is for graphs with Quantize/DequantizeLinear.
         workspace_bytes: `None` is the backend's default, 1 GiB.
         sparse: let TensorRT choose sparse kernels.
-        engine_cache: a folder on the server that keeps built engines over restarts. `None` builds at every load.
-        profile: input -> (min, opt, max) shapes. `None` lets the first requests decide, which rebuilds.
+        engine_cache: a folder on the server to keep built engines over restarts. `None` builds at every load.
+        profile: input -> (min, opt, max) shapes. `None` lets the first requests decide, with rebuilds.
     """
 
     precision: Precision = Precision.FP32
@@ -42,8 +42,8 @@ def with_plans_by_capability(
 ) -> model_config_pb2.ModelConfig:
     """Return a copy of a config whose `cc_model_filenames` sends each GPU kind to its plan.
 
-    The default file name is the first plan's, so Triton finds a file on every GPU. One that it is not for refuses to
-    load there.
+    The default file name is the first plan's, so Triton finds a file on every GPU. On a GPU it is not for, it refuses
+    to load.
     """
     changed = model_config_pb2.ModelConfig()
     changed.CopyFrom(config)
@@ -55,7 +55,7 @@ def with_plans_by_capability(
 
 
 def with_accelerator(config: model_config_pb2.ModelConfig, options: AcceleratorOptions) -> model_config_pb2.ModelConfig:
-    """Return a copy of an onnxruntime config that runs through TensorRT on the server's GPU.
+    """Return a copy of an onnxruntime config to run through TensorRT on the server's GPU.
 
     Raises:
         UsageError: the config is not for the onnxruntime backend, or places its instances on the CPU.
@@ -98,7 +98,7 @@ def parse_config_names(texts: Sequence[str]) -> dict[str, str]:
         Name for `--model-config-name` -> compute capability or file.
 
     Raises:
-        UsageError: another form, a name that is no file name, or one given twice.
+        UsageError: another form, a name unfit for a file, or one given twice.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -124,7 +124,7 @@ def config_variant(
         by_capability: compute capability -> file of the version.
 
     Raises:
-        UsageError: there is no plan for that capability, or the file is no configuration or names another model.
+        UsageError: there is no plan for the capability, or the file is no configuration or names another model.
     """
     changed = model_config_pb2.ModelConfig()
     changed.CopyFrom(config)

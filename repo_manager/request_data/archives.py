@@ -1,4 +1,4 @@
-"""What an .npz file says of its size, before anything of it is unpacked, and the names in one of recorded exchanges."""
+"""The size an .npz file announces, before anything of it is unpacked, and the names in one of recorded exchanges."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ RECORDED_KEY = re.compile(
 )
 """The name of an array of recorded exchanges (`repository/golden.py`)."""
 RECORDED_COUNTS = "responses"
-"""The array that counts each request's responses."""
+"""The array with each request's number of responses."""
 
 _MOST_UNPACKED_BYTES = 256 << 20
 _MOST_RATIO = 50
 
 
 def check_archive(path: Path) -> None:
-    """Check that an .npz file is not tiny and huge when it is unpacked. Of any other file nothing is said.
+    """Refuse an .npz file tiny when packed and huge when unpacked. Of any other file nothing is said.
 
     Raises:
-        ValueError: it unpacks to more than 256 MiB and 50 times its size, which no recorded data does.
+        ValueError: it unpacks to more than 256 MiB and 50 times its size, unlike any recorded data.
         InputError: it is a Git LFS pointer.
         OSError: it cannot be read.
         zipfile.BadZipFile: it is a damaged archive.

@@ -49,7 +49,7 @@ class _Row:
     """One request of a file, as the file has it.
 
     Attributes:
-        values: what is there: input name -> value, if it is in order.
+        values: input name -> value, for a request in order.
         place: where in the file, for messages. Empty where its number says it.
         stream: the number of its stream.
         finite: whether the file spells no infinity, so one is a number beyond 64-bit floats.
@@ -62,7 +62,7 @@ class _Row:
 
 
 class _Twice:
-    """What represents a key an object has twice. No input can hold it."""
+    """Stands for a key an object has twice. No input can hold it."""
 
     def __repr__(self) -> str:
         return "there twice"
@@ -80,7 +80,7 @@ def read_rows(
     - `.jsonl`: one request a line: `{"NAME": [[...]], ...}`, or Triton's own HTTP body `{"inputs": [{"name": ...,
       "shape": [...], "data": [...]}]}`, as an access log or a proxy has it.
     - `.json`: perf_analyzer's `{"data": [{"NAME": [...] or {"content": [...], "shape": [...]} or {"b64": ...}}]}`.
-      Streams of steps are read one after another, `validation_data` is left out. Or what a line of `.jsonl` holds,
+      Streams of steps are read one after another, `validation_data` is left out. Or the content of a line of `.jsonl`,
       alone or in a list.
     - `.npz`, `.npy`: one array an input, whose first axis counts the requests (`input:NAME` is read as `NAME` and
       `output:NAME` is left out, so a version's golden sample can be sent). A golden sample of several requests gives
@@ -88,14 +88,14 @@ def read_rows(
     - a folder, as perf_analyzer reads it: a file a tensor, of its name, with its little-endian bytes. Of `BYTES`, a
       string a line.
 
-    A flat list takes the input's shape, of which one dimension may be dynamic. Optional inputs may be left out, in some
+    A flat list takes the input's shape, with at most one dynamic dimension. Optional inputs may be left out, in some
     requests or in all.
 
     Args:
         path: the file, or the folder.
         inputs: of the model, without a batch axis.
         flat: input name -> shape of its flat lists, for two or more dynamic dimensions. `None`: no list is flat.
-        ignore_others: arrays of an .npz file that are no input of the model are left out, not refused.
+        ignore_others: arrays of an .npz file other than inputs of the model are left out, not refused.
 
     Raises:
         InputError: it cannot be read, holds no request, or one does not fit the model. With its number and input.
@@ -111,7 +111,7 @@ def read_streams(
     flat: Mapping[str, Sequence[int]] | None = None,
     ignore_others: bool = False,
 ) -> list[list[Sample]]:
-    """Return a file's requests by stream: what belongs to one sequence, in order.
+    """Return a file's requests by stream: the requests of one sequence, in order.
 
     perf_analyzer's JSON may hold several streams (a list of lists). Every other file is one.
 
@@ -121,7 +121,7 @@ def read_streams(
         path: path of the file.
         inputs: inputs of the model.
         flat: input name -> shape of its flat lists. `None`: no list is flat.
-        ignore_others: skip names that are not inputs, else refuse them.
+        ignore_others: skip names other than inputs, else refuse them.
 
     Raises:
         InputError: as `read_rows`.
@@ -202,7 +202,8 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
 
 
 def _with_nested(values: Mapping[Any, Any], known: Mapping[str, InputFacts], where: str) -> Mapping[Any, Any]:
-    """Return the body of a `generate` call with what its `parameters` hold beside the rest, as Triton takes it."""
+    """Return the body of a `generate` call with the content of its `parameters` beside the rest, as Triton takes
+    it."""
     nested = values.get("parameters")
     if "parameters" in known or not isinstance(nested, Mapping):
         return values
@@ -313,7 +314,7 @@ def _of_object(found: Any) -> Any:
 
 
 def _json_rows(document: Any, names: set[str]) -> Iterator[_Row]:
-    """Read a whole document: perf_analyzer's form, or what a line holds, alone or in a list."""
+    """Read a whole document: perf_analyzer's form, or the content of a line, alone or in a list."""
     entries = document.get("data") if isinstance(document, Mapping) else None
     if isinstance(entries, list) and not (names == {"data"} and not any(isinstance(e, list | dict) for e in entries)):
         yield from _perf_analyzer_rows(entries)

@@ -1,4 +1,4 @@
-"""Triton's data types in NumPy: the values they hold exactly, and the bytes that travel."""
+"""Triton's data types in NumPy: the values they hold exactly, and their bytes on the wire."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class InputFacts:
     Attributes:
         name: the input's name.
         datatype: Triton's name of its type (`FP32`, `INT64`, `BYTES`, ...).
-        shape: dimensions without the batch axis that `max_batch_size` adds. `-1` is dynamic.
+        shape: dimensions without the batch axis added by `max_batch_size`. `-1` is dynamic.
         optional: whether a request may leave it out.
     """
 
@@ -80,7 +80,7 @@ def raw_bytes(array: Array) -> bytes:
     """Return Triton's binary form: little-endian elements in C order. BYTES as 4-byte lengths and contents.
 
     Args:
-        array: of objects for BYTES: bytes, or text, which a golden sample holds.
+        array: of objects for BYTES: bytes, or text, as in a golden sample.
     """
     if array.dtype == object:
         items = (
@@ -99,15 +99,16 @@ def elements_of(shape: Sequence[int]) -> int:
 
 
 def exact_array(value: Any, datatype: str) -> Array:
-    """Return values with a Triton type. Floats are rounded to the type's precision. Everything else stays what it is.
+    """Return values with a Triton type. Floats are rounded to the type's precision. Everything else stays as it is.
 
     Args:
         value: nested lists or an array, of any shape.
         datatype: Triton type, such as `INT32` or `BYTES`.
 
     Raises:
-        ValueError: nested lists of different lengths, no numbers, a fraction or a number out of the range of an integer
-            type, a float that becomes infinite, or something other than 0 and 1 for `BOOL`. Names the first such value.
+        ValueError: nested lists of different lengths, no numbers, a fraction or a number out of the range of an
+            integer type, a float turned infinite, or something other than 0 and 1 for `BOOL`. Names the first such
+            value.
     """
     if not isinstance(value, np.ndarray):
         _require_even(value)
@@ -135,7 +136,7 @@ def exact_array(value: Any, datatype: str) -> Array:
 
 
 def _require_even(value: Any) -> None:
-    """Check that all lists of one level have one length."""
+    """Check whether all lists of one level have one length."""
     level = [value]
     while any(isinstance(item, list | tuple) for item in level):
         sizes = list(dict.fromkeys(len(item) if isinstance(item, list | tuple) else -1 for item in level))
@@ -174,7 +175,7 @@ def _items(array: Array) -> list[Any]:
 
 
 def _checked(array: Array, fits: Sequence[bool] | Array, wanted: str, datatype: str) -> Array:
-    """Return the array with the type. Refuse it with the first value that does not fit."""
+    """Return the array with the type. Refuse it with the first unfit value."""
     _require_all(array, fits, wanted, datatype)
     return array.astype(NUMPY_OF_TRITON[datatype])
 
@@ -205,8 +206,8 @@ def _strings(value: Any) -> Array:
 def decoded(text: Any, datatype: str) -> Array:
     """Return the flat values of perf_analyzer's `b64`.
 
-    For `BYTES` that is Triton's binary form, each string after its length in 4 bytes. Bytes whose first 4 are no
-    length of a string in them are one string (an image, for instance).
+    For `BYTES` it is Triton's binary form, each string after its length in 4 bytes. Bytes whose first 4 are no length
+    of a string in them are one string (an image, for instance).
 
     Raises:
         ValueError: it is not base64, or not a whole number of elements.
@@ -233,7 +234,7 @@ def elements_in(raw: bytes, datatype: str) -> Array:
 
 
 def _split(raw: bytes) -> list[bytes]:
-    """Return the strings of Triton's binary form. Of bytes that are not of it all as one string."""
+    """Return the strings of Triton's binary form. Bytes not in this form are one string as a whole."""
     strings: list[bytes] = []
     place = 0
     while place < len(raw):
@@ -252,7 +253,7 @@ def _split(raw: bytes) -> list[bytes]:
 def recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:
     """Return the requests of recorded exchanges, batch axes included, or `None` for any other archive.
 
-    An archive of one request with one response has nothing that tells it from arrays whose first axis counts.
+    An archive of one request with one response cannot be told from arrays whose first axis counts.
     """
     matches = {key: match for key in archive if (match := RECORDED_KEY.fullmatch(key)) is not None}
     several = RECORDED_COUNTS in archive or any(match["request"] or match["response"] for match in matches.values())
@@ -281,7 +282,7 @@ def unpickled(what: str, load: Callable[[], Any]) -> Any:
 
 
 def as_bytes(array: Array) -> Array:
-    """Return recorded text as the bytes sent, which need not be UTF-8."""
+    """Return recorded text as the bytes sent, perhaps not UTF-8."""
     if array.dtype.kind != "U":
         return array
     return np.array([item.encode("utf-8", "surrogateescape") for item in array.flat], object).reshape(array.shape)

@@ -1,6 +1,6 @@
 """A real 2:4-sparse model and its data, for `quickstart`, the sample repository and the tests.
 
-A small CNN that tells handwritten digits apart, written by `examples/train_sparse_digits.py --seed 0`.
+A small CNN to tell handwritten digits apart, written by `examples/train_sparse_digits.py --seed 0`.
 `examples/README.md` has the recipe and the accuracy. Input `image` `[batch, 1, 8, 8]` float32 in 0..1, output `logits`
 `[batch, 10]` float32.
 """
@@ -20,7 +20,7 @@ def sample_model() -> Path:
 
 
 def dense_twin() -> Path:
-    """Return the path of the dense model that `sample_model` was pruned from: same graph, other weights."""
+    """Return the path of the dense model `sample_model` was pruned from: same graph, other weights."""
     return _FOLDER / "digits_dense.onnx"
 
 

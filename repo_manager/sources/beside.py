@@ -1,4 +1,4 @@
-"""Which other files a model's file names: the external data of ONNX, the weights of OpenVINO."""
+"""The other files named by a model's file: the external data of ONNX, the weights of OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["files_beside"]
 
 
 def files_beside(path: Path) -> tuple[str, ...]:
-    """Return the names of the files, relative to the model's folder. A file that is no model names none."""
+    """Return the names of the files, relative to the model's folder. A file other than a model names none."""
     suffix = path.suffix.lower()
     if suffix == ".xml":
         return (path.with_suffix(".bin").name,)

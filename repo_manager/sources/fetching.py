@@ -1,4 +1,4 @@
-"""What every kind of source fetches into: a folder that outlives a stop, with bounds, and a plugin's side of it."""
+"""The folder every kind of source fetches into: kept after a stop, with bounds, and a plugin's side of it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MOST_FILES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """A source that is on this machine.
+    """A source on this machine.
 
     Attributes:
         path: the file or the folder.
-        facts: what the manifest says of it beside its URL, digest and time: an ETag, a run's ID. No credentials.
+        facts: the manifest's entries for it beside its URL, digest and time: an ETag, a run's ID. No credentials.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Receiver:
     """Where a source is fetched to, and who receives the progress.
 
     Args:
-        folder: of this source alone. What an interrupted command has left is there.
+        folder: of this source alone. It holds the files of an interrupted command.
         report: called with one line per step.
     """
 
@@ -44,11 +44,11 @@ class Receiver:
         self._folder, self._report = folder, report
 
     def folder(self, revision: str) -> Path:
-        """Return the folder of one revision of the source. What is left of others is removed.
+        """Return the folder of one revision of the source. The remains of others are removed.
 
         Args:
-            revision: a text that changes with the content, such as an ETag. A fetch goes on with what is in the folder
-                only if it is the same. An empty one is of no content: the folder is new.
+            revision: a text with changes whenever the content does, such as an ETag. A fetch goes on with the files in
+                the folder only if it is the same. An empty one is of no content: the folder is new.
         """
         name = hashlib.sha256(revision.encode()).hexdigest()[:16]
         for other in self._folder.iterdir():
@@ -59,10 +59,10 @@ class Receiver:
         return path
 
     def expects(self, what: str, size_bytes: int, files: int = 1) -> Callable[[int], None]:
-        """Say what will come, see that there is room, and return a function that takes the number of new bytes.
+        """Announce the size, check for room, and return a function of the number of new bytes.
 
         Args:
-            what: the source, as it is shown.
+            what: subject of messages: the source, as it is shown.
             size_bytes: of all of it. 0 when it is not known.
             files: how many files it has.
 
@@ -83,12 +83,12 @@ class Receiver:
 
 
 Fetch = Callable[[str, Receiver], Fetched]
-"""Fetches what a URL names. A package adds a kind of source by an entry point of the group `repo_manager.sources` whose
-name is the URL's scheme."""
+"""Fetches the file or folder of a URL. A package adds a kind of source by an entry point of the group
+`repo_manager.sources` whose name is the URL's scheme."""
 
 
 def check_name(name: str, where: str) -> None:
-    """Check that a file's name, or its path below a folder, stays in that folder.
+    """Check whether a file's name, or its path below a folder, stays in the folder.
 
     Raises:
         InputError: it does not, or is no file's name.

@@ -1,4 +1,4 @@
-"""Models that MLflow keeps: fetched by its own client, and what Triton can serve of a folder with an MLmodel file."""
+"""Models kept by MLflow: fetched by its own client, and the part of a folder with an MLmodel file Triton can serve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HINT = "Export it to ONNX, and log that by mlflow.onnx.log_model; or give --bac
 
 
 def fetch_from_mlflow(url: str, receiver: Receiver) -> Fetched:
-    """Fetch a registered model's version, or what a run has logged, from the tracking server of the environment.
+    """Fetch a registered model's version, or a run's logged model, from the tracking server of the environment.
 
     MLFLOW_TRACKING_URI, MLFLOW_REGISTRY_URI and the credentials of both are read by MLflow itself.
 
@@ -61,7 +61,7 @@ def fetch_from_mlflow(url: str, receiver: Receiver) -> Fetched:
 
 
 def _pinned(mlflow: Any, url: str) -> tuple[str, dict[str, Any]]:
-    """Return the URL of a version by its number where it is named by an alias, which may move, and its facts."""
+    """Return the URL of a version by its number, also where a movable alias names it, and its facts."""
     match = _MODEL.fullmatch(url)
     if match is None:
         return url, {}
@@ -105,7 +105,7 @@ def _tracking(mlflow: Any) -> str:
 
 
 def model_file(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Return what of a folder with an MLmodel file Triton serves, and what the manifest says of it.
+    """Return the part of a folder with an MLmodel file Triton serves, and the manifest's entries for it.
 
     Args:
         path: any path. One without an MLmodel file is returned as it is.
@@ -158,12 +158,12 @@ def _onnx(folder: Path, entry: Mapping[str, Any]) -> Path | None:
 
 
 def _triton(folder: Path, entry: Mapping[str, Any]) -> Path | None:
-    """Return the folder that NVIDIA's plugin for MLflow logs: a model's, as Triton has it."""
+    """Return the folder logged by NVIDIA's plugin for MLflow: a model's, as Triton has it."""
     return _inside(folder, entry.get("data"))
 
 
 def _torchscript(folder: Path, entry: Mapping[str, Any]) -> Path | None:
-    """Return the file of a PyTorch model that is TorchScript. A pickled module can only be loaded by its own code."""
+    """Return the file of a PyTorch model in TorchScript. A pickled module can only be loaded by its own code."""
     data = _inside(folder, entry.get("model_data"))
     file = None if data is None else _inside(data, "model.pth")
     if file is None or not zipfile.is_zipfile(file):

@@ -22,7 +22,7 @@ def fetch_objects(url: str, receiver: Receiver) -> Fetched:
 
     Raises:
         InputError: there is nothing, or too much.
-        RepositoryError: the store cannot be reached, refuses, or what comes changes during the read.
+        RepositoryError: the store cannot be reached, refuses, or the content changes during the read.
     """
     place = parse_object_url(url)
     if not place.prefix:
@@ -47,7 +47,7 @@ def _walk(store: ObjectClient, folder: str, place: ObjectRepository) -> dict[str
     """Return everything below a prefix, level by level, as far as a model can go.
 
     Raises:
-        InputError: it has more files than that.
+        InputError: it has more files.
     """
     found: dict[str, ObjectFact] = {}
     waiting = [""]
@@ -82,13 +82,13 @@ def _fetch_file(store: ObjectClient, place: ObjectRepository, fact: ObjectFact, 
 
 
 def _revised(name: str, fact: ObjectFact) -> str:
-    """Return the name of what has come of a file so far: of one content only."""
+    """Return the name of a file's partial copy, of one content only."""
     mark = "".join(each for each in fact.mark.e_tag if each.isalnum())
     return f"{name}.{mark[:64]}.part"
 
 
 def _save(store: ObjectClient, files: Mapping[str, tuple[ObjectFact, Path]], told: Callable[[int], None]) -> None:
-    """Fetch files, small ones several at a time. Each goes on with what is there already."""
+    """Fetch files, small ones several at a time. Each goes on with its partial copy."""
 
     def one(key: str) -> None:
         fact, path = files[key]

@@ -1,4 +1,4 @@
-"""Opening a source: which kind it is, the folder it is fetched to, and what the manifest will say of it."""
+"""Opening a source: its kind, the folder it is fetched to, and the manifest's entry for it."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        origin: what the manifest says of it under `source.origin`. Empty for a path given as such.
+        origin: the manifest's entry under `source.origin`. Empty for a path given as such.
     """
 
     path: Path
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return what was given: the URL, without what may be a credential, or the path."""
+        """Return the given text: the URL, without possible credentials, or the path."""
         return str(self.origin.get("url", self.path))
 
     def record(self) -> dict[str, Any]:
-        """Return what the manifest's `source` holds beside path, digest and size."""
+        """Return the entries of the manifest's `source` beside path, digest and size."""
         return {"origin": dict(self.origin)} if self.origin else {}
 
 
@@ -61,12 +61,12 @@ class Source:
 def open_source(place: StrPath | Source, report: Callable[[str], None] = lambda _: None) -> Iterator[Source]:
     """Give a model a path or a URL names as a file or folder on this machine.
 
-    What is fetched is in the user's cache while the block runs, and stays there when the fetch is interrupted: the
-    same command then goes on where it was. Credentials are those of the environment, as the stores take them.
+    Fetched files are in the user's cache while the block runs, and stays there when the fetch is interrupted: the same
+    command then goes on where it was. Credentials are those of the environment, as the stores take them.
 
     Args:
         place: a path; s3://, gs:// or as:// with a file or a folder; a file by https://; models:/NAME/VERSION,
-            models:/NAME@ALIAS or runs:/RUN/PATH of MLflow; a URL of a plugin's. A source that is open already stays so.
+            models:/NAME@ALIAS or runs:/RUN/PATH of MLflow; a URL of a plugin's. A source already open stays so.
         report: told what is being done.
 
     Raises:
@@ -101,10 +101,10 @@ def open_source(place: StrPath | Source, report: Callable[[str], None] = lambda 
 
 
 def _fetch_of(text: str) -> Fetch | None:
-    """Return what fetches a URL, or `None` for a path.
+    """Return the fetcher of a URL, or `None` for a path.
 
     Raises:
-        UsageError: it is a URL, and nothing fetches that kind.
+        UsageError: it is a URL, and nothing fetches its kind.
     """
     match = url_parts(text)
     if match is None:

@@ -30,7 +30,7 @@ __all__ = ["fetch_web", "without_query"]
 _PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _SLOWEST_BYTES = 64 << 10
-"""What must come within each `_TIMEOUT_S`: a server that sends a byte a second is not waited for."""
+"""Bytes to arrive within each `_TIMEOUT_S`: a server with a byte a second is not waited for."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _DIGEST = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
@@ -41,7 +41,7 @@ _RETRY = RetryOptions()
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to a connection that anybody can read or change."""
+    """Follows redirects, but never from https to an unprotected connection."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """As the library's."""
@@ -54,7 +54,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
 
 
 def without_query(url: str) -> str:
-    """Return a URL without what is behind the path: a signed one has its signature there."""
+    """Return a URL without the part behind the path: a signed one has its signature there."""
     if not url.startswith(("http://", "https://")):
         return url
     parts = urlsplit(url)
@@ -70,7 +70,7 @@ def fetch_web(url: str, receiver: Receiver) -> Fetched:
 
     Raises:
         UsageError: it holds credentials, or is no encrypted address.
-        InputError: the server refuses it, or it is not what the digest says.
+        InputError: the server refuses it, or its digest is a wrong one.
         RepositoryError: it does not answer, again and again.
     """
     expected = _check_url(url)
@@ -124,11 +124,11 @@ def _check_url(url: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What a server says of a file.
+    """A server's facts of a file.
 
     Attributes:
         size_bytes: `None` when it does not say.
-        validator: what `If-Range` takes: a strong ETag, else the time of the last change. Empty without both.
+        validator: value for `If-Range`: a strong ETag, else the time of the last change. Empty without both.
         facts: for the manifest.
     """
 
@@ -166,7 +166,7 @@ class _Remote:
         return unquote(urlsplit(self.url).path).rpartition("/")[2]
 
     def fetch(self, receiver: Receiver, folder_for: Callable[[_Seen], Path]) -> tuple[Path, Mapping[str, str]]:
-        """Fetch it. Return where it is and what the server says of it.
+        """Fetch it. Return its place and the server's facts of it.
 
         Raises:
             FileNotFoundError: there is nothing.
@@ -241,7 +241,7 @@ class _Remote:
 
 
 def _start_of(answer: Any, there: int) -> int:
-    """Return the place in the file at which the body of a response begins.
+    """Return the place in the file where the body of a response begins.
 
     Raises:
         TransientError: elsewhere than was asked for.
@@ -255,7 +255,7 @@ def _start_of(answer: Any, there: int) -> int:
 
 
 def _pieces(answer: Any) -> Iterator[bytes]:
-    """Yield a body in pieces, none of which may take for ever.
+    """Yield a body in pieces, each within a time limit.
 
     Raises:
         TransientError: the connection broke or is too slow.
@@ -274,7 +274,7 @@ def _pieces(answer: Any) -> Iterator[bytes]:
 
 
 def _authorization(url: str) -> dict[str, str]:
-    """Return the header for a host that ~/.netrc has credentials of, over an encrypted connection only."""
+    """Return the header for a host with credentials in ~/.netrc, over an encrypted connection only."""
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in _LOCAL:
         return {}

@@ -1,6 +1,6 @@
-"""Where each operator keeps its weight, along which axis it reduces, and what it costs.
+"""Where each operator keeps its weight, its axis of reduction, and its cost.
 
-Sources: the ONNX operator specification; which of them TensorRT considers is in docs/sparsity.md.
+Sources: the ONNX operator specification; those TensorRT considers are in docs/sparsity.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Site:
         axis: the reduction axis of the weight, negative from the end; `None` when there is none to judge.
         zero_point: index of the weight's zero point input; `None` when the operator has none.
         conv_groups: of a convolution; else 1.
-        output_axis: axis of the weight that counts the outputs (K); `None` when there is none.
+        output_axis: axis of the weight for the outputs (K). `None` when there is none.
         unsupported: why the pattern cannot matter here; `None` when it can.
     """
 
@@ -42,13 +42,13 @@ _RankOf = Callable[[int], int | None]
 
 
 def sites_of(node: onnx.NodeProto, scope: Scope, is_constant: _IsConstant, rank_of: _RankOf) -> tuple[Site, ...]:
-    """Return the places of a node that hold weights; empty for an operator that multiplies nothing.
+    """Return a node's places for weights. Empty for an operator without a product.
 
     Args:
         node: node of the graph.
         scope: names and attributes visible to the node.
-        is_constant: says whether the input of that index is a constant.
-        rank_of: rank of the input of that index, `None` when unknown.
+        is_constant: says whether the input of an index is a constant.
+        rank_of: rank of the input of an index, `None` when unknown.
     """
     finder = OPERATORS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
     return () if finder is None else finder(node, scope, is_constant, rank_of)
@@ -132,12 +132,12 @@ def _einsum_site(equation: str, ranks: Sequence[int | None], weight: int) -> tup
     """Return (reduction axis, output axis, why not) of operand `weight`.
 
     Plain means: two operands, no letter twice in one of them, and exactly one letter both have and the output has not.
-    That is a matrix product, batched or not.
+    It is a matrix product, batched or not.
 
     Args:
         equation: for instance `bij,jk->bik`; spaces are ignored, the output part may be left out.
         ranks: of the operands, `None` when unknown; needed for an ellipsis before the axis.
-        weight: index of the operand that is the weight.
+        weight: index of the weight's operand.
     """
     text = "".join(equation.split())
     left, arrow, output = text.partition("->")

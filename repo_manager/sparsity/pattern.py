@@ -48,7 +48,7 @@ def count_nonzero(array: NDArray[Any]) -> int:
 
 
 def valid_groups(array: NDArray[Any], axis: int) -> tuple[int, int]:
-    """Count the groups of four along an axis, and those of them that hold at most two non-zeros.
+    """Count the groups of four along an axis, and those of them with at most two non-zeros.
 
     Args:
         array: the weight, any rank from 1 and any numeric type. Zero is value 0: subtract a zero point first.
@@ -83,7 +83,7 @@ def scan(array: NDArray[Any], axis: int) -> tuple[int, int, int]:
 
 
 def _count_block(filled: NDArray[np.bool_]) -> tuple[int, int]:
-    """Count groups with more than two set, and all that are set, in `[groups, 4, run]`."""
+    """Count groups with more than two set, and all set values, in `[groups, 4, run]`."""
     run = filled.shape[2]
     ones = filled.view(np.uint8)
     if run == 1:
@@ -109,11 +109,11 @@ def _count_block(filled: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def two_four_mask(array: NDArray[Any], axis: int) -> NDArray[np.bool_]:
-    """Return which values a 2:4 magnitude pruning keeps.
+    """Return the mask of the values a 2:4 magnitude pruning keeps.
 
-    Per group of four, of the six pairs the one with the largest sum of magnitudes. On a tie the pair that comes first
-    in (0,1) (0,2) (0,3) (1,2) (1,3) (2,3). That pair is the two largest magnitudes, the lower index first among
-    equals. NaN counts as infinitely large, so it stays visible.
+    Per group of four, of the six pairs the one with the largest sum of magnitudes. On a tie the first pair of (0,1)
+    (0,2) (0,3) (1,2) (1,3) (2,3). It is the two largest magnitudes, the lower index first among equals. NaN counts as
+    infinitely large, so it stays visible.
 
     Args:
         array: the weight, any numeric type.
@@ -149,8 +149,8 @@ def magnitude_prune(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, 
         axis: the reduction axis. Its size must divide by 4.
 
     Returns:
-        (a new array, how many non-zeros became zero, their share of the sum of magnitudes; 0 when that sum
-        is not finite).
+        (a new array, how many non-zeros became zero, their share of the sum of magnitudes; 0 when the sum is not
+        finite).
 
     Raises:
         ValueError: the axis does not exist or its size does not divide by 4.

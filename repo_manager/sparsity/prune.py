@@ -31,7 +31,7 @@ class Chosen:
 
     Attributes:
         uses: place of the stored tensor in the order of `tensors_of` -> its uses.
-        skipped: the uses that are left alone.
+        skipped: the uses left alone.
         macs: multiply-accumulates of the whole model, where they are known.
     """
 
@@ -49,8 +49,8 @@ def prune(
         model: the model, not changed.
         layers: shell patterns of node or weight names to prune. Empty is all.
         exclude: patterns of those to leave alone. Wins over `layers`.
-        all_valid: go beyond ASP's default (outputs divide by 8, inputs by 16): prune every weight that
-            TensorRT would consider.
+        all_valid: go beyond ASP's default (outputs divide by 8, inputs by 16): prune every weight TensorRT would
+            consider.
 
     Returns:
         A new model in memory (external data loaded), and the report.
@@ -86,13 +86,13 @@ def choose(
     all_valid: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Chosen:
-    """Find the weights that `prune` prunes.
+    """Find the weights for `prune`.
 
     Args:
-        model: the ONNX model, which is not changed.
+        model: the ONNX model. It is not changed.
         layers: names of the only layers to prune, as for `prune`.
         exclude: names of layers to skip, as for `prune`.
-        all_valid: also take layers that ASP skips, as for `prune`.
+        all_valid: also take layers ASP skips, as for `prune`.
         shapes: of the inputs, to count multiply-accumulates. `None` does not count.
 
     Raises:
@@ -121,7 +121,7 @@ def _candidates(
     all_valid: bool,
     skipped: list[SkippedLayer],
 ) -> list[Use]:
-    """Return the uses of one tensor that will be pruned. The others are added to `skipped`."""
+    """Return the uses of one tensor to be pruned. The others are added to `skipped`."""
     protected = [use for use in group if _matches(use, exclude)]
     candidates = []
     for use in group:
@@ -194,7 +194,7 @@ def skip(use: Use, reason: str) -> SkippedLayer:
 
 
 def _prune_one(uses: Sequence[Use], store: WeightStore) -> tuple[PrunedLayer, bytes | None] | str:
-    """Prune one stored tensor for all its uses. A string says why that is not possible.
+    """Prune one stored tensor for all its uses. A string says why it is impossible.
 
     Returns:
         The layer's record, and the new stored bytes (`None` when nothing changes).
@@ -238,7 +238,7 @@ def _prune_behind_steps(weight: Weight, stored: NDArray[Any], axis: int) -> tupl
 
 
 def _steps_before_rounding(weight: Weight) -> Iterator[Step]:
-    """Yield the steps to the user, without the rounding on the way (Cast, QuantizeLinear) and what undoes it."""
+    """Yield the steps to the user, without the rounding on the way (Cast, QuantizeLinear) and its inverse."""
     quantised_here = False
     for step in weight.steps:
         if isinstance(step, Quantize):
@@ -264,7 +264,7 @@ def _before_rounding(weight: Weight, stored: NDArray[Any], *, real: bool = False
 
 
 def _zeros_as_stored(weight: Weight, stored: NDArray[Any]) -> NDArray[Any]:
-    """Return what zero is stored as: 0, or the zero points, carried back to the storage's layout."""
+    """Return the stored form of zero: 0, or the zero points, carried back to the storage's layout."""
     zeros: NDArray[Any] = np.zeros((), stored.dtype)
     shape = stored.shape
     steps = tuple(_steps_before_rounding(weight))

@@ -1,4 +1,4 @@
-"""What `prune` did: the layers it pruned and those it left, and the evidence for its choice."""
+"""The result of `prune`: the layers it pruned and those it left, and the evidence for its choice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PrunedLayer:
     """One weight pruned.
 
     Attributes:
-        node: the first node that uses it.
+        node: the first node with it.
         weight: the stored tensor.
         shape: as that node uses it.
         axis: the reduction axis of `shape`.
@@ -41,10 +41,10 @@ class PrunedLayer:
         removed: how many non-zero values became zero.
         lost_magnitude: their share of the sum of all magnitudes, 0 to 1.
         error: of its outputs against the dense model's on the calibration data, relative. `None` without data.
-        magnitude_error: the same for the weights that magnitude pruning gives.
-        shifted: the constant that took up the change of its outputs' means. `None`: none could.
+        magnitude_error: the same for weights from magnitude pruning.
+        shifted: the constant with the change of its outputs' means. `None`: none could.
         macs: multiply-accumulates per sample. `None` when not known.
-        damping: that its solution was found with.
+        damping: damping of its solution.
     """
 
     node: str
@@ -63,7 +63,7 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """One weight that was left alone, and why."""
+    """One weight left alone, and why."""
 
     node: str
     weight: str
@@ -72,12 +72,12 @@ class SkippedLayer:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One set of layers that could be pruned, and what that costs, on samples to choose by.
+    """One set of layers open to pruning, and its cost, on samples to choose by.
 
     Attributes:
         layers: how many are pruned.
         added: those the point before has not, by name. Empty for the final set.
-        macs_share: share of the model's multiply-accumulates that can run sparse.
+        macs_share: share of the model's multiply-accumulates able to run sparse.
         drift: the worst output's relative error. `None` if a metric counts.
         drift_upper: with 95 % confidence it is below this on inputs of the same kind.
         metric: the user's metric. `None` if the drift counts.
@@ -100,11 +100,11 @@ class BudgetEvidence:
     Attributes:
         kind: `drift` or `metric`.
         limit: of the drift, or of how far the metric may fall.
-        samples: how many the layers were chosen by. 0 with a metric, which has data of its own.
+        samples: how many the layers were chosen by. 0 with a metric: it has data of its own.
         looks: how many sets were measured on the held-out samples. Above 1 the first ones exceeded the limit there.
         dense_metric: the dense model's, when it judges. `None` without a metric.
         metric: the pruned model's, when it judges.
-        front: all that was measured, from few layers to all.
+        front: all measurements, from few layers to all.
     """
 
     kind: str
@@ -118,12 +118,12 @@ class BudgetEvidence:
 
 @dataclass(frozen=True)
 class PermutationEvidence:
-    """Channels that changed places before the mask was chosen.
+    """Channels permuted before the choice of the mask.
 
     Attributes:
         channels: how many could change places.
         layers: the weights whose input channels did.
-        kept_before: share of their magnitude that 2:4 keeps in the order of the source.
+        kept_before: share of their magnitude kept by 2:4 in the order of the source.
         kept_after: the same in the new order.
         largest_difference: of an output of the permuted dense model against the source's on a sample, as a share of the
             output's largest value: sums in another order round otherwise.
@@ -162,7 +162,7 @@ class DistillationEvidence:
 
 @dataclass(frozen=True)
 class PruneEvidence:
-    """What layers were solved on, and how far the pruned model is from the dense one.
+    """The data layers were solved on, and the distance of the pruned model from the dense one.
 
     Attributes:
         data: where the calibration data came from.
@@ -177,7 +177,7 @@ class PruneEvidence:
         seed: of the draws of columns.
         versions: of the libraries that computed.
         drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
-            samples that judge are those the layers were solved on, which says nothing of others.
+            judging samples are those the layers were solved on, so nothing is known of others.
         budget: how layers were chosen. `None`: all were pruned.
         permutation: of channels. `None`: none was asked for.
     """
@@ -201,12 +201,12 @@ class PruneEvidence:
 
 @dataclass(frozen=True, repr=False)
 class PruneReport(Summarized):
-    """What `prune` did.
+    """The result of `prune`.
 
     Attributes:
         source: digest of the model it started from.
         pruned: in the graph's order.
-        skipped: the uses that were left alone.
+        skipped: the uses left alone.
         advice: why and how to retrain.
         method: `magnitude`, or `second-order` with calibration data.
         evidence: with calibration data.
@@ -222,7 +222,7 @@ class PruneReport(Summarized):
     accuracy: Accuracy | None = None
 
     def with_distillation(self, found: DistillationEvidence | None) -> PruneReport:
-        """Return the report of a model that was trained afterwards.
+        """Return the report of a model trained afterwards.
 
         Args:
             found: evidence of the training. `None` changes nothing.

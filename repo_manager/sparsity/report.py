@@ -1,4 +1,4 @@
-"""The sparsity report: every use of a weight judged, and what all of it can gain at most."""
+"""The sparsity report: every use of a weight judged, and the largest possible gain."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class LayerSparsity:
         axis: the reduction axis of `shape`. `None` when there is none.
         groups: how many groups of four. 0 when the axis does not divide.
         valid_groups: how many of them hold at most two non-zeros.
-        zeros: values that are zero (the zero point, for quantised ones).
+        zeros: number of zeros (the zero point, for quantised values).
         size: values in all.
         verdict: see `Verdict`.
         reason: the verdict in words, with numbers and source.
-        hints: what may still keep it from running faster.
+        hints: possible obstacles to a faster run.
         macs: multiply-accumulates at the report's shapes. `None` when a shape is not known.
         conv_groups: of a convolution.
         asp_eligible: whether NVIDIA ASP would prune it by default.
@@ -78,7 +78,7 @@ class LayerSparsity:
 
     @property
     def density(self) -> float:
-        """Share of values that are not zero, 0 to 1. 1 for a dynamic weight."""
+        """Share of nonzero values, 0 to 1. 1 for a dynamic weight."""
         return 1.0 - self.zeros / self.size if self.size else 1.0
 
 
@@ -87,16 +87,16 @@ class SparsityTotals:
     """Sums over all layers.
 
     Attributes:
-        parameters: values of all judged weights. One that several layers share counts once.
+        parameters: values of all judged weights. One shared by several layers counts once.
         valid_parameters: of those whose verdict is valid in every use.
-        eligible_parameters: of those that are valid or could be (right shape, considered by TensorRT).
+        eligible_parameters: of those valid or able to be (right shape, considered by TensorRT).
         macs: multiply-accumulates of all layers whose shapes are known, dynamic weights included.
         valid_macs: of those whose verdict is valid.
-        eligible_macs: of those that are valid or could be.
+        eligible_macs: of those valid or able to be.
         uncounted_layers: layers whose multiply-accumulates are not known and so not in the sums.
-        gain_share: share of the compute that can gain now, 0 to 1. `None` when nothing is counted.
+        gain_share: share of the compute with a gain now, 0 to 1. `None` when nothing is counted.
         speedup_bound: `1 / (1 - share + share / 2)` (Amdahl): no more is possible, and less is usual.
-        speedup_bound_if_pruned: the same if every layer that could be 2:4 were.
+        speedup_bound_if_pruned: the same if every layer able to be 2:4 were.
     """
 
     parameters: int
@@ -119,7 +119,7 @@ class SparsityReport(Summarized):
         source: digest of the model.
         layers: in the graph's order.
         totals: sums over them.
-        shapes: input shapes at which the compute was counted.
+        shapes: input shapes for the count of the compute.
     """
 
     source: Digest
@@ -141,20 +141,20 @@ class SparsityReport(Summarized):
 
     @property
     def valid(self) -> tuple[LayerSparsity, ...]:
-        """Layers that are 2:4."""
+        """Layers with the 2:4 pattern."""
         return tuple(layer for layer in self.layers if layer.verdict is Verdict.VALID)
 
     @property
     def dense(self) -> tuple[LayerSparsity, ...]:
-        """Layers that TensorRT would consider, whose shape allows 2:4, and which are not."""
+        """Layers TensorRT would consider, with a shape for 2:4, but without the pattern."""
         return tuple(layer for layer in self.layers if layer.verdict is Verdict.NOT_24)
 
     @property
     def not_valid(self) -> tuple[LayerSparsity, ...]:
-        """Layers that should be 2:4 and are not: what `--sparsity require` lists.
+        """Layers lacking the 2:4 pattern, as listed by `--sparsity require`.
 
-        Those of `dense` that ASP prunes by default: a model trained by its recipe leaves the others
-        dense on purpose (first layer, odd-sized heads). All of `dense` when no layer is valid at all.
+        Those of `dense` ASP prunes by default: a model trained by its recipe leaves the others dense on purpose (first
+        layer, odd-sized heads). All of `dense` when no layer is valid at all.
         """
         expected = tuple(layer for layer in self.dense if layer.asp_eligible)
         return expected or (() if self.valid else self.dense)

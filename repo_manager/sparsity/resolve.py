@@ -1,4 +1,4 @@
-"""Follow a node's input back to the constant it comes from, through everything that hides it."""
+"""Follow a node's input back to the constant it comes from, through everything in between."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Resolver:
         Args:
             name: name of the value.
             scope: names and attributes visible to the node.
-            depth: nesting depth of the call, which is bounded.
+            depth: nesting depth of the call. It is bounded.
 
         Raises:
             ModelError: a tensor on the way cannot be read.
@@ -182,7 +182,7 @@ class Resolver:
         Args:
             node: node of the graph.
             scope: names and attributes visible to the node.
-            depth: nesting depth of the call, which is bounded.
+            depth: nesting depth of the call. It is bounded.
         """
         name = node.output[0]
         value = attribute_of(node, "value", scope)
@@ -219,12 +219,12 @@ class Resolver:
         return Weight(node.output[0], None, None, fill, dtype, shape, shape, via=("ConstantOfShape",))
 
     def identity(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Identity, and Dropout, which does nothing when a model is served. As `Resolver.constant`."""
+        """Identity, and Dropout, without an effect when a model is served. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         return None if weight is None else weight.then(None, node.op_type)
 
     def cast(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """Cast to a type that NumPy knows. As `Resolver.constant`."""
+        """Cast to a type of NumPy. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         target = attribute_of(node, "to", scope)
         if weight is None or target is None:
@@ -268,7 +268,7 @@ class Resolver:
         return _bounded(weight.then(Dequantize(zero.zero_point, spread), "DequantizeLinear"))
 
     def quantize(self, node: onnx.NodeProto, scope: Scope, depth: int) -> Weight | None:
-        """QuantizeLinear of a constant: what rounds to the zero point is zero. As `Resolver.constant`."""
+        """QuantizeLinear of a constant: values rounded to the zero point are zero. As `Resolver.constant`."""
         weight = self.weight(node.input[0], scope, depth)
         scale = self.small(node.input[1], scope, depth) if weight is not None else None
         if weight is None or scale is None or not weight.scale_is_known:
@@ -296,13 +296,13 @@ class Resolver:
     def zero_point_step(
         self, weight: Weight, name: str, scope: Scope, axis: int, block: int = 0
     ) -> SubtractZeroPoint | None:
-        """Return the step that makes a quantised weight's zero point zero, or `None` when it is not constant.
+        """Return the step to make a quantised weight's zero point zero, or `None` when it is not constant.
 
         Args:
             weight: the weight after DequantizeLinear.
             name: of its zero point. Empty is 0.
             scope: names and attributes visible to the node.
-            axis: of the weight, along which a zero point of rank 1 runs.
+            axis: axis of the weight for a zero point of rank 1.
             block: how many values share one zero point along `axis`. 0 when not blocked.
         """
         none = SubtractZeroPoint(np.zeros((), np.int8))
@@ -318,12 +318,12 @@ class Resolver:
 
 
 def _is_contrib_quantisation(node: onnx.NodeProto) -> bool:
-    """Return whether it is ONNX Runtime's own Q/DQ, which takes 16-bit and 4-bit types at any opset."""
+    """Return whether it is ONNX Runtime's own Q/DQ, with 16-bit and 4-bit types at any opset."""
     return node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
 
 def _bounded(weight: Weight) -> Weight | None:
-    """Return the weight, or `None` for one number that parameters of each channel spread beyond the size limit."""
+    """Return the weight, or `None` for one number spread beyond the size limit by parameters of each channel."""
     spread = weight.fill is not None and weight.size > MAX_SMALL_ELEMENTS and weight.single_value() is None
     return None if spread else weight
 

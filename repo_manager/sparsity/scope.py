@@ -14,7 +14,7 @@ Shape = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Inferred:
-    """What shape inference found out about the values of a scope, by name. Empty where it did not run."""
+    """Facts from shape inference about the values of a scope, by name. Empty where it did not run."""
 
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     types: Mapping[str, int] = field(default_factory=dict)
@@ -29,8 +29,8 @@ class Scope:
         outer: the enclosing scope of a nested body. `None` in the main graph and in functions.
         tensors: initializers.
         sparse: sparse initializers.
-        producers: output name -> the node that computes it.
-        consumers: name -> nodes of this scope that read it.
+        producers: output name -> its node.
+        consumers: name -> its readers in this scope.
         inputs: names given from outside at run time.
         bound: a function's formal inputs -> the caller's scope and name (empty when left out).
         attributes: a function call's attributes.
@@ -55,7 +55,7 @@ class Scope:
     opset: int = 17
 
     def home_of(self, name: str) -> tuple[Scope, str] | None:
-        """Return the scope that defines a name, following function arguments outwards, or `None` if none does."""
+        """Return the scope of a name's definition, following function arguments outwards, or `None` if none does."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.bound:
@@ -106,7 +106,7 @@ def scope_of(
         bound: parameter -> scope and name of the argument. `None`: not a function call.
         attributes: attributes of the function call. `None`: not a function call.
         inferred: shapes found by inference. `None`: those of the enclosing scope.
-        opset: version of ONNX's operators. `None`: that of the enclosing scope.
+        opset: version of ONNX's operators. `None`: the enclosing scope's.
     """
     found = Inferred() if inferred is None else inferred
     producers: dict[str, onnx.NodeProto] = {}

@@ -1,4 +1,4 @@
-"""Walk a model and yield every use of a weight by an operator that multiplies with it."""
+"""Walk a model and yield every use of a weight by a multiplying operator."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def uses_of(
 ) -> Iterator[Use]:
     """Yield every use of a weight, in the graph's order, bodies and function calls where they are.
 
-    A local function's body is visited once per call, with that call's arguments.
+    A local function's body is visited once per call, with the call's arguments.
 
     Args:
         proto: the model. Large weights may be cut out of it and held by `store`.
@@ -142,7 +142,7 @@ def uses_of(
         shapes: input shapes for counting multiply-accumulates. `None` does not count.
 
     Raises:
-        ModelError: nested too deeply, too many function calls, or a weight that cannot be read.
+        ModelError: nested too deeply, too many function calls, or an unreadable weight.
     """
     inferred = None if shapes is None else infer_at(proto, shapes)
     twin = None if inferred is None else inferred.graph
@@ -193,7 +193,7 @@ def _infer_function(
 def _caller_attribute(
     node: onnx.NodeProto, name: str, caller: Scope, function: onnx.FunctionProto
 ) -> onnx.AttributeProto | None:
-    """Return what a call gives for a function's attribute: its own, or the function's default."""
+    """Return a call's value for a function's attribute: its own, or the function's default."""
     found = attribute_of(node, name, caller)
     if found is not None:
         return found

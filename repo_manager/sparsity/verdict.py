@@ -1,4 +1,4 @@
-"""Judge one use of a weight: can it be 2:4, is it, and what speaks against a gain."""
+"""Judge one use of a weight: can it be 2:4, is it, and the objections to a gain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "T
 
 
 class Verdict(str, enum.Enum):
-    """What a use of a weight is, as far as the graph can tell. Sources: docs/sparsity.md."""
+    """Kind of a use of a weight, as far as the graph can tell. Sources: docs/sparsity.md."""
 
     VALID = "valid"
     NOT_24 = "not 2:4"
@@ -82,7 +82,7 @@ def is_asp_eligible(use: Use) -> bool:
 
 
 def hints_of(use: Use) -> tuple[str, ...]:
-    """Return what may keep a 2:4 weight from running faster. None of it is certain."""
+    """Return the possible obstacles to a faster run of a 2:4 weight. None of it is certain."""
     weight, op = use.weight, use.node.op_type
     if weight is None or obstacle_of(use) is not None:
         return ()

@@ -1,4 +1,4 @@
-"""A constant on its way from where it is stored to the operator that multiplies with it."""
+"""A constant on its way from where it is stored to the multiplying operator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Array = NDArray[Any]
 
 
 class Step(Protocol):
-    """One change. `apply` gives what the next operator sees. `invert` carries a mask back to the storage."""
+    """One change. `apply` gives the next operator's input. `invert` carries a mask back to the storage."""
 
     def apply(self, values: _Array) -> _Array:
         """Return the changed values. A view where the layout allows."""
@@ -96,7 +96,7 @@ class Cast:
 class Quantize:
     """QuantizeLinear: `saturate(round(x / scale) + zero)`, in the stored type.
 
-    Rounds half to even (ONNX, QuantizeLinear). `bounds` are the stored type's. `None` for float8, which only rounds to
+    Rounds half to even (ONNX, QuantizeLinear). `bounds` are the stored type's. `None` for float8: it only rounds to
     `dtype`.
     """
 
@@ -121,7 +121,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class SubtractZeroPoint:
-    """Stored integers as distance from their zero point: what an integer operator multiplies with."""
+    """Stored integers as distance from their zero point: the factor of an integer operator."""
 
     zero_point: _Array
 
@@ -163,7 +163,7 @@ class Dequantize(SubtractZeroPoint):
 
 
 def per_axis(parameter: _Array, shape: tuple[int, ...], axis: int, block: int) -> _Array | None:
-    """Spread a scale or zero point (one number, one an axis, or blocked) so that it broadcasts to `shape`.
+    """Spread a scale or zero point (one number, one an axis, or blocked) to broadcast to `shape`.
 
     Args:
         parameter: scale or zero point.
@@ -230,7 +230,7 @@ class Weight:
 
     @property
     def holder(self) -> onnx.TensorProto | NDArray[Any]:
-        """The object that holds the values. Two weights without steps have the same values if it is the same object."""
+        """The object with the values. Two weights without steps have the same values if it is the same object."""
         for holder in (self.source, self.computed, self.fill):
             if holder is not None:
                 return holder
@@ -255,7 +255,7 @@ class Weight:
     def values(self, store: WeightStore) -> NDArray[Any]:
         """Return the values as the user sees them. Zero is zero.
 
-        The scale of a quantised weight is left out, unless what follows it depends on the size of a number (a cast,
+        The scale of a quantised weight is left out, unless a later step depends on the size of a number (a cast,
         another quantisation).
 
         Raises:
@@ -264,7 +264,7 @@ class Weight:
         return self._after_steps(self.stored(store), self.steps)
 
     def single_value(self) -> NDArray[Any] | None:
-        """Return the one number that all values are, as `values` gives it, or `None` when they may differ."""
+        """Return the one number common to all values, as `values` gives it, or `None` when they may differ."""
         if self.fill is None:
             return None
         steps = tuple(step for step in self.steps if not isinstance(step, Permute | Reshape))

@@ -1,1 +1,1 @@
-"""Statistics that know nothing of servers: histograms, resampling, intervals, paired differences."""
+"""Statistics independent of servers: histograms, resampling, intervals, paired differences."""

@@ -1,4 +1,4 @@
-"""How often a model is right on data with known answers, how sure that is, and whether it is enough."""
+"""How often a model is right on data with known answers, how certain the share is, and whether it is enough."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Score:
 
     @property
     def samples(self) -> int | None:
-        """How many samples were scored. `None` where that is not known."""
+        """How many samples were scored. `None` where not known."""
         return None if self.each is None else int(self.each.size)
 
 
@@ -40,18 +40,18 @@ class Accuracy:
     """How good a model is on held-out data, beside the model it was made from.
 
     Attributes:
-        data: where the data came from, or the function that scored.
+        data: source of the data, or the scoring function.
         digest: of the data. `None` for a function.
-        metric: what was measured: `top-1 accuracy`, `accuracy`, or the function.
+        metric: the quantity: `top-1 accuracy`, `accuracy`, or the function.
         value: of the model. Higher is better.
         source: of the model it was made from.
         samples: how many samples. `None` where a function returned one number.
         interval: 95 % interval of `value`. `None` where it is unknown.
         drop_interval: 95 % interval of `source - value`, from the same samples in pairs. `None` as for `interval`.
         min_accuracy: the smallest value accepted. `None` for none.
-        max_drop: the largest drop below `source` that is accepted. `None` for none.
+        max_drop: the largest accepted drop below `source`. `None` for none.
         passed: whether both hold.
-        detail: the numbers and the rule that decided, in words.
+        detail: the numbers and the deciding rule, in words.
     """
 
     data: str

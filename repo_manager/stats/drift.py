@@ -31,9 +31,9 @@ class OutputDrift:
         calibration_relative_error: INT8: the relative error on samples the scales were calibrated with. The other
             numbers are of held-out ones. `None`: no samples were held out.
         served_relative_error: INT8: the relative error as ONNX Runtime serves it on this CPU, with its fused kernels.
-            `relative_error` is that of the arithmetic in the file, the same on every machine. `None`: not measured.
-        judged_by: values judged in place of this output, which is a selection (boxes kept, top classes) whose members
-            or number changes with the smallest error. Empty: the output itself is judged.
+            `relative_error` is of the arithmetic in the file, the same on every machine. `None`: not measured.
+        judged_by: values judged in place of this output, a selection (boxes kept, top classes) whose members or number
+            change with the smallest error. Empty: the output itself is judged.
         is_output: `False` for such a value.
         top1_lost: in how many of them another class came first the source does not rank level with its own (closer
             than `max_drift` times the spread of the row's scores).

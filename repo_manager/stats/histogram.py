@@ -48,7 +48,7 @@ def values_of(bins: Sequence[int] | Ints) -> Ints:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of the bins that are not empty, with the exact sum, sum of squares, minimum and maximum.
+    """Counts of the non-empty bins, with the exact sum, sum of squares, minimum and maximum.
 
     Attributes:
         bins: bin numbers, int64 `[B]`, ascending.
@@ -90,7 +90,7 @@ class Histogram:
 
     @classmethod
     def merge(cls, parts: Iterable[Histogram]) -> Histogram:
-        """Add histograms up. The result is what counting all values at once gives."""
+        """Add histograms up. The result is the same as from counting all values at once."""
         filled = [part for part in parts if part.bins.size]
         if len(filled) < 2:
             return filled[0] if filled else cls.empty()
@@ -125,7 +125,7 @@ class Histogram:
         return float(max(self.squares / self.count - mean * mean, 0.0) ** 0.5)
 
     def quantile_ns(self, quantile: float) -> int | None:
-        """Return the smallest value that at least `quantile` of all values do not exceed, within 1/2048.
+        """Return the smallest value not exceeded by at least `quantile` of all values, within 1/2048.
 
         Args:
             quantile: from 0 to 1.
@@ -151,7 +151,7 @@ class Histogram:
         return float(self.counts[self.bins > int(bins_of([limit_ns])[0])].sum() / self.count)
 
     def to_json(self) -> dict[str, object]:
-        """Return plain JSON types from which `from_json` restores an equal histogram."""
+        """Return plain JSON types for `from_json` to restore an equal histogram."""
         return {
             "unit": "ns",
             "sub_buckets": _SUB,
@@ -165,7 +165,7 @@ class Histogram:
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> Histogram:
-        """Restore what `to_json` wrote.
+        """Restore the result of `to_json`.
 
         Raises:
             InputError: the data is not such a histogram or has another bin layout.

@@ -1,4 +1,4 @@
-"""Intervals that may be looked at again and again while the data come in, without deciding wrongly more often.
+"""Intervals for repeated looks while the data come in, without deciding wrongly more often.
 
 A share (of errors, of slow requests, of equal answers) gets the beta-binomial confidence sequence. A share p leaves
 the interval when the mixture of all shares explains the data 1/alpha times better than p. By Ville's inequality this
@@ -52,7 +52,7 @@ def share_bounds(hits: int, total: int, alpha: float) -> Interval:
 
 
 def _edge(outside: float, inside: float, is_left_out: Callable[[float], bool]) -> float:
-    """Return the end of the interval between a share far out and the share that was seen."""
+    """Return the end of the interval between a share far out and the observed share."""
     inside = min(max(inside, 1e-15), 1 - 1e-15)
     for _ in range(_BISECTIONS):
         middle = (outside + inside) / 2
@@ -65,7 +65,7 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def spent(alpha: float, look: int) -> float:
-    """Return what look number `look` (from 1) may spend of alpha."""
+    """Return the part of alpha look number `look` (from 1) may spend."""
     return alpha * 6.0 / (math.pi * look) ** 2
 
 

@@ -19,7 +19,7 @@ _REPORTS: tuple[Place, ...] = ("terminal", "markdown", "html")
 
 
 def _row(share: float, *places: Place, has_interval: bool = True) -> dict[str, Any]:
-    """Return what belongs to a percentile.
+    """Return the names of a percentile.
 
     Args:
         share: 0 to 1.

@@ -43,7 +43,7 @@ def block_weights(slices: int, resamples: int, seed: int) -> npt.NDArray[np.floa
 
 
 def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: float, *, seed: int = 0) -> Interval:
-    """Return a bootstrap interval over blocks of rows that follow one another in time.
+    """Return a bootstrap interval over blocks of rows consecutive in time.
 
     Args:
         columns: one row an observation, in order of time, `[rows, columns]`.
@@ -121,7 +121,7 @@ def compared_numbers(
     lower_is_better: Mapping[str, bool],
     seed: int = 0,
 ) -> tuple[tuple[ComparedNumber, ...], dict[str, tuple[float, ...]]]:
-    """Compare what was measured in pairs.
+    """Compare paired measurements.
 
     The intervals are simultaneous over the numbers compared: with no difference, at most 2 % of all comparisons show
     any (Bonferroni). The pairs' ratios may be treated as independent, because the order within each pair is
@@ -153,7 +153,7 @@ def compared_numbers(
 
 
 def verdict_of(numbers: Sequence[ComparedNumber]) -> str:
-    """Return one sentence: what differs and by how much, or that no difference is shown."""
+    """Return one sentence: the difference and its size, or the absence of one."""
     shown = [number for number in numbers if number.shown]
     if not shown:
         reach = max(max(number.interval.high, 1 / number.interval.low) - 1 for number in numbers[:1])
@@ -174,7 +174,7 @@ def ratio_interval(logs: Doubles, *, alpha: float, seed: int = 0) -> Interval:
 
     Args:
         logs: log ratio of each pair, float64 `[pairs]`.
-        alpha: the share of such intervals that miss.
+        alpha: the share of such intervals without the true value.
         seed: seed of the random numbers.
     """
     count = logs.size

@@ -1,1 +1,1 @@
-"""Images as a model's input: the one transformation, and the Triton model that serves it."""
+"""Images as a model's input: the one transformation, and the Triton model for it."""

@@ -1,6 +1,6 @@
 """How an image becomes a model's input: the one transformation of calibration, load tests, `infer` and serving.
 
-It imports nothing of repo_manager: `add --preprocess` copies it beside the model that serves it, into Triton's stub.
+It imports nothing of repo_manager: `add --preprocess` copies it beside the model of its use, into Triton's stub.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOT_SERVED = ("input", "folder")
 
 
 class UnreadableImage(Exception):  # noqa: N818 - each user makes an error of its own of it
-    """What was given is no image that Pillow reads."""
+    """The given bytes are no image for Pillow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ImageRecipe:
         resize: shorter side before a centre crop to `size`. `None` stretches straight to `size`.
         layout: `nchw` or `nhwc`.
         color: `rgb`, `bgr` or `gray`.
-        scale: what each 0..255 value is multiplied by first.
+        scale: factor of each 0..255 value, applied first.
         mean: subtracted, per channel, after `scale`.
         std: divided by, per channel.
         input: the model's input. `None`: its only one.
@@ -59,12 +59,12 @@ class ImageRecipe:
         return (*self.size, channels) if self.layout == "nhwc" else (channels, *self.size)
 
     def served(self) -> dict[str, Any]:
-        """Return what the serving model needs of it, as JSON has it."""
+        """Return the serving model's part of it, in JSON's types."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_SERVED}
 
     @classmethod
     def of(cls, served: Mapping[str, Any]) -> ImageRecipe:
-        """Make one of what `served` returned."""
+        """Make one from a result of `served`."""
         lists = {name: tuple(served[name]) for name in ("size", "mean", "std")}
         return cls(**{**served, **lists})
 
