@@ -238,9 +238,15 @@ def _raise_for(result: Tuning) -> None:
 
     Raises:
         GateError: no setting holds the limits.
-        InconclusiveError: the budget ended first.
+        InconclusiveError: the budget ended first, or the intervals are too wide.
     """
     if result.outcome == NONE_HOLDS:
         raise GateError("No configuration holds the limits", hint=result.reason, is_shown=True)
+    if result.outcome not in (BETTER, KEPT) and result.is_complete:
+        raise InconclusiveError(
+            "No configuration is shown to hold the limits, or to fail them",
+            hint="Measure longer (--budget), or on a machine without other work.",
+            is_shown=True,
+        )
     if result.outcome not in (BETTER, KEPT):
         raise InconclusiveError("The budget ended undecided", hint="Give more (--budget).", is_shown=True)

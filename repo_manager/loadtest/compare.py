@@ -49,6 +49,7 @@ __all__ = [
 
 
 _MIN_PAIRS = 6
+_LONGEST_BLOCK = 10  # times its length, for a block without an answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +311,7 @@ def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
 
 
 def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -> Block:
-    """Run one block. The energy is read at its measured part's ends."""
+    """Run one block, which lasts until it has an answer. The energy is read at its measured part's ends."""
     slice_ns = max(round(plan.block_s * 1e8), 20_000_000)
     settle = -(-round(plan.settle_s * 1e9) // slice_ns)
     last = settle + max(round(plan.block_s * 1e9 / slice_ns), 1)
@@ -320,12 +321,16 @@ def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -
     side.metrics.reset()
     pool.begin(jobs)
     measured: list[Slice] = []
+    has_answer = is_over = False
     for piece in pool.slices():
         if piece.index == settle - 1:
             side.metrics.sample(0)
-        if settle <= piece.index < last and piece.length_ns == slice_ns:
+        if settle <= piece.index and not is_over and piece.length_ns == slice_ns:
             measured.append(piece)
-        if piece.index == last - 1:
+            has_answer = has_answer or bool(piece.latencies.count or piece.errors)
+        is_late = piece.index >= settle + (last - settle) * _LONGEST_BLOCK - 1
+        if not is_over and piece.index >= last - 1 and (has_answer or is_late):
+            is_over = True
             side.metrics.sample(1)
             pool.stop()
     if not measured:

@@ -49,7 +49,8 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     views: list[RenderableType] = [Text(_HEADLINES[result.outcome], style="bold"), Text(result.reason)]
     views.append(key_values(pairs))
     rows = [[trial.label, _value(result, trial), _better(result, trial), trial.reason] for trial in result.trials]
-    views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
+    if rows:
+        views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
     if result.left_out:
         views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
     if result.comparisons:

@@ -112,7 +112,7 @@ class Curves:
         known = {each.size: each for each in self._journal.curve(name)}
         today = self._today[name]
         sizes = curve_sizes(bounds) or (1,)
-        if known:
+        if self._journal.has_whole_curve(name):
             return tuple(known[size] for size in sorted(known))
         try:
             changes = Setting(1, max(sizes) if bounds.batch else 0, None, today.threads).changes(today)
@@ -123,7 +123,7 @@ class Curves:
         share = self._options.budget_s * (
             1 - 0.5 * (self._subjects.tunable.index(name) + 1) / len(self._subjects.tunable)
         )
-        for size in sizes:
+        for size in (size for size in sizes if size not in known):
             found = self._loads.batch_time(CANDIDATE, name, size)
             if found is None:
                 break
@@ -135,6 +135,9 @@ class Curves:
             known[size] = found
             self._tell(f"{name}, batch of {size}: {found.median_ns / 1e6:.3g} ms, {found.per_s:,.0f} samples/s")
             limit = latency_limit(self._options, self._subjects)
-            if (limit is not None and found.median_ns > limit) or self._left_s() < share:
+            if limit is not None and found.median_ns > limit:
                 break
+            if self._left_s() < share:
+                return tuple(known[size] for size in sorted(known))
+        self._journal.end_curve(name)
         return tuple(known[size] for size in sorted(known))

@@ -70,6 +70,14 @@ class Journal:
         """Write the time of a batch."""
         self._write({"kind": "batch", "model": model, **dataclasses.asdict(time)})
 
+    def end_curve(self, model: str) -> None:
+        """Write that a larger batch of a model needs no measurement."""
+        self._write({"kind": "curve end", "model": model})
+
+    def has_whole_curve(self, model: str) -> bool:
+        """Return whether a larger batch of a model needs no measurement."""
+        return any(line["kind"] == "curve end" and line["model"] == model for line in self._lines)
+
     def trial(self, state: Mapping[str, Setting], against: float | None) -> Trial | None:
         """Return the record of settings compared with the same value, or `None` if they were not measured."""
         wanted = _as_read({name: dataclasses.asdict(setting) for name, setting in state.items()})

@@ -11,28 +11,35 @@ from repo_manager.gates import Outcome, worst
 from repo_manager.loadtest.compare import ComparePlan, Comparison, compare_together
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.result import LoadPoint, LoadTestReport, SearchStep
+from repo_manager.loadtest.result import LoadPoint, LoadTestReport, Progress, SearchStep
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.loadtest.search import DECISIONS, LoadSpace, conclude, decided, next_level
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.space import BatchTime
 
-__all__ = ["Inputs", "Loads", "Measured"]
+__all__ = ["LEAST_PROOF_S", "BudgetEndedError", "Inputs", "Loads", "Measured"]
 
 _CURVE_S = 0.6
 _WINDOWS = 12
 _WARMUP_S = 0.3
 _WARMUP_TOGETHER_S = 1.0  # workers of several load tests do not start at the same moment
-_BLOCK_S = 1.0
+_BLOCK_S = (1.0, 5.0)
+_REQUESTS_OF_A_BLOCK = 20
 _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # from this gain on, so many pairs
 _STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # shares of the rate that a better setting must hold
 _MOST_LEVELS = 40
 _OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
 _STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
+LEAST_PROOF_S = (_FEWEST_PAIRS + 1) * 2 * (_BLOCK_S[0] + 2 * _WARMUP_S)
+"""The time of the shortest comparison, with the load of its copies, in seconds."""
 Inputs = Callable[[str, int], Mapping[str, Any]]
 """Model and version -> the facts of its requests, as settings of `LoadTestOptions`."""
+
+
+class BudgetEndedError(Exception):
+    """There is no time for another measurement, or for the rest of the present one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +71,26 @@ class Loads:
         rate: requests a second for objectives other than throughput. `None` as long as it is not known.
         start_rate: where the search for today's largest rate begins.
         mix: model under load -> its share of all requests.
+        is_over: tells whether the budget has ended: the load under way then ends with `BudgetEndedError`.
     """
 
     def __init__(self, copies: Copies, options: TuneOptions, inputs: Inputs) -> None:
         self.copies, self._options, self._inputs = copies, options, inputs
+        self.is_over: Callable[[], bool] = lambda: False
         self.rate = options.rate
         self.start_rate = options.rate or 10.0
         tops = copies.subjects.tops
         self.mix = dict.fromkeys(tops, 1.0)
         self.share_out(options.mix or self.mix)
+
+    def check_budget(self, _told: Progress | None = None) -> None:
+        """End the measurement if the budget has ended. Load tests call it as they go.
+
+        Raises:
+            BudgetEndedError: it has.
+        """
+        if self.is_over():
+            raise BudgetEndedError
 
     def share_out(self, parts: Mapping[str, float]) -> None:
         """Let each model have as many of the requests as a mix says, whose sum need not be 1."""
@@ -121,6 +139,9 @@ class Loads:
         Args:
             copy: name of the set.
             against: value it must hold or beat for further measurements. `None`: nothing.
+
+        Raises:
+            BudgetEndedError: the budget ended first.
         """
         tops = self.copies.subjects.tops
         if self._options.seeks == "throughput" or self.rate is None:
@@ -155,7 +176,7 @@ class Loads:
         """Search the largest rate of the model under load: one rate is where it begins, two bound it."""
         (model,) = self.copies.subjects.tops
         levels = {**self._level(), "rate": rates, "until": self._options.gates_of(model)}
-        report = run_load_test(self.options_of(copy, model, **levels))
+        report = run_load_test(self.options_of(copy, model, **levels), progress=self.check_budget)
         assert report.search is not None
         return Measured(
             report.search.holds, report.search.reason, _rows(report), self._busy(copy, {model: report.points})
@@ -167,7 +188,7 @@ class Loads:
         if against is not None:
             until = (*self._options.gates_of(model), parse_slo(f"p99<{against:.0f}ns"))
             levels |= {"rate": (self.rate, self.rate), "until": until}
-        report = run_load_test(self.options_of(copy, model, **levels))
+        report = run_load_test(self.options_of(copy, model, **levels), progress=self.check_budget)
         point = report.points[-1]
         p99, why = point.latency.p99_ns, point.reason
         is_held = p99 is not None and point.outcome not in ("failed", "overloaded")
@@ -183,7 +204,9 @@ class Loads:
 
     def _energy(self, copy: str, model: str) -> Measured:
         assert self.rate is not None
-        report = run_load_test(self.options_of(copy, model, **self._level(), rate=(self.rate,)))
+        report = run_load_test(
+            self.options_of(copy, model, **self._level(), rate=(self.rate,)), progress=self.check_budget
+        )
         point = report.points[-1]
         outcome, why = decided(point, self._options.gates_of(model), 1)
         value = point.gpu.energy_per_inference_j
@@ -201,6 +224,7 @@ class Loads:
         rows: list[Mapping[str, Any]] = []
         latest: dict[str, list[LoadPoint]] = {}
         while len(steps) < _MOST_LEVELS and (total := next_level(space, steps)) is not None:
+            self.check_budget()
             step, points = self._level_together(copy, space.level(total).label, total)
             steps.append(step)
             rows += [_row(point, step, model) for model, point in points.items()]
@@ -248,10 +272,12 @@ class Loads:
                 fixed before the first of them.
             seconds: longest time for it, in seconds.
         """
-        fit = int(max(seconds, 0.0) / (2 * (_BLOCK_S + 2 * _WARMUP_S)))
+        rarest = rate * min(self.mix.values())
+        block_s = min(max(_REQUESTS_OF_A_BLOCK / rarest, _BLOCK_S[0]), _BLOCK_S[1])
+        fit = int(max(seconds, 0.0) / (2 * (block_s + 2 * _WARMUP_S)))
         enough = next(pairs for least, pairs in _PAIRS if gain >= least)
         pairs = min(max(fit, _FEWEST_PAIRS), enough)
-        plan = ComparePlan(pairs=pairs, block_s=_BLOCK_S, settle_s=_WARMUP_S)
+        plan = ComparePlan(pairs=pairs, block_s=block_s, settle_s=_WARMUP_S)
         couples = [
             (self.options_of(TODAY, name, rate=(rate * share,)), self.options_of(WINNER, name, rate=(rate * share,)))
             for name, share in self.mix.items()

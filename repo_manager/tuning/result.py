@@ -179,7 +179,7 @@ class Tuning:
         today: today's setting, measured.
         best: the best found. `today` where nothing beat it.
         changes: model -> fields of config.pbtxt from today's to the best. Empty unless the outcome is `better`.
-        trials: every setting measured, in order.
+        trials: every setting measured, in order. Empty where the budget ended before today's was.
         curves: model -> the time of one batch by its size.
         settings: how many settings there are in the space.
         left_out: settings not tried, and why.
@@ -221,21 +221,26 @@ def conclude(
         options: goal and limits of the search.
         trials: the measurements, today's setting first.
         best: the best of them.
-        comparisons: today's against the best. None where one of them holds nothing, or they are the same.
+        comparisons: today's against the best. None where nothing holds, or they are the same.
         is_complete: whether the search ended on its own.
     """
     today = trials[0]
     if best.value is None:
         nearest = min(trials, key=_distance)
-        return (
-            NONE_HOLDS if is_complete else UNDECIDED,
-            f"no setting holds {objective_of(options)}; the nearest is {nearest.label}: {nearest.reason}",
-        )
+        said = f"the nearest is {nearest.label}: {nearest.reason}"
+        ended = f"the budget of {options.budget_s:.0f} s ended before"
+        if not today.seconds:
+            return UNDECIDED, f"{ended} today's setting ({today.label}) was measured"
+        if not is_complete:
+            return UNDECIDED, f"{ended} a setting was shown to hold {objective_of(options)}; {said}"
+        if any(trial.is_open for trial in trials):
+            return UNDECIDED, f"no setting is shown to hold {objective_of(options)}, or to fail it; {said}"
+        return NONE_HOLDS, f"no setting holds {objective_of(options)}; {said}"
     found = f"{best.label} {_held(best.value, options)}"
-    if today.value is None:
-        return BETTER, f"{found}; today's ({today.label}) holds none: {today.reason}"
-    if _show(comparisons, options.seeks):
-        return BETTER, f"{found}; today's ({today.label}) {_held(today.value, options)}"
+    fails = today.value is None and not today.is_open
+    if _show(comparisons, options.seeks, is_enough_not_worse=fails):
+        own = f"holds none: {today.reason}" if today.value is None else _held(today.value, options)
+        return BETTER, f"{found}; today's ({today.label}) {own}"
     if not is_complete:
         return UNDECIDED, f"the budget of {options.budget_s:.0f} s ended; the best so far: {found}"
     if comparisons:
@@ -267,14 +272,21 @@ def _held(value: float, options: TuneOptions) -> str:
     return f"holds {text}" if options.seeks == "throughput" else f"has {text}"
 
 
-def _show(comparisons: Sequence[Comparison], seeks: Objective) -> bool:
+def _show(comparisons: Sequence[Comparison], seeks: Objective, *, is_enough_not_worse: bool) -> bool:
     """Return whether the comparisons show B better in the objective somewhere, and A nowhere.
 
     Under the same load the larger rate shows as a shorter p99 or as more throughput. For energy a longer p99 is no
     loss: the gates hold it.
+
+    Args:
+        comparisons: today's, A, against the best, B.
+        seeks: what is sought.
+        is_enough_not_worse: the measurements of the search show that B holds the limits and A does not.
     """
     told = [{number.name: number.better for number in each.numbers if number.shown} for each in comparisons]
     names = ("inferences per joule",) if seeks == "energy" else ("p99 latency", "throughput")
+    if is_enough_not_worse and all(each.get(name) != "A" for each in told for name in names):
+        return True
     if seeks == "energy":
         return any("B" in (each.get(name) for name in names) for each in told)
     return any("B" in each.values() for each in told) and not any(

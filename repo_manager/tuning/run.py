@@ -20,7 +20,7 @@ from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.tuning.answers import Answers, HeldOut
 from repo_manager.tuning.curves import Curves, latency_limit
 from repo_manager.tuning.journal import Journal
-from repo_manager.tuning.measuring import Inputs, Loads
+from repo_manager.tuning.measuring import LEAST_PROOF_S, BudgetEndedError, Inputs, Loads
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
 from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, copies_of, tuning_directory
 from repo_manager.tuning.search import Trial, descend, likely_good
@@ -32,10 +32,6 @@ __all__ = ["TuningRun", "tune", "tuning_run"]
 _PROOF_SHARE = 0.25
 _ENERGY_SHARE = 0.9
 _ANY_ENERGY = 0.0  # what today's setting is held against, after it was measured without any
-
-
-class _BudgetEndedError(Exception):
-    """There is no time for another measurement."""
 
 
 def tune(
@@ -88,6 +84,7 @@ def tuning_run(
     Raises:
         RepoManagerError: as `tune`.
     """
+    began = time.monotonic()
     options.check_models(tuple(versions))
     with contextlib.ExitStack() as stack:
         subjects = read_subjects(as_location(repository), versions, options.fixed, stack)
@@ -100,7 +97,7 @@ def tuning_run(
             facts["accuracy"] = [dataclasses.asdict(held_out.limits), str(held_out.evaluator.digest)]
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)
         loads = Loads(copies, options, inputs)
-        yield TuningRun(options, loads, Answers(loads, held_out), journal, progress)
+        yield TuningRun(options, loads, Answers(loads, held_out), journal, progress, began=began)
 
 
 def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[str, Any]:
@@ -138,6 +135,7 @@ class TuningRun:
         journal: record of the measurements.
         progress: called with each step of the search.
         clock: returns the time in seconds.
+        began: when the budget began to run. `None`: now.
 
     Attributes:
         subjects: the models to tune.
@@ -154,13 +152,14 @@ class TuningRun:
         progress: Callable[[TuneProgress], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
     ) -> None:
         self._clock = clock
         self.copies, self.subjects = loads.copies, loads.copies.subjects
         self._options, self._journal, self._told = options, journal, progress
         self.loads, self._answers = loads, answers
         self._today = self.subjects.today()
-        self._began = clock()
+        self._began = clock() if began is None else began
         self._trials: list[Trial] = []
         self._curves: dict[str, tuple[BatchTime, ...]] = {}
         self._spaces: dict[str, Space] = {}
@@ -195,25 +194,40 @@ class TuningRun:
             self._answers.record(CANDIDATE)
             self._recorded = True
         self.prepare()
-        is_complete = True
-        today = self.evaluate(self._today, None, 0.0)
-        if self._options.seeks == "energy":
-            today = self._with_energy(today)
-        self._best = today
-        try:
-            for model in self._order():
-                self._best = self._tune(model, self._best)
-        except _BudgetEndedError:
-            is_complete = False
-            self._best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
-        best = self._best
-        is_new = best.state != today.state
+        is_complete = self._search()
+        today, best = self._trials[0], self._best
         comparisons: tuple[Comparison, ...] = ()
-        if is_new and best.value is not None and today.value is not None:
+        if best.state != today.state and best.value is not None:
             comparisons = self._proof(best)
         concluded = conclude(self._options, self._trials, best, comparisons, is_complete=is_complete)
         result = self._result(concluded, (today, best), comparisons, is_complete=is_complete)
         return dataclasses.replace(result, accuracy=self._accuracy(best, WINNER if comparisons else CANDIDATE))
+
+    def _search(self) -> bool:
+        """Measure today's settings, and search for better ones. Return whether that ended before the budget did."""
+        self.loads.is_over = lambda: self._left_s() <= 0
+        try:
+            today = self.evaluate(self._today, None, 0.0)
+            if self._options.seeks == "energy":
+                today = self._with_energy(today)
+        except BudgetEndedError:
+            today = _unmeasured(self._today, self.subjects.tunable[0])
+            self._trials, self._best = [today], today
+            return False
+        self._best = today
+        self.loads.is_over = lambda: self._left_s() < self._reserve_s
+        try:
+            for model in self._order():
+                self._best = self._tune(model, self._best)
+        except BudgetEndedError:
+            self._best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
+            return False
+        return True
+
+    @property
+    def _reserve_s(self) -> float:
+        """What the comparison at the end may take, in seconds."""
+        return max(self._options.budget_s * _PROOF_SHARE, LEAST_PROOF_S)
 
     def _accuracy(self, best: Trial, copy: str) -> Accuracy | None:
         """Score the best settings on the held-out data. A set of copies with these settings already stays."""
@@ -244,7 +258,7 @@ class TuningRun:
             today=today,
             best=best,
             changes=self._changes(best) if outcome == BETTER else {},
-            trials=tuple(self._trials),
+            trials=tuple(trial for trial in self._trials if trial.seconds),
             curves=self._curves,
             settings=sum(space.size for space in self._spaces.values()),
             left_out=(*self._answers.notes, *self._left_out(is_complete=is_complete)),
@@ -349,14 +363,14 @@ class TuningRun:
             model: the one whose setting is searched. Empty: the first.
 
         Raises:
-            _BudgetEndedError: there is no time for it.
+            BudgetEndedError: there is no time for it.
             UsageError: energy is sought, and nothing reports it.
         """
         against = self._challenge(best, margin)
         trial = self._journal.trial(state, against)
         if trial is None:
-            if best is not None and self._left_s() < self._options.budget_s * _PROOF_SHARE + self._options.level_s:
-                raise _BudgetEndedError
+            if best is not None and self._left_s() < self._reserve_s + self._options.level_s:
+                raise BudgetEndedError
             model = model or self.subjects.tunable[0]
             trial = self._measured(state, model, against, is_first=best is None)
             self._journal.add_trial(trial)
@@ -434,11 +448,15 @@ class TuningRun:
         """Return today's setting with its energy, at the given rate or one from its own largest.
 
         Raises:
-            UsageError: nothing reports energy.
+            UsageError: nothing reports energy, or there is no rate to measure it at.
         """
         if self.loads.rate is None:
             if today.value is None:
-                return today
+                raise UsageError(
+                    f"energy is measured at nine tenths of the largest rate that today's setting holds, and it holds "
+                    f"none: {today.reason}",
+                    hint="Give a rate: --rate 300.",
+                )
             self.loads.rate = float(f"{today.value * _ENERGY_SHARE:.4g}")
             known = self._journal.trial(self._today, _ANY_ENERGY)
             measured = known or self._measured(self._today, self.subjects.tunable[0], _ANY_ENERGY, is_first=True)
@@ -461,10 +479,17 @@ class TuningRun:
         self.copies.load(WINNER, self._changes_of(best.state))
         rate, held = self.loads.rate or best.value, self._trials[0].value
         assert rate is not None
-        assert held is not None
         assert best.value is not None
-        gain = best.value / held if self._options.seeks == "throughput" else held / best.value
+        gain = 1.0
+        if held is not None:
+            gain = best.value / held if self._options.seeks == "throughput" else held / best.value
         comparisons = self.loads.proof(rate, gain, self._left_s())
         for each in comparisons:
             self._tell(f"today's against {best.label}: {each.verdict}")
         return comparisons
+
+
+def _unmeasured(state: Mapping[str, Setting], model: str) -> Trial:
+    """Return today's settings for a budget that ended before they were measured."""
+    reason = "the budget ended before it was measured"
+    return Trial(state[model], True, None, reason, 0.0, model=model, state=dict(state))

@@ -55,6 +55,14 @@ class Trial:
             return self.setting.label
         return "; ".join(f"{name}: {setting.label}" for name, setting in self.state.items())
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither shown to hold a load nor to hold none: the smallest load that it had is undecided."""
+        if self.value is not None:
+            return False
+        lowest = min(self.levels, key=lambda level: float(level["level"]), default=None)
+        return lowest is not None and lowest["decision"] == "undecided"
+
     def of(self, model: str) -> Trial:
         """Return the same trial, as one of another model's setting."""
         return dataclasses.replace(self, model=model, setting=self.state.get(model, self.setting))

@@ -24,7 +24,8 @@ from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tuning_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "queue_delay", "--budget", "15s", "--json")
+TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "preferred", "--budget", "100s", "--json")
+"""Of a model that is no engine it measures today's setting alone, and has time for that on any machine."""
 
 
 @pytest.fixture
@@ -92,16 +93,16 @@ def test_copies_have_what_was_fixed_beforehand(models: Path, monkeypatch: pytest
 def test_it_measures_copies_and_goes_on_where_it_ended(models: Path, environment: dict[str, str]) -> None:
     before = tree(models)
     first = run(models, environment, *TUNE)
-    assert first.returncode in (0, 6), first.stderr
+    assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     check_document("tune", result)
     assert result["today"]["value"] > 0
-    assert result["outcome"] in ("better", "kept", "undecided")
+    assert result["outcome"] == "kept"
     assert tree(models) == before
     assert copies(environment) == []
     journal = Path(result["journal"]).read_text(encoding="utf-8").splitlines()
     second = run(models, environment, *TUNE)
-    assert second.returncode in (0, 6), second.stderr
+    assert second.returncode == 0, second.stderr
     again = json.loads(second.stdout)
     assert again["today"] == result["today"]  # read, not measured
     assert Path(result["journal"]).read_text(encoding="utf-8").splitlines()[: len(journal)] == journal
@@ -178,7 +179,7 @@ def test_on_a_server_elsewhere_copies_come_and_go_and_others_are_served(
             left = ready()
             assert left  # Triton keeps them
             done = run(models, environment, *TUNE, *to)
-            assert done.returncode in (0, 6), done.stderr
+            assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["today"]["value"] > 0
             assert (named(), [each for each in left if client.model_ready(each)]) == ([], [])
             x = np.ones((1, 4), np.float32)

@@ -177,7 +177,7 @@ def test_for_energy_larger_batches_win_where_executions_cost(models: Path, tmp_p
 
 def test_where_nothing_reports_energy_that_is_said(models: Path) -> None:
     with pytest.raises(UsageError, match="neither the server's metrics nor NVML"):
-        tune(models, {"first": 1}, options(objective="energy", rate=100.0))
+        tune(models, {"first": 1}, options(objective="energy", rate=100.0, budget_s=100.0))
 
 
 def test_a_setting_that_changes_the_answers_is_out_and_instances_change_in_place(models: Path) -> None:

@@ -120,6 +120,7 @@ class Surface(Loads):
         space = LoadSpace("rate", rates[0], low, high)
         steps: list[SearchStep] = []
         while len(steps) < 40 and (size := next_level(space, steps)) is not None:
+            self.check_budget()
             steps.append(self._level(state, size))
         found = conclude(space, (parse_slo("p99<1s"),), steps)
         rows = tuple({"label": step.label, "level": step.level, "p99_ns": None} for step in steps)

@@ -17,8 +17,8 @@ from repo_manager.tuning.space import Setting
 OPTIONS = TuneOptions(gates=(parse_slo("p99<20ms"),), budget_s=60.0)
 
 
-def trial(value: float | None, instances: int = 1, p99_ns: float | None = None) -> Trial:
-    levels = () if p99_ns is None else ({"p99_ns": p99_ns},)
+def trial(value: float | None, instances: int = 1, p99_ns: float | None = None, decision: str = "fails") -> Trial:
+    levels = () if p99_ns is None else ({"level": 10.0, "p99_ns": p99_ns, "decision": decision},)
     return Trial(Setting(instances, 8, 0), value is not None, value, "so it was", 1.0, None, levels)
 
 
@@ -56,6 +56,17 @@ def test_where_todays_holds_nothing_what_holds_is_better() -> None:
     today, best = trial(None), trial(50.0, instances=2)
     outcome, reason = conclude(OPTIONS, [today, best], best, (), is_complete=True)
     assert (outcome, "holds 50 requests/s" in reason) == ("better", True)
+    slower = comparison(**{"p99 latency": "A"})
+    assert conclude(OPTIONS, [today, best], best, [slower], is_complete=True)[0] == "kept"
+
+
+def test_where_todays_is_undecided_the_comparison_decides() -> None:
+    """A load that the machine's noise left undecided is no load that fails."""
+    today, best = trial(None, 1, 20e6, "undecided"), trial(50.0, instances=2)
+    alike, faster = comparison(**{"p99 latency": None}), comparison(**{"p99 latency": "B"})
+    assert conclude(OPTIONS, [today, best], best, [alike], is_complete=True)[0] == "kept"
+    assert conclude(OPTIONS, [today, best], best, [faster], is_complete=True)[0] == "better"
+    assert conclude(OPTIONS, [today, trial(None, 2)], today, (), is_complete=True)[0] == "undecided"
 
 
 def test_where_nothing_holds_the_nearest_is_named() -> None:

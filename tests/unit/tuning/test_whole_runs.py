@@ -68,11 +68,11 @@ class Machine:
                 best = max(best, 850 * setting.instances * size * full / (took + lost))
         return best
 
-    def run(self, text: str, folder: Path, seed: int) -> tuple[TuningRun, Surface]:
+    def run(self, text: str, folder: Path, seed: int, *, budget_s: float = 300.0) -> tuple[TuningRun, Surface]:
         folder.mkdir(exist_ok=True)
         return simulated(
             subjects_of({"m": text}, ["m"]),
-            TuneOptions(gates=(parse_slo(f"p99<{self.limit_ms}ms"),), budget_s=300.0),
+            TuneOptions(gates=(parse_slo(f"p99<{self.limit_ms}ms"),), budget_s=budget_s),
             folder,
             cores=self.cores,
             rate_of=self.rate,
@@ -200,3 +200,24 @@ def test_models_that_share_the_cores_all_get_their_turn(tmp_path: Path) -> None:
     assert {name: setting.instances for name, setting in result.best.state.items()} == {"a": 2, "b": 2}
     assert result.changes == {"a": {"instance_group.count": "2"}}
     assert result.outcome == "better"
+
+
+@pytest.mark.parametrize("budget_s", [2.0, 8.0, 20.0, 40.0, 120.0])
+def test_a_budget_is_kept_up_to_the_load_level_under_way(budget_s: float, tmp_path: Path) -> None:
+    machine = Machine("plain", 1, 4)
+    run, surface = machine.run(config(1), tmp_path / "run", 1, budget_s=budget_s)
+    result = run.go()
+    assert surface.now() < budget_s + 2.5  # a level takes 2 s, the load of a copy half a second
+    assert result.is_complete is False or result.seconds < budget_s
+    if budget_s < 10:
+        assert result.outcome == "undecided"
+        assert f"the budget of {budget_s:.0f} s ended before today's setting" in result.reason
+        assert result.trials == ()
+
+
+def test_a_curve_that_the_budget_cut_short_is_measured_to_its_end_by_the_next_run(tmp_path: Path) -> None:
+    machine = Machine("plain", 1, 4)
+    first, _ = machine.run(config(1), tmp_path / "run", 1, budget_s=4.0)
+    second, _ = machine.run(config(1), tmp_path / "run", 1)
+    short, whole = (len(run.go().curves["m"]) for run in (first, second))
+    assert short < whole == 7
