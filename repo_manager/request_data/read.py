@@ -62,7 +62,7 @@ class _Row:
 
 
 class _Twice:
-    """Stands for a key an object has twice. No input can hold it."""
+    """Marks a key an object has twice. No input can hold it."""
 
     def __repr__(self) -> str:
         return "there twice"
