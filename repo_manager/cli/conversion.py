@@ -24,8 +24,9 @@ from repo_manager.onnx_model.write import save_model
 from repo_manager.precision import ConvertOptions, convert, load_calibration
 from repo_manager.pruning import PruneOptions, metric_of, prune_with_data
 from repo_manager.report.progress import share_bar
+from repo_manager.report.prune_tables import prune_view
 from repo_manager.report.sparsity_html import sparsity_page
-from repo_manager.report.tables import conversion_view, format_bytes, prune_view
+from repo_manager.report.tables import conversion_view, format_bytes
 from repo_manager.sparsity import PruneReport, prune, sparsity_report
 from repo_manager.types import Precision, as_json
 

@@ -61,7 +61,7 @@ def convert(
     The checks, in this order: ONNX's full checker; ONNX Runtime loads and runs it; same inputs and outputs; 2:4 where
     it was 2:4, on the stored values; drift against the source within the limits. FP32 copies the files as they are and
     makes the same checks. INT8 is judged by the arithmetic of its graph, so the verdict is the same on every machine,
-    and on every fourth calibration sample, left out of the scales.
+    and on a quarter of the calibration samples, left out of the scales.
 
     Args:
         model: the source. Its files are not changed.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,16 @@ from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.stats.drift import DriftMeter, OutputDrift
 
-__all__ = ["Judge", "Measured", "Metric", "metric_of", "upper_bound"]
+__all__ = ["Judge", "Measured", "Metric", "errors_by_sample", "is_shared", "metric_of", "upper_bound"]
 
 Array = NDArray[Any]
 Runs = Callable[[Mapping[str, Array]], dict[str, Array]]
 Metric = Callable[..., float]
 """Takes a function for one run of the model, and returns how good the model is: greater is better."""
 
-_T_95 = {1: 6.314, 2: 2.920}  # Student's t, one-sided; from 3 degrees on a series is good to 1 %
-_Z_95 = 1.645
+_ALPHA = 0.05
 _MIN_TO_HALVE = 8  # samples of a metric
+_HALVES_SEED = 2
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,16 @@ class Judge:
         self.answers = [session.run(sample) for sample in data.batches()]
         self.dense_metric = None if metric is None else measure_metric(metric, session.run, part)
 
-    def measure(self, draft: Draft, changed: Mapping[str, Weight], *, drift: bool = True) -> Measured:
+    def measure(
+        self, draft: Draft, changed: Mapping[str, Weight], *, drift: bool = True, alpha: float = _ALPHA
+    ) -> Measured:
         """Measure a draft with some constants changed.
 
         Args:
             draft: the model as a float32 draft.
             changed: name -> changed constants.
             drift: `False` asks the metric only.
+            alpha: how often the drift may be above its bound, see `upper_bound`.
 
         Raises:
             CalibrationError: the metric fails, or gives no finite number.
@@ -99,33 +103,59 @@ class Judge:
             if not drift and metric is not None:
                 return Measured((), {}, metric)
             meter = DriftMeter(self.names)
-            errors: dict[str, list[tuple[float, float]]] = {name: [] for name in self.names}
-            for sample, answer in zip(self.data.batches(), self.answers, strict=True):
-                found = session.run(sample)
-                meter.add(found, answer)
-                for name, pairs in errors.items():
-                    pairs.append(_squares(found[name], answer[name]))
-            return Measured(meter.result(), {name: upper_bound(pairs) for name, pairs in errors.items()}, metric)
+
+            def outputs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+                for sample, answer in zip(self.data.batches(), self.answers, strict=True):
+                    found = session.run(sample)
+                    meter.add(found, answer)
+                    yield found, answer
+
+            errors = errors_by_sample(outputs(), self.names)
+            return Measured(meter.result(), {name: upper_bound(pairs, alpha) for name, pairs in errors.items()}, metric)
         finally:
             for file in written.files:
                 file.unlink()
 
 
-def metric_of(evaluator: Evaluator) -> Metric:
-    """Return a metric for labelled data, or for a function with one number for each sample.
+@dataclass
+class SplitMetric:
+    """A metric of labelled data, or of a function with one number for each sample.
 
-    Every other sample chooses layers, and the rest judges the result. A function with one number for all samples does
-    both on the same data.
+    One of each two samples, drawn at random, chooses layers, and the other one judges the result. A function with
+    one number for all samples does both on the same data.
+
+    Attributes:
+        evaluator: scores a model.
+        shared: whether the same data did both so far.
     """
 
-    def score(run: Runs, part: str) -> float:
-        found = evaluator.score_of(run)
-        each = found.each
-        if each is None or len(each) < _MIN_TO_HALVE:
-            return found.value
-        return float(each[0 if part == "choose" else 1 :: 2].mean())
+    evaluator: Evaluator
+    shared: bool = True
 
-    return score
+    def __call__(self, run: Runs, part: str) -> float:
+        """Return the mean score of a part: `choose` or `judge`."""
+        found = self.evaluator.score_of(run)
+        self.shared = found.each is None or len(found.each) < _MIN_TO_HALVE
+        if found.each is None or self.shared:
+            return found.value
+        chooses = np.zeros(len(found.each), bool)
+        drawn = np.random.default_rng(_HALVES_SEED).integers(2, size=len(chooses) // 2)
+        chooses[2 * np.arange(len(drawn)) + drawn] = True
+        return float(found.each[chooses if part == "choose" else ~chooses].mean())
+
+
+def metric_of(evaluator: Evaluator) -> Metric:
+    """Return a metric for labelled data, or for a function with one number for each sample."""
+    return SplitMetric(evaluator)
+
+
+def is_shared(metric: Metric) -> bool:
+    """Return whether a metric chooses and judges by the same data. To be asked after it was measured."""
+    return getattr(metric, "shared", not _takes_part(metric))
+
+
+def _takes_part(metric: Metric) -> bool:
+    return len(inspect.signature(metric).parameters) > 1
 
 
 def measure_metric(metric: Metric, run: Runs, part: str) -> float:
@@ -141,8 +171,7 @@ def measure_metric(metric: Metric, run: Runs, part: str) -> float:
     """
     name = getattr(metric, "__name__", "the metric")
     try:
-        takes_part = len(inspect.signature(metric).parameters) > 1
-        value = float(metric(run, part) if takes_part else metric(run))
+        value = float(metric(run, part) if _takes_part(metric) else metric(run))
     except RepoManagerError:
         raise
     except Exception as exc:
@@ -154,6 +183,22 @@ def measure_metric(metric: Metric, run: Runs, part: str) -> float:
     if not math.isfinite(value):
         raise CalibrationError(f"metric '{name}' is {value}: expected a finite number")
     return value
+
+
+def errors_by_sample(
+    outputs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]], names: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """Return, by output, each sample's squared error and squared size, as `upper_bound` takes them.
+
+    Args:
+        outputs: for each sample the outputs of the candidate and of the source, by name.
+        names: outputs to compare.
+    """
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for candidate, source in outputs:
+        for name, pairs in errors.items():
+            pairs.append(_squares(candidate[name], source[name]))
+    return errors
 
 
 def _squares(candidate: Array, source: Array) -> tuple[float, float]:
@@ -169,14 +214,15 @@ def _squares(candidate: Array, source: Array) -> tuple[float, float]:
     return float(error @ error), float(b[finite] @ b[finite])
 
 
-def upper_bound(pairs: Sequence[tuple[float, float]]) -> float:
+def upper_bound(pairs: Sequence[tuple[float, float]], alpha: float = _ALPHA) -> float:
     """Bound the drift sqrt(sum of errors / sum of sizes) to expect with more samples of the same kind.
 
-    One-sided, 95 %: Student's interval of the logarithm, with the jackknife's standard error over samples and a
-    correction for their skewness (Hall, "On the removal of skewness by transformation", 1992): few samples are hard.
+    One-sided: Student's interval of the logarithm, with the jackknife's standard error over samples and a correction
+    for their skewness (Hall, "On the removal of skewness by transformation", 1992): few samples are hard.
 
     Args:
         pairs: squared error and squared size of each sample.
+        alpha: how often the drift may be above the bound, 0 to 1.
 
     Returns:
         The bound. Infinite with fewer than two differing samples, 0 if nothing differs.
@@ -194,13 +240,23 @@ def upper_bound(pairs: Sequence[tuple[float, float]]) -> float:
     moved = logs.mean() - logs  # how far each sample pulls
     error = math.sqrt((count - 1) / count * float((moved**2).sum()))
     skew = float((moved**3).mean() / (moved**2).mean() ** 1.5) if error > 0 else 0.0
-    quantile = _student(max(count - 2, 1))
+    quantile = _student(1 - alpha, max(count - 2, 1))
     quantile += max(skew, 0.0) / (6 * math.sqrt(count)) * (1 + 2 * quantile**2)
     return math.sqrt(total / size * math.exp(min(quantile * error, 700.0)))
 
 
-def _student(degrees: int) -> float:
-    """Return the 95 % quantile of Student's t (Abramowitz and Stegun, 26.7.5)."""
-    z = _Z_95
-    series = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    return _T_95.get(degrees, series + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3))
+def _student(share: float, degrees: int) -> float:
+    """Return a quantile of Student's t: exact up to 2 degrees, else by a series (Abramowitz and Stegun, 26.7.5)."""
+    if degrees == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if degrees == 2:
+        return (2 * share - 1) * math.sqrt(2 / (4 * share * (1 - share)))
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(sum(term / degrees**power for power, term in enumerate(terms)))

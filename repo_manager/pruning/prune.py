@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
+from repo_manager.errors import CalibrationError, ModelError, UsageError
 from repo_manager.files import work_folder
 from repo_manager.onnx_model.draft import Weight
 from repo_manager.onnx_model.model import Model, load_model
@@ -21,7 +21,7 @@ from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.optional import installed_version
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT, CalibrationData
-from repo_manager.pruning.budget import Budget, Step, gain_of, points_of
+from repo_manager.pruning.budget import Step, gain_of
 from repo_manager.pruning.calibrate import (
     Progress,
     Run,
@@ -36,7 +36,7 @@ from repo_manager.pruning.distill import Teacher
 from repo_manager.pruning.judge import Judge, Measured, Metric
 from repo_manager.pruning.layers import Layer, layer_of
 from repo_manager.pruning.permute import permuted
-from repo_manager.pruning.search import Search, Tried, scaled
+from repo_manager.pruning.search import Tried, scaled, within_budget
 from repo_manager.pruning.stream import Graph
 from repo_manager.sparsity.pattern import nonzero
 from repo_manager.sparsity.prune import Chosen, as_bytes, choose, skip
@@ -61,8 +61,6 @@ _KEPT_AT_LEAST = 64 << 20  # bytes of activations and sums in memory, whatever t
 _SAME = 1e-3  # of an output's largest value: what another order of sums may change, in float16, too
 _CHOOSING_EVERY = 3  # of the samples that are not held out
 _TO_DISTIL = 0.5  # share of the progress
-_LOOKS = 3  # at the held-out samples
-_SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
 _ADVICE = (
     "Each layer was solved on calibration data, without retraining. Retraining with the masks fixed still gives more "
     "(NVIDIA's recipe: train dense, prune, train again with the same schedule)."
@@ -107,6 +105,11 @@ class PruneOptions(SolveOptions):
         """Whether layers are chosen within a budget."""
         return self.max_drift is not None or self.metric is not None
 
+    @property
+    def limit(self) -> float:
+        """Of the drift, or of how far the metric may fall."""
+        return self.max_loss if self.max_drift is None else self.max_drift
+
 
 def prune_with_data(
     model: Model,
@@ -118,7 +121,7 @@ def prune_with_data(
 
     Layers are solved in the order of the data flow. Each is solved on its inputs behind the pruned layers, against the
     dense model's answers there. Mask and remaining values are found together (optimal brain surgeon for groups). The
-    constant behind a layer takes up the change of its outputs' means. Every fourth sample is held out to judge the
+    constant behind a layer takes up the change of its outputs' means. A quarter of the samples is held out to judge the
     result. With `max_drift`, another quarter chooses the layers.
 
     Args:
@@ -157,7 +160,8 @@ def prune_with_data(
         judge = Judge(model, parts.judging, work, options.metric)
         budget = distillation = None
         if options.has_budget and layers:
-            tried, found, budget = _within_budget(run, layers, parts, judge, chosen, progress)
+            chooser = Judge(model, parts.choosing or parts.judging, work, options.metric, "choose")
+            tried, found, budget = within_budget(run, layers, options.limit, chooser, judge, chosen.macs, progress)
             constants = tried.constants
         else:
             tried, constants, distillation = _all_solved(run, model, layers, parts, progress)
@@ -295,7 +299,7 @@ class _Parts:
                 f"needs {MIN_TO_SPLIT}: half to solve layers on, a quarter to choose by, a quarter to judge the result",
                 hint=f"Give more samples, or prune without {'distillation' if options.distill else 'a largest drift'}.",
             )
-        solving, choosing = split[0].without_every(_CHOOSING_EVERY)
+        solving, choosing = split[0].without_one_in(_CHOOSING_EVERY)
         return cls(solving, choosing, split[1], True)
 
 
@@ -312,38 +316,6 @@ def _worth_pruning(layers: Sequence[Layer], chosen: Chosen) -> list[Layer]:
             reason = f"{layer.columns} inputs to {layer.outputs} outputs: below {SMALL}, seldom faster (TensorRT#3849)"
             chosen.skipped.append(SkippedLayer(layer.label, layer.name, reason))
     return large
-
-
-def _within_budget(
-    run: Run, layers: Sequence[Layer], parts: _Parts, judge: Judge, chosen: Chosen, progress: Progress
-) -> tuple[Tried, Measured, BudgetEvidence]:
-    """Choose layers, and see on the held-out samples the budget holds there. If not, choose fewer."""
-    options = run.options
-    assert isinstance(options, PruneOptions)
-    samples = 0 if parts.choosing is None else parts.choosing.count
-    chooser = Judge(judge.model, parts.choosing or parts.judging, run.folder, options.metric, "choose")
-    wanted = options.max_loss if options.max_drift is None else options.max_drift
-    search = Search.of(run, layers, chooser, Budget(wanted, chooser.dense_metric), progress)
-    limit, looks = wanted, 0
-    while True:
-        tried, looks = search.best(limit), looks + 1
-        found = judge.measure(run.graph.draft, tried.constants)
-        loss = found.worst if judge.dense_metric is None else judge.dense_metric - (found.metric or 0.0)
-        if loss <= wanted or looks > _LOOKS:
-            break
-        limit = tried.step.cost(search.budget) * min(wanted / loss, _SMALLER)
-    if loss > wanted:
-        what = "drift" if judge.dense_metric is None else "loss of the metric"
-        raise GateError(
-            f"on the held-out samples the {what} is {loss:.3g}, more than the {wanted:.3g} that is allowed, "
-            f"for {looks} sets of layers that stay within it on other samples",
-            hint="Give more samples of more kinds, or allow more.",
-        )
-    labels = {layer.name: layer.label for layer in layers}
-    final = sorted((one.step for one in search.tried.values()), key=lambda step: step.gain)
-    front = points_of(search.steps, chosen.macs, labels) + points_of(final, chosen.macs, labels, alone=False)
-    kind = "drift" if judge.dense_metric is None else "metric"
-    return tried, found, BudgetEvidence(kind, wanted, samples, looks, judge.dense_metric, found.metric, front)
 
 
 def _layers_of(chosen: Chosen, graph: Graph) -> list[Layer]:

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field, replace
 
 from repo_manager.errors import GateError
 from repo_manager.onnx_model.draft import Weight
-from repo_manager.pruning.budget import Budget, Meter, Step, gain_of, greedy
+from repo_manager.pruning.budget import Budget, Meter, Step, gain_of, greedy, points_of
 from repo_manager.pruning.calibrate import Progress, Run, Solved, replacements, solve_alone, solve_layers
-from repo_manager.pruning.judge import Judge
+from repo_manager.pruning.judge import Judge, Measured, is_shared
 from repo_manager.pruning.layers import Layer
+from repo_manager.sparsity.prune_report import BudgetEvidence
+from repo_manager.stats.intervals import spent
 
-__all__ = ["Search", "Tried"]
+__all__ = ["Search", "Tried", "scaled", "within_budget"]
 
 _TRIES = 4
+_LOOKS = 3  # more, at the held-out samples
+_ALPHA = 0.05  # how often the drift may be above its bound, all looks together
+_SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
 _LEAST_FRACTION = 0.2  # how far a set may be expected to gain from being solved in order
 _ALONE, _MEASURED, _IN_ORDER = 0.4, 0.6, 0.9  # shares of the progress at the ends of the phases
 
@@ -154,6 +159,48 @@ class Search:
         step = self.meter.step(names, changed, "in order")
         self.tried[key] = Tried(step, tuple(chosen), solved, changed)
         return self.tried[key]
+
+
+def within_budget(
+    run: Run, layers: Sequence[Layer], wanted: float, chooser: Judge, judge: Judge, macs: float, progress: Progress
+) -> tuple[Tried, Measured, BudgetEvidence]:
+    """Choose layers, and see on the held-out samples that the budget holds there. If not, choose fewer.
+
+    Args:
+        run: solves layers and builds models.
+        layers: layers to prune, in the graph's order.
+        wanted: largest drift, or largest loss of the judges' metric.
+        chooser: measures by the samples for choosing.
+        judge: measures by samples the search never sees. Each look costs confidence in its bound.
+        macs: multiply-accumulates of the whole model.
+        progress: called with the progress.
+
+    Raises:
+        GateError: not even one layer stays within the budget.
+    """
+    search = Search.of(run, layers, chooser, Budget(wanted, chooser.dense_metric), progress)
+    limit, looks = wanted, 0
+    while True:
+        tried, looks = search.best(limit), looks + 1
+        found = judge.measure(run.graph.draft, tried.constants, alpha=spent(_ALPHA, looks))
+        loss = found.worst if judge.dense_metric is None else judge.dense_metric - (found.metric or 0.0)
+        if loss <= wanted or looks > _LOOKS:
+            break
+        limit = tried.step.cost(search.budget) * min(wanted / loss, _SMALLER)
+    if loss > wanted:
+        what = "drift" if judge.dense_metric is None else "loss of the metric"
+        raise GateError(
+            f"on the held-out samples the {what} is {loss:.3g}, more than the {wanted:.3g} that is allowed, "
+            f"for {looks} sets of layers that stay within it on other samples",
+            hint="Give more samples of more kinds, or allow more.",
+        )
+    labels = {layer.name: layer.label for layer in layers}
+    final = sorted((one.step for one in search.tried.values()), key=lambda step: step.gain)
+    front = points_of(search.steps, macs, labels) + points_of(final, macs, labels, alone=False)
+    kind = "drift" if judge.dense_metric is None else "metric"
+    shared = judge.metric is not None and is_shared(judge.metric)
+    samples = 0 if judge.metric is not None else chooser.data.count
+    return tried, found, BudgetEvidence(kind, wanted, samples, looks, judge.dense_metric, found.metric, front, shared)
 
 
 def scaled(progress: Progress, start: float, end: float) -> Callable[[float, str], None]:

@@ -42,6 +42,8 @@ class CalibrationData:
         count: number of samples.
         digest: of all values, types and shapes, in order. A part keeps the digest of the whole.
         degenerate: why no range of values can be learnt from it. Empty when one can.
+
+    Besides, `_get` reads a sample and `_own` holds a digest of each.
     """
 
     source: str
@@ -49,6 +51,7 @@ class CalibrationData:
     count: int
     digest: Digest
     _get: Callable[[int], Mapping[str, Array]] = field(repr=False, compare=False, metadata={"json": False})
+    _own: tuple[bytes, ...] = field(repr=False, compare=False, metadata={"json": False})
     degenerate: str = ""
 
     def require_variety(self) -> None:
@@ -63,24 +66,35 @@ class CalibrationData:
             )
 
     def split(self) -> tuple[CalibrationData, CalibrationData] | None:
-        """Part the data: samples for calibration, and every fourth one, held out to judge the result.
+        """Part the data: samples for calibration, and a quarter, held out to judge the result.
 
         Returns:
-            Both parts. `None` with fewer than `MIN_TO_SPLIT` samples.
+            Both parts. `None` with fewer than `MIN_TO_SPLIT` different samples.
         """
-        if self.count < MIN_TO_SPLIT:
+        if len(set(self._own)) < MIN_TO_SPLIT:
             return None
-        return self.without_every(_HELD_OUT_EVERY)
+        return self.without_one_in(_HELD_OUT_EVERY)
 
-    def without_every(self, number: int) -> tuple[CalibrationData, CalibrationData]:
-        """Part the data: all but every `number`-th sample, and those."""
-        apart = range(number - 1, self.count, number)
-        rest = [index for index in range(self.count) if index not in apart]
-        return self._part(rest), self._part(apart)
+    def without_one_in(self, number: int) -> tuple[CalibrationData, CalibrationData]:
+        """Part the data: all but one of each `number` samples, and those.
+
+        The one is drawn at random, always the same one: data may repeat a pattern, such as one sample of each class in
+        turn. Equal samples stay together, so that no sample of one part is in the other. Of those in the second part
+        one remains.
+        """
+        places: dict[bytes, list[int]] = {}
+        for index, own in enumerate(self._own):
+            places.setdefault(own, []).append(index)
+        groups = list(places.values())
+        random = np.random.default_rng(number)
+        drawn = {start + int(random.integers(number)) for start in range(0, len(groups) - number + 1, number)}
+        apart = [group[0] for place, group in enumerate(groups) if place in drawn]
+        rest = [index for place, group in enumerate(groups) if place not in drawn for index in group]
+        return self._part(sorted(rest)), self._part(apart)
 
     def _part(self, indices: Sequence[int]) -> CalibrationData:
-        get = self._get
-        return replace(self, count=len(indices), _get=lambda index: get(indices[index]))
+        get, own = self._get, tuple(self._own[index] for index in indices)
+        return replace(self, count=len(indices), _get=lambda index: get(indices[index]), _own=own)
 
     def batches(self) -> Iterator[dict[str, Array]]:
         """Yield each sample as one set of model inputs, batch axis included."""
@@ -109,7 +123,7 @@ def validated(
     """
     digest = hashlib.sha256()
     varieties = {spec.name: _Variety() for spec in signature.inputs}
-    first, differ = b"", False
+    each_own: list[bytes] = []
     for index in range(count):
         sample = get(index)
         own = hashlib.sha256()
@@ -126,16 +140,16 @@ def validated(
             varieties[spec.name].add(array)
         if is_empty:
             raise CalibrationError(f"{where(index)}: every input is empty")
-        first = first or own.digest()
-        differ = differ or own.digest() != first
+        each_own.append(own.digest())
     names = tuple(spec.name for spec in signature.inputs)
     degenerate = ""
     found = varieties.values()
     if any(each.elements > 1 for each in found) and not any(each.varies for each in found):
         degenerate = "every input is one and the same value throughout"
-    elif count > 1 and names and not differ:
+    elif count > 1 and names and len(set(each_own)) == 1:
         degenerate = f"all {count} samples are the same"
-    return CalibrationData(source, names, count, Digest("sha256:" + digest.hexdigest()), get, degenerate)
+    whole = Digest("sha256:" + digest.hexdigest())
+    return CalibrationData(source, names, count, whole, get, tuple(each_own), degenerate)
 
 
 @dataclass

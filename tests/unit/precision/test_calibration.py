@@ -252,3 +252,29 @@ def test_images(tmp_path):
     np.testing.assert_allclose(samples[0]["x"][0, :, 0, 0], [1, -1, -1], atol=1e-6)
     (tmp_path / "9.png").write_bytes(b"no image")
     refused(tmp_path, IMAGE, "9.png")
+
+
+def test_samples_in_turn_do_not_all_end_in_one_part(tmp_path):
+    """One of each of four classes in turn: every fourth sample would be of the same class."""
+    np.savez(tmp_path / "c.npz", x=np.repeat(np.arange(4 * 16, dtype=np.float32), 48).reshape(-1, 3, 4, 4))
+    loaded = load_calibration(tmp_path / "c.npz", IMAGE)
+    rest, held_out = loaded.split()
+    numbers = [[int(sample["x"][0, 0, 0, 0]) for sample in part.batches()] for part in (rest, held_out)]
+    assert {number % 4 for number in numbers[1]} == {0, 1, 2, 3}
+    assert [number // 4 for number in numbers[1]] == list(range(16))  # spread over the whole
+    assert sorted(numbers[0] + numbers[1]) == list(range(64))
+    again = loaded.split()
+    assert [int(sample["x"][0, 0, 0, 0]) for sample in again[1].batches()] == numbers[1]
+
+
+def test_equal_samples_are_never_in_both_parts(tmp_path):
+    """Recorded requests repeat: one that is calibrated with says nothing when it judges."""
+    kinds = np.random.default_rng(3).integers(20, size=80).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=np.repeat(kinds, 48).reshape(-1, 3, 4, 4))
+    loaded = load_calibration(tmp_path / "c.npz", IMAGE)
+    rest, held_out = loaded.split()
+    kept, judged = ([float(sample["x"][0, 0, 0, 0]) for sample in part.batches()] for part in (rest, held_out))
+    assert not set(kept) & set(judged)
+    assert len(judged) == len(set(judged)) == 5
+    np.savez(tmp_path / "few.npz", x=np.repeat(kinds % 15, 48).reshape(-1, 3, 4, 4))
+    assert load_calibration(tmp_path / "few.npz", IMAGE).split() is None  # 15 different ones

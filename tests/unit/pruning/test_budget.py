@@ -19,7 +19,7 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.pruning import PruneOptions, prune_with_data
-from repo_manager.pruning.judge import Judge, upper_bound
+from repo_manager.pruning.judge import Judge, errors_by_sample, upper_bound
 from repo_manager.sparsity import Verdict, sparsity_report
 from repo_manager.types import as_json
 
@@ -92,11 +92,42 @@ def test_a_budget_that_holds_everything_prunes_everything(tmp_path: Path) -> Non
     assert [layer.node for layer in kept.pruned] == ["fc1", "fc2", "fc3"]
 
 
+def test_the_bound_pays_for_each_look_at_the_held_out_samples(tmp_path: Path) -> None:
+    """The held-out inputs are harder than the others: the first set that fits by those does not fit by these."""
+    model, data = branches(tmp_path)
+    first, _ = prune_with_data(model, data, PruneOptions(max_drift=0.12))
+    before, after = (sum(map(numpy_helper.to_array, it.graph.initializer)) for it in (onnx.load(model.path), first))
+    answers, _, _ = np.linalg.svd(np.linalg.solve(before, after - before))
+    hard = np.linalg.solve(before.T, answers[:, 0])  # the direction in which pruning changes most of the answer
+    split = data.split()
+    assert split is not None
+    held_out = {sample["x"].tobytes() for sample in split[1].batches()}
+    random = np.random.default_rng(30)
+    given = [
+        {"x": (hard + random.normal(size=x.shape) / 6).astype(np.float32) if x.tobytes() in held_out else x}
+        for x in (sample["x"] for sample in data.batches())
+    ]
+    other = data_of_samples(given, signature_of(model), "harder where it is held out")
+    proto, report = prune_with_data(model, other, PruneOptions(max_drift=0.12))
+    assert report.evidence is not None
+    assert report.evidence.budget is not None
+    looks, bounds = report.evidence.budget.looks, report.evidence.drift_upper
+    assert looks == 2
+    path = tmp_path / "pruned.onnx"
+    path.write_bytes(proto.SerializeToString())
+    dense, pruned = Session(model.path), Session(path)
+    parts = other.split()
+    assert parts is not None
+    pairs = errors_by_sample(((pruned.run(one), dense.run(one)) for one in parts[1].batches()), ["y"])["y"]
+    assert bounds == {"y": pytest.approx(upper_bound(pairs, 0.05 * 6 / (np.pi * looks) ** 2), rel=1e-4)}
+    assert bounds["y"] > upper_bound(pairs)
+
+
 def test_what_no_layer_can_hold_is_refused(tmp_path: Path) -> None:
     model, data = branches(tmp_path)
     with pytest.raises(GateError, match=r"no set of layers stays within the budget of 1e-06: pruning 'fc3', with 95 %"):
         prune_with_data(model, data, PruneOptions(max_drift=1e-6))
-    few = data.without_every(8)[1]
+    few = data.without_one_in(8)[1]
     with pytest.raises(CalibrationError, match="8 samples, and a largest drift needs 16"):
         prune_with_data(model, few, PruneOptions(max_drift=0.2))
     with pytest.raises(UsageError, match="one budget at a time"):
@@ -130,6 +161,16 @@ def test_a_metric_chooses_and_is_told_what_for(tmp_path: Path) -> None:
     assert budget.metric is not None
     assert budget.metric >= 0.9
     assert all(point.metric is not None and point.drift is None for point in budget.front)
+
+    assert not budget.shared
+
+    def one_number(run: Run) -> float:
+        return agreement(run, "judge")
+
+    _, report = prune_with_data(model, data, PruneOptions(metric=one_number, max_loss=0.1))
+    assert report.evidence is not None
+    assert report.evidence.budget is not None
+    assert report.evidence.budget.shared
 
     def broken(run: Run) -> float:
         raise RuntimeError("no labels")
@@ -190,6 +231,19 @@ def test_the_bound_holds_nineteen_times_in_twenty(count: int) -> None:
     bounds = [upper_bound(list(zip(e, s, strict=True))) for e, s in zip(errors, sizes, strict=True)]
     assert 0.92 < np.mean(np.array(bounds) >= true) < 0.98
     assert np.median(bounds) < {4: 4, 8: 2.2, 32: 1.4}[count] * true
+
+
+@pytest.mark.parametrize(
+    ("count", "alpha", "quantile"), [(3, 0.05, 6.314), (4, 0.01, 6.965), (5, 0.01, 4.541), (12, 0.005, 3.169)]
+)
+def test_the_bound_follows_students_tables(count: int, alpha: float, quantile: float) -> None:
+    """Pairs whose logarithms pull evenly to both sides: no skewness, so the bound is the quantile's alone."""
+    pull = np.linspace(-1, 1, count) * 1e-3
+    pairs = [(1.0 + each, 1.0) for each in pull]
+    total = count + pull.sum()
+    logs = np.log((total - 1 - pull) / (count - 1))
+    error = np.sqrt((count - 1) / count * ((logs - logs.mean()) ** 2).sum())
+    assert upper_bound(pairs, alpha) == pytest.approx(np.sqrt(total / count * np.exp(quantile * error)), rel=1e-4)
 
 
 def test_the_bound_of_nothing() -> None:

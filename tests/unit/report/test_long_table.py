@@ -13,7 +13,8 @@ from support import onnx_models
 
 from repo_manager.onnx_model.model import load_model
 from repo_manager.report.layout import make_table
-from repo_manager.report.tables import prune_view, sparsity_view
+from repo_manager.report.prune_tables import prune_view
+from repo_manager.report.tables import sparsity_view
 from repo_manager.sparsity.prune_report import PruneReport, SkippedLayer
 from repo_manager.sparsity.report import sparsity_report
 from repo_manager.types import Digest, as_json
