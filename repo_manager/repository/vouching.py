@@ -29,7 +29,7 @@ from repo_manager.repository.stores.base import Store
 from repo_manager.repository.view import ModelView
 from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
 
-__all__ = ["check_beside", "check_facts", "differing_facts", "fingerprint", "sign_beside"]
+__all__ = ["beside_files", "check_beside", "check_facts", "differing_facts", "fingerprint", "sign_beside"]
 
 _ABOUT = "about.json"
 # Fields of config.pbtxt that decide which code runs on which files. The others are tuning and may change.
@@ -164,7 +164,7 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
         RepositoryError: there are links, or a file cannot be read.
     """
     name = beside_signature_name(view.name, version)
-    files = _beside(store, view)
+    files = beside_files(store, view)
     if not files:
         return name, None
     with _folder(store, view, files) as folder:
@@ -182,7 +182,7 @@ def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
     Raises:
         RepositoryError: a file is not signed, with its name.
     """
-    files = _beside(store, view)
+    files = beside_files(store, view)
     if not files:
         return
     reasons: list[str] = []
@@ -204,7 +204,7 @@ def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
     )
 
 
-def _beside(store: Store, view: ModelView) -> tuple[str, ...]:
+def beside_files(store: Store, view: ModelView) -> tuple[str, ...]:
     """Return the paths, below the model's folder, of everything but config.pbtxt and the versions.
 
     Raises:

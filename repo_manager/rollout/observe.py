@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from repo_manager.errors import ServerRefusedError
+from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.optional import deferred
 from repo_manager.repository.location import Location
+from repo_manager.repository.sealing import LargeModelError, SealedModel, sealed_model
 from repo_manager.repository.verify import verify
 from repo_manager.server.client import TritonClient
 from repo_manager.server.process import POLL_FAILED
-from repo_manager.triton_config.config import ModelConfig
+from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
+from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.triton_config.problems import Severity
+
+json_format = deferred("google.protobuf.json_format")
 
 __all__ = ["READY", "ServedState", "load_model", "observe", "require_control", "require_known", "wait_until_only_ready"]
 
 _POLL_S = 0.02
+# What a load brings along goes over the network, and is in memory three times. Triton's gRPC ends at 2 GiB.
+_MOST_SENT_BYTES = 512 << 20
+# Its files are data: nothing of them is executed.
+_DATA_BACKEND = "onnxruntime"
+_LEFT_OUT = "left-out"
 _BUSY = {"LOADING", "UNLOADING"}
 READY = "READY"
 _LOOKS = 2
@@ -56,20 +68,68 @@ class ServedState:
         return f"{self.url} serves version{plural} {', '.join(map(str, self.ready))}"
 
 
-def load_model(client: TritonClient, repository: Location, name: str, timeout_s: float) -> None:
-    """Ask a server to look at a model's folder again.
+def load_model(
+    client: TritonClient, repository: Location, name: str, timeout_s: float, signed_by: Sequence[Path] = ()
+) -> None:
+    """Ask a server to load what a model's config.pbtxt serves.
+
+    Under the policy the files go with the load: they are copied to a folder of this user, checked there and sent, so
+    that nothing can be exchanged between the check and the load.
 
     Args:
         client: connected client of the server.
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
         timeout_s: deadline of the call in seconds.
+        signed_by: keys one of which must vouch for each version that is loaded. Empty: the server reads the folder.
 
     Raises:
         ServerRefusedError: it does not load. Where the server only says it could not read the folder, the message
             names what `verify` finds in it.
         ServerUnreachableError: the server gives no answer in time.
+        RepositoryError: under the policy, no key vouches for what is to be loaded.
     """
+    if not signed_by:
+        _load(client, repository, name, timeout_s)
+        return
+    served = [version for version, entry in client.versions(name).items() if entry.state == READY]
+    try:
+        with sealed_model(repository, name, signed_by, served=served, limit_bytes=_MOST_SENT_BYTES) as model:
+            if is_ensemble(model.config) or model.has_variants:
+                _load(client, repository, name, timeout_s)
+            else:
+                _send(client, name, model, timeout_s)
+    except LargeModelError as exc:
+        if exc.config.backend != _DATA_BACKEND:
+            raise RepositoryError(
+                f"{exc.message}, and a load from the folder could run code that was exchanged by then",
+                hint="Start the server with the policy (repo-manager serve).",
+            ) from exc
+        client.load(name, _as_json(exc.config, name), timeout_s=timeout_s)
+
+
+def _send(client: TritonClient, name: str, model: SealedModel, timeout_s: float) -> None:
+    """Load a model from what is sent. Triton keeps a version as it is that is READY with the same configuration."""
+    if model.config.unknown_fields:
+        raise RepositoryError(
+            f"{CONFIG_FILENAME} of {name} has fields that this repo-manager does not know, so it cannot be sent: "
+            f"{', '.join(model.config.unknown_fields)}",
+            hint="Remove them, or upgrade repo-manager.",
+        )
+    files = {place: path.read_bytes() for place, path in model.files.items()}
+    # Triton looks for the folder of each version. It cannot load one of these, so it leaves it alone or refuses.
+    files |= {f"{version}/{_LEFT_OUT}": b"\n" for version in model.left_out}
+    client.load(name, _as_json(model.config, name), files=files, timeout_s=timeout_s)
+
+
+def _as_json(config: ModelConfig, name: str) -> str:
+    message = config.message()
+    message.name = name
+    return str(json_format.MessageToJson(message))
+
+
+def _load(client: TritonClient, repository: Location, name: str, timeout_s: float) -> None:
+    """Ask a server to look at a model's folder again."""
     try:
         client.load(name, timeout_s=timeout_s)
     except ServerRefusedError as exc:

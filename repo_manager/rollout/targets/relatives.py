@@ -185,8 +185,8 @@ class Relatives:
         if not set(needed.versions) <= set(needed.entry.selected):
             context.change(lambda: set_served_versions(context.repository, needed.name, needed.versions))
         timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
-        context.retried(lambda: load_model(self._client, context.repository, needed.name, timeout_s))
         keys = context.options.signed_by
+        context.retried(lambda: load_model(self._client, context.repository, needed.name, timeout_s, keys))
         for version in needed.versions if keys else ():
             vouched = [each for each in self._vouched if (each.name, each.version) == (needed.name, version)]
             config = ModelConfig.from_message(self._client.model_config(needed.name))
@@ -226,7 +226,9 @@ class Relatives:
         for each in self.brought[::-1]:
             timeout_s = self._context.options.settle_timeout_s
             if each.name in self.ready:
-                self._client.load(each.name, timeout_s=max(timeout_s, self._context.options.load_timeout_s))
+                options = self._context.options
+                load_s = max(timeout_s, options.load_timeout_s)
+                load_model(self._client, self._context.repository, each.name, load_s, options.signed_by)
             else:
                 self._client.unload(each.name, timeout_s=timeout_s)
             wait_until_only_ready(self._client, each.name, self.ready.get(each.name, ()), timeout_s)

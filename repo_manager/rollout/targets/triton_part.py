@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repo_manager.errors import ServerRefusedError
+from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.repository.configuration import set_served_versions, touch_config, write_config_bytes
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check
@@ -157,8 +157,8 @@ class TritonPart:
             # It may have to wait for the load that was given up, however short a deadline that one had.
             timeout_s = max(options.load_timeout_s, options.settle_timeout_s)
             try:
-                self.client.load(context.name, timeout_s=timeout_s)
-            except ServerRefusedError as exc:
+                load_model(self.client, context.repository, context.name, timeout_s, options.signed_by)
+            except (ServerRefusedError, RepositoryError) as exc:
                 # The file that is put back may be what it refuses. What was served is served then, as it never stopped.
                 refusal = f" ({exc.message})"
         state = wait_until_only_ready(self.client, context.name, before, options.settle_timeout_s)
@@ -212,7 +212,7 @@ class TritonPart:
             if self._unseen:
                 self._unload()
             timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
-            load_model(self.client, context.repository, context.name, timeout_s)
+            load_model(self.client, context.repository, context.name, timeout_s, context.options.signed_by)
 
         context.retried(load)
 
