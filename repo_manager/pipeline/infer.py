@@ -211,8 +211,7 @@ def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str,
     if text == _STDIN or text.lstrip().startswith("{"):
         with work_folder("repo-manager-infer-") as folder:
             source = "standard input" if text == _STDIN else "--input"
-            path = Path(folder) / "request.jsonl"
-            path.write_text(_json_lines(_standard_input() if text == _STDIN else text), "utf-8")
+            path = _written(_standard_input() if text == _STDIN else text, Path(folder))
             try:
                 rows = _one_sequence(path, facts)
             except InputError as exc:
@@ -252,12 +251,19 @@ def _standard_input() -> str:
         return stdin.read()
 
 
-def _json_lines(text: str) -> str:
-    """Return one document as one line. Requests with several stay as they are."""
+def _written(text: str, folder: Path) -> Path:
+    """Write requests to a file of the kind that they are: lines, one document on one line, or perf_analyzer's."""
+    path = folder / "request.jsonl"
     try:
-        return json.dumps(json.loads(text))
+        document = json.loads(text)
     except (ValueError, RecursionError):
-        return text
+        document = None  # several lines, or the reader says what is wrong
+    else:
+        text = text.replace("\r", " ").replace("\n", " ")
+    if isinstance(document, dict) and any(isinstance(document.get(key), list) for key in ("data", "instances")):
+        path = folder / "request.json"
+    path.write_text(text, "utf-8")
+    return path
 
 
 def _wanted(facts: TargetFacts) -> str:

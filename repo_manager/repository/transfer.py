@@ -263,15 +263,22 @@ def copy_needed(
 
 
 def _check_same(source: ModelView, target: ModelView, place: Location) -> None:
-    """Check that versions which both repositories have are the same, as far as both have a manifest.
+    """Check that versions which both repositories have are the same, by their manifests.
 
     Raises:
-        RepositoryError: one is another.
+        RepositoryError: one is another, or has no manifest.
     """
     for version, content in source.contents.items():
         found = target.contents.get(version)
-        if found is None or not (found.has_manifest and content.has_manifest):
+        if found is None:
             continue
+        for side, where in ((content, source.place.parent), (found, place)):
+            if not side.has_manifest:
+                raise RepositoryError(
+                    f"{source.name}:{version} in {where} has no manifest, so its content cannot be compared, and an "
+                    "ensemble asks for it by number",
+                    hint=f"Write one: repo-manager adopt {source.name} -r {where}",
+                )
         if found.manifest().digest != content.manifest().digest:
             raise RepositoryError(
                 f"{source.name}:{version} in {place} has other content than the version copied, and an ensemble asks "

@@ -53,12 +53,14 @@ class _Row:
         place: where in the file, for messages. Empty where its number says it.
         stream: the number of its stream.
         finite: whether the file spells no infinity, so one is a number beyond 64-bit floats.
+        framed: whether base64 of strings must hold their lengths, as perf_analyzer's does.
     """
 
     values: Any
     place: str = ""
     stream: int = 0
     finite: bool = False
+    framed: bool = False
 
 
 class _Twice:
@@ -195,7 +197,7 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
     sample = {}
     for name in (name for name in values if name in known):
         try:
-            sample[name] = _array_of(values[name], known[name], flat.get(name), finite=row.finite)
+            sample[name] = _array_of(values[name], known[name], flat.get(name), row)
         except ValueError as exc:
             raise ValueError(f"{where}, input {name}: {exc}") from exc
     return sample
@@ -223,19 +225,19 @@ def _require_finite(array: Array) -> None:
         raise ValueError(f"element {places[0]} is beyond the range of a 64-bit float; an infinity is written Infinity")
 
 
-def _array_of(value: Any, item: InputFacts, flat: Sequence[int] | None, *, finite: bool) -> Array:
+def _array_of(value: Any, item: InputFacts, flat: Sequence[int] | None, row: _Row) -> Array:
     shape: Any = None
     if isinstance(value, Mapping):
         shape, value = value.get("shape"), value.get("content", value)
     if isinstance(value, Mapping):
         if "b64" not in value:
             raise ValueError(f'it has the keys {", ".join(map(str, value)) or "(none)"}, expected "content" or "b64"')
-        array = decoded(value["b64"], item.datatype)
+        array = decoded(value["b64"], item.datatype, framed=row.framed)
     elif isinstance(value, _Twice):
         raise ValueError(f"it is {value!r}")
     else:
         array = exact_array(value, item.datatype)
-        if finite and array.dtype.kind in "fV":
+        if row.finite and array.dtype.kind in "fV":
             _require_finite(array)
     if shape is None:
         return _fitting(_unflattened(array, item.shape, flat), item)
@@ -340,10 +342,10 @@ def _perf_analyzer_rows(entries: Sequence[Any]) -> Iterator[_Row]:
     """Read steps, or streams of steps."""
     for stream, entry in enumerate(entries, start=1):
         if not isinstance(entry, list):
-            yield _Row(entry)
+            yield _Row(entry, framed=True)
             continue
         for step, values in enumerate(entry, start=1):
-            yield _Row(values, f"stream {stream}, step {step}", stream)
+            yield _Row(values, f"stream {stream}, step {step}", stream, framed=True)
 
 
 def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -> list[Sample]:

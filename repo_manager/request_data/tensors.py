@@ -203,11 +203,16 @@ def _strings(value: Any) -> Array:
     return encoded.reshape(array.shape)
 
 
-def decoded(text: Any, datatype: str) -> Array:
+def decoded(text: Any, datatype: str, *, framed: bool = False) -> Array:
     """Return the flat values of perf_analyzer's `b64`.
 
-    For `BYTES` it is Triton's binary form, each string after its length in 4 bytes. Bytes whose first 4 are no length
-    of a string in them are one string (an image, for instance).
+    For `BYTES` it is Triton's binary form, each string after its length in 4 bytes.
+
+    Args:
+        text: content of the field.
+        datatype: Triton's type, without `TYPE_`.
+        framed: perf_analyzer's own files, which require the lengths. Else bytes whose first 4 are no length of a string
+            in them are one string (an image, for instance), as in TensorFlow Serving's requests.
 
     Raises:
         ValueError: it is not base64, or not a whole number of elements.
@@ -218,7 +223,7 @@ def decoded(text: Any, datatype: str) -> Array:
         raw = base64.b64decode(text, validate=True)
     except ValueError as exc:
         raise ValueError(f"its b64 is not base64: {exc}") from exc
-    return _strings(_split(raw)) if datatype == "BYTES" else elements_in(raw, datatype)
+    return _strings(_split(raw, framed=framed)) if datatype == "BYTES" else elements_in(raw, datatype)
 
 
 def elements_in(raw: bytes, datatype: str) -> Array:
@@ -233,21 +238,21 @@ def elements_in(raw: bytes, datatype: str) -> Array:
     return np.frombuffer(raw, dtype=dtype)
 
 
-def _split(raw: bytes) -> list[bytes]:
-    """Return the strings of Triton's binary form. Bytes not in this form are one string as a whole."""
+def _split(raw: bytes, *, framed: bool) -> list[bytes]:
+    """Return the strings of Triton's binary form. Unless `framed`, bytes not in this form are one string as a whole."""
     strings: list[bytes] = []
     place = 0
     while place < len(raw):
         size = int.from_bytes(raw[place : place + 4], "little")
         if place + 4 + size > len(raw) or place + 4 > len(raw):
-            if strings:
+            if strings or framed:
                 raise ValueError(
                     f"its b64 ends within string {len(strings)}: expected the length in 4 bytes before each string"
                 )
             return [raw]
         place += 4 + size
         strings.append(raw[place - size : place])
-    return strings or [raw]
+    return strings if strings or framed else [raw]
 
 
 def recorded_rows(archive: Mapping[str, Array]) -> list[Sample] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, ModelError, RepositoryError
@@ -107,7 +107,12 @@ def check_version(
 
 
 def check_pinned(
-    name: str, pinned: Mapping[int, Sequence[str]], before: Sequence[int], after: Sequence[int], options: RolloutOptions
+    name: str,
+    pinned: Mapping[int, Sequence[str]],
+    before: Sequence[int],
+    after: Sequence[int],
+    options: RolloutOptions,
+    served: Collection[str] | None = None,
 ) -> tuple[Check, ...]:
     """Check whether an ensemble would lose a version it asks for by number.
 
@@ -117,22 +122,34 @@ def check_pinned(
         before: versions served now.
         after: the versions served after the roll-out.
         options: `drop_pinned` allows the loss of a version an ensemble asks for.
+        served: models that the server serves. An ensemble that is not among them loses nothing now, which is a warning.
+            `None`: all ensembles are to be served.
     """
     lost = {version: pinned[version] for version in before if version in pinned and version not in after}
-    if not lost:
-        return ()
-    detail = "; ".join(
-        f"{name}:{version} would not be served any more, and {', '.join(ensembles)} needs it: Triton drops "
-        f"{'the ensemble' if len(ensembles) == 1 else 'the ensembles'} then"
-        for version, ensembles in lost.items()
-    )
-    if options.drop_pinned:
-        return (Check("ensembles", Outcome.WARNING, detail),)
-    hint = (
-        "Serve both with --keep-previous, or change model_version in the ensemble's config.pbtxt first. "
-        "--drop-pinned goes on without the ensemble."
-    )
-    return (Check("ensembles", Outcome.REFUSED, detail, hint),)
+    now = {version: [each for each in names if served is None or each in served] for version, names in lost.items()}
+    later = {version: [each for each in names if each not in now[version]] for version, names in lost.items()}
+    checks = []
+    if any(now.values()):
+        detail = "; ".join(
+            f"{name}:{version} would not be served any more, and {', '.join(ensembles)} needs it: Triton drops "
+            f"{'the ensemble' if len(ensembles) == 1 else 'the ensembles'} then"
+            for version, ensembles in now.items()
+            if ensembles
+        )
+        hint = (
+            "Serve both with --keep-previous, or change model_version in the ensemble's config.pbtxt first. "
+            "--drop-pinned goes on without the ensemble."
+        )
+        refused = Check("ensembles", Outcome.REFUSED, detail, hint)
+        checks.append(Check("ensembles", Outcome.WARNING, detail) if options.drop_pinned else refused)
+    if any(later.values()):
+        detail = "; ".join(
+            f"{name}:{version} would not be served any more; {', '.join(ensembles)} asks for it and is not served now"
+            for version, ensembles in later.items()
+            if ensembles
+        )
+        checks.append(Check("ensembles", Outcome.WARNING, detail))
+    return tuple(checks)
 
 
 def check_needed(what: str, dependents: Sequence[str]) -> tuple[Check, ...]:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.onnx_model.runtime import runtime_within
@@ -215,14 +215,17 @@ class Context:
         """The versions of the model pinned by ensembles of the repository, each with the ensembles."""
         return pinned_versions(self.ensembles, self.name)
 
-    def check_pinned(self, before: Sequence[int], after: Sequence[int]) -> tuple[Check, ...]:
+    def check_pinned(
+        self, before: Sequence[int], after: Sequence[int], served: Collection[str] | None = None
+    ) -> tuple[Check, ...]:
         """Check whether an ensemble would lose a version it asks for by number.
 
         Args:
             before: versions served now.
             after: the versions served after the roll-out.
+            served: models that the server serves. `None`: all ensembles are to be served.
         """
-        return check_pinned(self.name, self.pinned, before, after, self.options)
+        return check_pinned(self.name, self.pinned, before, after, self.options, served)
 
     def refused_version(self, serving: Mapping[str, tuple[int, ...]]) -> tuple[Check, ...]:
         """Check the version before anything else is asked, and refuse it; `serving` as in `check_version`.

@@ -18,6 +18,7 @@ from repo_manager.triton_messages import is_repeated
 
 __all__ = ["get_field", "set_field", "set_fields"]
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[(\d+)\])?")
 
 
@@ -36,7 +37,9 @@ def get_field(config: ModelConfig, path: str) -> str:
         return ""
     if key is not None:
         value = getattr(parent, field.name)
-        return str(value[key].string_value) if key in value else ""
+        if key not in value:
+            return ""
+        return str(value[key].string_value if _is_parameter(field) else value[key])
     if field.message_type is None and not is_repeated(field):
         value = getattr(parent, field.name)
         return field.enum_type.values_by_number[value].name if field.enum_type is not None else str(value)
@@ -124,10 +127,12 @@ def set_field(message: Any, path: str, value: str | None) -> None:
         entries = getattr(parent, field.name)
         if value is None:
             entries.pop(key, None)
-        elif not hasattr(field.message_type.fields_by_name["value"].message_type, "fields_by_name"):
-            raise ConfigError(f"{path} is a map of single values; set the whole of {field.name}")
-        else:
+        elif _is_parameter(field):
             entries[key].string_value = value
+        elif _value_of(field).message_type is not None:
+            raise ConfigError(f"{path} is a whole entry; set its fields one by one")
+        else:
+            entries[key] = value
         return
     parent.ClearField(field.name)
     if value is None:
@@ -144,6 +149,11 @@ def set_field(message: Any, path: str, value: str | None) -> None:
         except (text_format.ParseError, ValueError):
             continue
         if [found.name for found, _ in scratch.ListFields()] in ([field.name], []):
+            if _is_map(field) and not all(getattr(scratch, field.name)):
+                raise ConfigError(
+                    f"{path} = {value!r} has no key, and each entry of a map needs one",
+                    hint=f"Set one entry: {path}.KEY=VALUE. Or remove all: --clear {path}.",
+                )
             parent.MergeFrom(scratch)
             return
     raise ConfigError(
@@ -152,11 +162,18 @@ def set_field(message: Any, path: str, value: str | None) -> None:
     )
 
 
-def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | None]:
-    """Walk to a field: (its message, its descriptor, a map's key). (None, None, None) when a step does not exist."""
+def _find(message: Any, path: str, *, create: bool, start: int = 0) -> tuple[Any, Any, Any]:
+    """Walk to a field: (its message, its descriptor, a map's key). (None, None, None) when a step does not exist.
+
+    Args:
+        message: where the walk starts.
+        path: the whole path.
+        create: add what is missing on the way.
+        start: the step of the path that is a field of `message`.
+    """
     steps = path.split(".")
     current = message
-    for position, step in enumerate(steps):
+    for position, step in enumerate(steps[start:], start=start):
         match = _STEP.fullmatch(step)
         field = current.DESCRIPTOR.fields_by_name.get(match.group(1)) if match else None
         if field is None or match is None:
@@ -168,10 +185,9 @@ def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | Non
             )
         if create:
             _check_alone(current, field, steps[:position])
-        is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         rest = steps[position + 1 :]
-        if is_map and rest:
-            return current, field, ".".join(rest)
+        if _is_map(field) and rest:
+            return _find_entry(current, field, path, position + 1, create=create)
         if not rest and match.group(2) is None:
             return current, field, None
         if field.message_type is None:
@@ -183,6 +199,45 @@ def _find(message: Any, path: str, *, create: bool) -> tuple[Any, Any, str | Non
             raise ConfigError(f"{path} is a whole element; set its fields one by one")
         current = following
     raise ConfigError("the path of the field is empty")
+
+
+def _find_entry(message: Any, field: Any, path: str, start: int, *, create: bool) -> tuple[Any, Any, Any]:
+    """Walk into a map, whose key begins at a step of the path. The longest key that is there counts: it may have dots.
+
+    Raises:
+        ConfigError: the key is of another type, or there is no such field behind it.
+    """
+    steps, entries = path.split("."), getattr(message, field.name)
+    key: Any = ".".join(steps[start:])
+    if _is_parameter(field) or _value_of(field).message_type is None:
+        return message, field, key
+    if field.message_type.fields_by_name["key"].cpp_type == field.CPPTYPE_STRING:
+        ends = range(len(steps), start, -1)
+        end = next((end for end in ends if ".".join(steps[start:end]) in entries), start + 1)
+        key = ".".join(steps[start:end])
+    elif _NUMBER.fullmatch(steps[start]):
+        end, key = start + 1, int(steps[start])
+    else:
+        raise ConfigError(f"{path}: the keys of {field.name} are numbers, and {steps[start]!r} is none")
+    if end == len(steps):
+        return message, field, key
+    if not create and key not in entries:
+        return None, None, None
+    return _find(entries[key], path, create=create, start=end)
+
+
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _value_of(field: Any) -> Any:
+    return field.message_type.fields_by_name["value"]
+
+
+def _is_parameter(field: Any) -> bool:
+    """Return whether a map's values are texts in a message of one field, as those of `parameters` are."""
+    message = _value_of(field).message_type
+    return message is not None and "string_value" in message.fields_by_name
 
 
 def _check_alone(message: Any, field: Any, parents: list[str]) -> None:

@@ -95,6 +95,15 @@ def test_strings_and_optional_inputs(ask: Callable[..., Inference]) -> None:
     assert outputs(ask("opt", data='{"A": [1, 2], "B": [10, 20]}'), "Y") == [[11, 22]]
 
 
+def test_json_on_the_command_line_is_read_as_a_file_is(ask: Callable[..., Inference]) -> None:
+    assert outputs(ask("opt", data='{"data": [{"A": [1, 2]}, {"A": [3, 4]}]}'), "Y") == [[2, 4], [6, 8]]
+    assert outputs(ask("opt", data='{"instances": [{"A": [1, 2]}]}'), "Y") == [[2, 4]]
+    assert outputs(ask("opt", data='{"A":\n [1,\r\n 2]}'), "Y") == [[2, 4]]
+    assert outputs(ask("opt", data='{"A": [1, 2]}\n{"A": [3, 4]}'), "Y") == [[2, 4], [6, 8]]
+    with pytest.raises(InputError, match="input A: it is there twice"):
+        ask("opt", data='{"A": [1, 2], "A": [3, 4]}')
+
+
 def test_the_recorded_sample_is_compared_and_labels_are_named(ask: Callable[..., Inference]) -> None:
     found = ask("scaling", golden=True)
     assert outputs(found, "y") == [[2, 4, 6, 8]]

@@ -81,7 +81,7 @@ class LeavingPart(TritonPart):
         context, after = self.context, self.plan.ready_after
         context.retried(lambda: require_control(self.client))
         if after:
-            return context.check_pinned(self.before.ready, after)
+            return context.check_pinned(self.before.ready, after, self.relatives.ready)
         return check_needed(context.what, self.relatives.dependents)
 
     def apply(self) -> None:

@@ -91,7 +91,8 @@ class TritonPart:
         context.retried(lambda: require_control(self.client))
         timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
         found = check_server(context.entry, context.version, self.plan.new_bytes, self.client, timeout_s=timeout_s)
-        return (*self.relatives.check(), *context.check_pinned(self.before.ready, self.plan.ready_after), *found)
+        lost = context.check_pinned(self.before.ready, self.plan.ready_after, self.relatives.ready)
+        return (*self.relatives.check(), *lost, *found)
 
     def apply(self) -> None:
         """Serve the old and the new version together."""

@@ -176,6 +176,8 @@ def test_a_copy_names_a_version_asked_for_by_number_that_is_another_there(tmp_pa
     for file in ("model.py", "manifest.json"):
         (target / "scale" / "2" / file).unlink()
     (target / "scale" / "2" / "model.py").write_text("# another\n")
+    with pytest.raises(RepositoryError, match=r"scale:2 in .*target has no manifest"):
+        copy_needed(source, "ens", target)
     adopt(target, "scale")
     with pytest.raises(RepositoryError, match=r"scale:2 in .* has other content than the version copied"):
         copy_needed(source, "ens", target)

@@ -188,6 +188,19 @@ def test_a_flat_list_takes_the_shape_that_is_given(tmp_path: Path) -> None:
     assert (first["x"].shape, second["x"].shape) == ((3, 2), (2, 2))
 
 
+def test_base64_of_strings_without_lengths_is_refused_where_perf_analyzer_refuses_it(tmp_path: Path) -> None:
+    """Its documents ask for the lengths: Triton refuses what it sends without. Other forms take one string."""
+    words = InputFacts("words", "BYTES", (1,))
+    raw = {"words": {"b64": base64.b64encode(b"hello").decode()}}
+    for rows in ([raw], [[raw]]):
+        (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
+        with pytest.raises(InputError, match="words: its b64 ends within string 0: expected the length in 4 bytes"):
+            read_rows(tmp_path / "d.json", [words])
+    for name, document in (("d.json", {"instances": [raw]}), ("d.jsonl", raw)):
+        (tmp_path / name).write_text(json.dumps(document))
+        assert [row["words"].tolist() for row in read_rows(tmp_path / name, [words])] == [[b"hello"]]
+
+
 def test_every_form_that_perf_analyzer_documents(tmp_path: Path) -> None:
     items = (InputFacts("x", "FP32", (-1, 2)), InputFacts("words", "BYTES", (-1,), optional=True))
     raw = {

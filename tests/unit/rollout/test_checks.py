@@ -10,7 +10,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model import runtime
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository.scan import find_model
-from repo_manager.rollout.checks import Check, Outcome, check_version, refuse
+from repo_manager.rollout.checks import Check, Outcome, check_pinned, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.server_checks import Room, _memory, room_for
 from repo_manager.server import metrics_page
@@ -143,3 +143,27 @@ def test_metrics_are_looked_for_where_triton_puts_them(url: str, expected: str |
 def test_metrics_that_cannot_be_had_are_no_error() -> None:
     assert metrics_text("http://127.0.0.1:9/metrics", timeout_s=0.5) is None
     assert metrics_page.free_gpu_bytes("") is None
+
+
+def test_a_pinned_version_is_kept_for_ensembles_that_are_served() -> None:
+    pinned = {1: ("first", "second"), 2: ("third",)}
+
+    def found(served: tuple[str, ...] | None, **options: bool) -> list[tuple[Outcome, str]]:
+        checks = check_pinned("part", pinned, (1, 2), (3,), RolloutOptions(**options), served)
+        return [(check.outcome, check.detail) for check in checks]
+
+    (everything,) = found(None)
+    assert everything[0] is Outcome.REFUSED
+    assert "first, second needs it: Triton drops the ensembles" in everything[1]
+    refused, warned = found(("first",))
+    assert refused == (
+        Outcome.REFUSED,
+        "part:1 would not be served any more, and first needs it: Triton drops the ensemble then",
+    )
+    assert warned == (
+        Outcome.WARNING,
+        "part:1 would not be served any more; second asks for it and is not served now; part:2 would not be served any "
+        "more; third asks for it and is not served now",
+    )
+    assert [outcome for outcome, _ in found(())] == [Outcome.WARNING]
+    assert [outcome for outcome, _ in found(("first",), drop_pinned=True)] == [Outcome.WARNING, Outcome.WARNING]

@@ -4,7 +4,7 @@ import pytest
 
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.config import parse_config
-from repo_manager.triton_config.fields import set_field, set_fields
+from repo_manager.triton_config.fields import get_field, set_field, set_fields
 
 ENSEMBLE = 'platform: "ensemble" ensemble_scheduling { step { model_name: "part" } }\n'
 SEQUENCE = 'backend: "x" sequence_batching { direct { } }\n'
@@ -109,3 +109,61 @@ def test_text_in_any_form_comes_to_say_what_is_set(text: str, field: str, value:
     expected = parse_config(text).message()
     set_field(expected, field, value)
     assert changed == expected != parse_config(text).message()
+
+
+MAPS = """backend: "onnxruntime"
+model_warmup { name: "w" batch_size: 1  # first
+  inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 4 ] random_data: true } }
+  inputs { key: "a.b" value { data_type: TYPE_FP32 dims: [ 4 ] zero_data: true } }
+}
+dynamic_batching { priority_levels: 2 default_priority_level: 1
+  priority_queue_policy { key: 1 value { max_queue_size: 3 } } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "old", "new"),
+    [
+        (
+            {"model_warmup.inputs.x.zero_data": "true", "model_warmup.inputs.x.random_data": None},
+            "random_data: true",
+            " zero_data: true",
+        ),
+        (
+            {"model_warmup.inputs.a.b.data_type": "TYPE_INT8"},
+            "TYPE_FP32 dims: [ 4 ] zero",
+            "TYPE_INT8 dims: [ 4 ] zero",
+        ),
+        ({"dynamic_batching.priority_queue_policy.1.max_queue_size": "9"}, "size: 3", "size: 9"),
+        ({"model_warmup.inputs.x": None}, MAPS.splitlines()[2].strip(), ""),
+        (
+            {"cc_model_filenames.8.6": "m.plan"},
+            "priority_queue_policy { key: 1 value { max_queue_size: 3 } } }\n",
+            "priority_queue_policy { key: 1 value { max_queue_size: 3 } } }\n"
+            'cc_model_filenames {\n  key: "8.6"\n  value: "m.plan"\n}\n',
+        ),
+    ],
+)
+def test_entries_of_maps_are_set_by_key(changes: dict[str, str | None], old: str, new: str) -> None:
+    written = set_fields(MAPS, changes, where="c")
+    assert parse_config(written).message() == parse_config(MAPS.replace(old, new, 1)).message()
+    assert "# first" in written
+    for path, value in changes.items():
+        if value is not None:
+            assert get_field(parse_config(written), path) == {"true": "True"}.get(value, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "refusal"),
+    [
+        ("model_warmup.inputs.x.zero_data", "true", "would remove model_warmup.inputs.x.random_data"),
+        ("model_warmup.inputs.x", "{ }", "is a whole entry"),
+        ("model_warmup.inputs.x.none", "1", "Input has no field 'none'"),
+        ("dynamic_batching.priority_queue_policy.high.max_queue_size", "1", "the keys of .* are numbers, and 'high'"),
+        ("dynamic_batching.priority_queue_policy.99999999999.max_queue_size", "1", "the keys of .* are numbers"),
+        ("parameters", "{}", "parameters = '{}' has no key"),
+    ],
+)
+def test_an_entry_that_cannot_be_set_is_named(path: str, value: str, refusal: str) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        set_fields(MAPS, {path: value}, where="c")
