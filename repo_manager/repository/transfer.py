@@ -84,8 +84,7 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class _Copy:
-    """The subject of a copy: a version of a store, its record, its config.pbtxt as text, and the progress of the
-    bytes."""
+    """The subject of a copy: a version of a store, its record, and its config.pbtxt as text."""
 
     origin: Store
     name: str
@@ -268,10 +267,8 @@ def _check_same(source: ModelView, target: ModelView, place: Location) -> None:
     Raises:
         RepositoryError: one is another, or has no manifest.
     """
-    for version, content in source.contents.items():
-        found = target.contents.get(version)
-        if found is None:
-            continue
+    for version in sorted(source.contents.keys() & target.contents.keys()):
+        content, found = source.contents[version], target.contents[version]
         for side, where in ((content, source.place.parent), (found, place)):
             if not side.has_manifest:
                 raise RepositoryError(
