@@ -195,6 +195,69 @@ def test_answers_do_not_share_memory(serve: Callable[..., str], server: Embedded
         np.testing.assert_array_equal(outputs["y"], request["x"])
 
 
+def test_a_kept_answer_never_holds_an_earlier_ones_values(
+    serve: Callable[..., str], server: EmbeddedServer, both: Any
+) -> None:
+    """Tensors, responses and the memory of runs are filled again: by the third request of a kind at the latest."""
+    serve("kept", BATCHING + "dynamic_batching { max_queue_delay_microseconds: 20000 }\n", scaling_model(width=600))
+    # 1 to 8 rows of 2,400 bytes: some answers are too large to be kept, and all together are too many.
+    for number in range(40):
+        x = np.full((1 + number % 8, 600), number, np.float32)
+        np.testing.assert_array_equal(both.infer("kept", 1, {"x": x})["y"], 2 * x)
+    for number in range(4):
+        for rows in ([1] * 8, [2] * 4, [1, 2, 1, 3, 1]):
+            requests = [
+                {"x": np.full((count, 600), 100 * number + place, np.float32)} for place, count in enumerate(rows)
+            ]
+            for request, outputs in zip(requests, at_once(server, "kept", requests), strict=True):
+                np.testing.assert_array_equal(outputs["y"], 2 * request["x"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(TensorProto.BOOL, np.bool_), (TensorProto.FLOAT16, np.float16), (I64, np.int64)]
+)
+def test_kept_answers_of_several_outputs_are_those_asked_for(
+    serve: Callable[..., str], both: Any, kind: int, dtype: type
+) -> None:
+    graph = onnx_model(
+        [helper.make_node("Identity", ["x"], ["same"]), helper.make_node("Cast", ["x"], ["y"], to=F32)],
+        {"x": (kind, ["N", 2])},
+        {"same": (kind, ["N", 2]), "y": (F32, ["N", 2])},
+    )
+    name = serve(f"several_{TensorProto.DataType.Name(kind).lower()}", BATCHING, graph)
+    for number in range(6):
+        x = np.array([[number % 2, number // 2]]).astype(dtype)
+        outputs = both.infer(name, 1, {"x": x}, outputs=["y"] if number % 3 == 2 else None)
+        assert set(outputs) == ({"y"} if number % 3 == 2 else {"same", "y"})
+        for values in outputs.values():
+            np.testing.assert_array_equal(values, x)
+
+
+def test_an_output_that_depends_on_the_values_keeps_its_true_shape(serve: Callable[..., str], both: Any) -> None:
+    """The file declares `[1, 3]`, which holds for inputs without zeros only."""
+    graph = onnx_model([helper.make_node("NonZero", ["x"], ["y"])], {"x": (F32, [3])}, {"y": (I64, [1, 3])})
+    serve("nonzero", PLAIN, graph)
+    for x in ([1, 1, 1], [2, 2, 2], [3, 3, 3], [0, 1, 1], [1, 1, 1], [1, 0, 0], [4, 5, 6]):
+        found = both.infer("nonzero", 1, {"x": np.array(x, np.float32)})["y"]
+        np.testing.assert_array_equal(found, [np.flatnonzero(x)])
+
+
+def test_a_bad_value_after_good_ones_fails_alone(serve: Callable[..., str], client: TritonClient) -> None:
+    graph = onnx_model(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        {"x": (I64, [1])},
+        {"y": (F32, [1])},
+        {"table": np.arange(10, dtype=np.float32)},
+    )
+    serve("gather_alone", PLAIN, graph)
+    for index in (1, 2, 3, 99, 4, 5):
+        if index == 99:
+            with pytest.raises(ServerRefusedError, match="indices element out of data bounds, idx=99"):
+                client.infer("gather_alone", 1, {"x": np.array([index])})
+        else:
+            np.testing.assert_array_equal(client.infer("gather_alone", 1, {"x": np.array([index])})["y"], [index])
+
+
 def test_several_versions_and_instances(repository: Path, client: TritonClient, server: EmbeddedServer) -> None:
     config = SCALING_CONFIG.replace("count: 1", "count: 2") + "version_policy { all {} }\n"
     write_model(repository, "versions", config, {1: scaling_model(2.0), 3: scaling_model(3.0)})

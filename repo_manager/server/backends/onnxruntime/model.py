@@ -2,13 +2,15 @@
 
 It serves the repositories of the native C++ backend unchanged. For speed, a single request runs on its own shared
 memory. The requests of a batch are joined by one copy into a lasting buffer. Values common to all requests are read
-from Python once.
+from Python once. Small answers, and the memory of small runs, are kept and filled again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the session and check the configuration against it."""
         from rm_ort_batches import Batches, SequenceStates  # type: ignore[import-not-found]  # beside this file
+        from rm_ort_kept import BoundRuns, KeptAnswers  # type: ignore[import-not-found]  # beside this file
         from rm_ort_session import new_run_options, open_session
 
         config = json.loads(args["model_config"])
@@ -74,14 +77,30 @@ class TritonPythonModel:
         self._single = next(iter(fed)) if len(fed) == 1 and self._plain else None
         self._one_output = len(self._outputs) == 1
         self._is_simple = self._single is not None and self._one_output
+        self._answers = KeptAnswers()
+        self._bound = None
+        if self._is_simple and kind == "CPU" and _is_fixed(outputs[self._outputs[0]].dims, self._batched):
+            self._bound = BoundRuns(session, self._single, self._outputs[0], self._run_options, self._answers)
         self._buffers: dict[tuple[Any, ...], Array] = {}
         self._states, self._batches = SequenceStates(config), Batches(config)
         self._special = bool(self._states.pairs) or self._batches.needed
+        # The stub asks this of every answer. Asyncio's own goes through an abstract class: 1 % of a small request.
+        asyncio.iscoroutine = types.CoroutineType.__instancecheck__  # type: ignore[assignment]  # of native ones only
         gc.collect()
         gc.freeze()  # the session and its modules are never garbage
 
+    def finalize(self) -> None:
+        """Give kept shared memory back, while the stub still has it."""
+        if self._bound is not None:
+            self._bound.clear()
+        self._answers.clear()
+
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request: with its outputs or with its own error."""
+        if self._bound is not None:
+            known: list[Any] | None = self._bound.answer(requests)
+            if known is not None:
+                return known
         if self._special:
             return self._execute_special(requests)
         if len(requests) == 1:
@@ -102,7 +121,7 @@ class TritonPythonModel:
             joined = self._run_joined(key, members) if self._batched and len(members) > 1 else None
             for position, (index, feed) in enumerate(members):
                 # A failure of the whole says nothing of each: its neighbours must not pay for a bad request.
-                responses[index] = self._run_alone(key[0], feed) if joined is None else joined[position]
+                responses[index] = self._run_alone(index, key[0], feed) if joined is None else joined[position]
         return responses
 
     def _execute_special(self, requests: Sequence[Any]) -> list[Any]:
@@ -144,10 +163,12 @@ class TritonPythonModel:
     def _answer_simple(self, request: Any) -> Any:
         """Answer a request alone to a model of one input and one output: as `_answer`, in fewer steps."""
         try:
-            feed = {self._single: array_of(request.inputs()[0])}
-            return pb_utils.InferenceResponse(
-                [tensor_of(self._outputs[0], self._run(self._outputs, feed, self._run_options)[0])]
-            )
+            array = array_of(request.inputs()[0])
+            (result,) = self._run(self._outputs, {self._single: array}, self._run_options)
+            response = self._answers.response(0, self._outputs[0], result)
+            if self._bound is not None:
+                self._bound.learn(1, array, result)
+            return response
         except Exception as exc:  # noqa: BLE001 - see execute
             return _error(exc)
 
@@ -159,16 +180,18 @@ class TritonPythonModel:
             sizes = [array.shape[0] for array in arrays]
             if len({array.shape[1:] for array in arrays}) > 1:
                 return None
-            total = sum(sizes)
-            feed = {self._single: self._joined(str(self._single), arrays, total)}
-            (whole,) = self._run(self._outputs, feed, self._run_options)
-            if whole.ndim == 0 or whole.shape[0] != total:
+            joined = self._joined(str(self._single), arrays, sum(sizes))
+            (whole,) = self._run(self._outputs, {self._single: joined}, self._run_options)
+            if whole.ndim == 0 or whole.shape[0] != sum(sizes):
                 return None
-            if total == len(sizes):
-                parts = [whole[place : place + 1] for place in range(total)]
+            if len(whole) == len(sizes):
+                parts = [whole[place : place + 1] for place in range(len(whole))]
             else:
                 parts = np.split(whole, np.cumsum(sizes)[:-1])
-            return [pb_utils.InferenceResponse([tensor_of(name, part)]) for part in parts]
+            responses = [self._answers.response(place, name, part) for place, part in enumerate(parts)]
+            if self._bound is not None and len(set(sizes)) == 1:
+                self._bound.learn(len(sizes), joined, whole)
+            return responses
         except Exception:  # noqa: BLE001 - every request is then read and run by itself and gets its own error
             return None
 
@@ -178,7 +201,7 @@ class TritonPythonModel:
             outputs = self._wanted(request)
         except Exception as exc:  # noqa: BLE001 - see execute
             return _error(exc)
-        return self._run_alone(outputs, feed)
+        return self._run_alone(0, outputs, feed)
 
     def _read(self, request: Any) -> dict[str, Array]:
         """Return the request's inputs: views of the shared memory they are in."""
@@ -205,14 +228,22 @@ class TritonPythonModel:
             return self._wanted(request), feed[self._single].shape[1:]
         return self._wanted(request), *((name, feed[name].shape[1:]) for name in sorted(feed))
 
-    def _run_alone(self, outputs: tuple[str, ...], feed: dict[str, Array]) -> Any:
+    def _run_alone(self, place: int, outputs: tuple[str, ...], feed: dict[str, Array]) -> Any:
+        """Answer the request at `place` of the batch by a run of its own."""
         try:
             arrays = self._run(outputs, feed, self._run_options)
-            if self._one_output and self._plain:
-                return pb_utils.InferenceResponse([tensor_of(outputs[0], arrays[0])])
+            if self._plain:
+                return self._response(place, outputs, arrays)
             return pb_utils.InferenceResponse([self._tensor(*pair) for pair in zip(outputs, arrays, strict=True)])
         except Exception as exc:  # noqa: BLE001 - see execute
             return _error(exc)
+
+    def _response(self, place: int, outputs: tuple[str, ...], arrays: Sequence[Array]) -> Any:
+        """Return the response to the request at `place` of the batch."""
+        if self._one_output:
+            return self._answers.response(place, outputs[0], arrays[0])
+        tensors = [self._answers.tensor(place, *pair) for pair in zip(outputs, arrays, strict=True)]
+        return pb_utils.InferenceResponse(tensors)
 
     def _run_joined(self, key: tuple[Any, ...], members: list[tuple[int, dict[str, Array]]]) -> list[Any] | None:
         """Run requests of the same shape as one. `None` when the run fails or its outputs cannot be parted."""
@@ -226,10 +257,9 @@ class TritonPythonModel:
             if any(array.ndim == 0 or array.shape[0] != total for array in arrays):
                 return None
             responses, start = [], 0
-            for size in sizes:
+            for (place, _), size in zip(members, sizes, strict=True):
                 end = start + size
-                tensors = [tensor_of(name, array[start:end]) for name, array in zip(outputs, arrays, strict=True)]
-                responses.append(pb_utils.InferenceResponse(tensors))
+                responses.append(self._response(place, outputs, [array[start:end] for array in arrays]))
                 start = end
             return responses
         except Exception:  # noqa: BLE001 - every member is then run by itself and gets its own error
@@ -252,6 +282,11 @@ class TritonPythonModel:
         shape = self._output_shapes.get(name)
         # A scalar is an array without axes for ONNX and has one axis of length 1 for Triton.
         return tensor_of(name, np.asarray(array) if shape is None else np.asarray(array).reshape(shape))
+
+
+def _is_fixed(dims: Sequence[int], batched: bool) -> bool:
+    """Return whether every size of an output but the batch's is known."""
+    return all(size >= 0 for size in dims[batched:])
 
 
 def _decoded(array: Array) -> Array:

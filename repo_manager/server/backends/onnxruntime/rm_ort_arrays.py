@@ -7,6 +7,8 @@ the stub takes no empty arrays by it.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,6 @@ __all__ = ["array_of", "check_passable", "tensor_of"]
 Array = np.ndarray[Any, Any]
 
 
-def _array_by_dlpack(tensor: Any) -> Array:
-    """Return a tensor's array, a view of the memory it is in."""
-    array: Array = np.from_dlpack(tensor)
-    return array
-
-
 def _tensor_by_dlpack(name: str, array: Array) -> Any:
     """Return a tensor in the array's memory."""
     return pb_utils.Tensor.from_dlpack(name, np.ascontiguousarray(array))
@@ -31,11 +27,6 @@ def _tensor_by_dlpack(name: str, array: Array) -> Any:
 def _tensor_by_numpy(name: str, array: Array) -> Any:
     # Not an alias of pb_utils.Tensor: the stub that completes configurations has none.
     return pb_utils.Tensor(name, array)
-
-
-def _array_by_numpy(tensor: Any) -> Array:
-    array: Array = tensor.as_numpy()
-    return array
 
 
 _HAS_NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
@@ -55,5 +46,6 @@ def check_passable(config: dict[str, Any]) -> None:
             )
 
 
-array_of = _array_by_dlpack if _HAS_NUMPY_2 else _array_by_numpy
+# Returns a tensor's array, a view of the memory that it is in. No function of ours: it is called for every tensor.
+array_of: Callable[[Any], Array] = np.from_dlpack if _HAS_NUMPY_2 else operator.methodcaller("as_numpy")
 tensor_of = _tensor_by_dlpack if _HAS_NUMPY_2 else _tensor_by_numpy
