@@ -20,7 +20,14 @@ from repo_manager.repository.location import LocationLike, as_location
 from repo_manager.server.client import TritonClient
 from repo_manager.server.installation import find_triton
 from repo_manager.server.paths import kept_files, log_directory
-from repo_manager.server.records import RunningServer, is_served, running_server, served_already, starting
+from repo_manager.server.records import (
+    RunningServer,
+    is_served,
+    running_server,
+    served_already,
+    starting,
+    was_served_from,
+)
 from repo_manager.settings import load_settings
 from repo_manager.types import StrPath
 
@@ -213,7 +220,7 @@ def log_of(repository: LocationLike) -> Path:
     running = running_server(repository)
     if running is not None:
         return running.log
-    place = re.compile(rf"model_repository_path\[0\]\s*\|\s*{re.escape(str(repository.resolve()))}\s*\|")
+    place = re.compile(rf"model_repository_path\[0\]\s*\|\s*({was_served_from(repository).pattern})\s*\|")
     for log in sorted(kept_files("logs", "tritonserver-*.log"), key=_written_at, reverse=True):
         with contextlib.suppress(FileNotFoundError), log.open(encoding="utf-8", errors="replace") as file:
             if place.search(file.read(_BEGINNING)):

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import IO
 
 from repo_manager.errors import RepoManagerError, RepositoryError, ServerError
-from repo_manager.pipeline.serve_options import ServeOptions, not_vouched_for, server_options
+from repo_manager.pipeline.serve_options import ServeOptions, server_options
 from repo_manager.repository.configuration import settle_trial
+from repo_manager.repository.file_system import disk_errors
 from repo_manager.repository.location import Location
-from repo_manager.repository.scan import find_model, scan
-from repo_manager.repository.signing import check_served
+from repo_manager.repository.scan import scan
+from repo_manager.repository.sealed_repository import SealedRepository
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.tags import model_states
-from repo_manager.server.client import TritonClient
+from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.guard import StubGuard
-from repo_manager.server.records import only_server
+from repo_manager.server.records import only_server, sealed_folder
 
-__all__ = ["serve_until_ended"]
+__all__ = ["sealed_options", "serve_until_ended"]
 
 _LOG_POLL_S = 0.2
 _GUARD_S = 1.0
@@ -76,7 +78,25 @@ def _serve(
     report: Callable[[str], None],
     log_output: IO[str] | None,
 ) -> None:
-    server = EmbeddedServer(server_options(options))
+    with contextlib.ExitStack() as stack:
+        sealed = None
+        if options.signed_by:
+            keys = tuple(key.resolve() for key in options.signed_by)
+            with disk_errors("keep private copies of the models"):
+                folder = stack.enter_context(sealed_folder(options.repository))
+            sealed = SealedRepository(options.repository.resolve(), keys, folder)
+        _serve_again(options, sealed, on_ready, report, log_output)
+
+
+def _serve_again(
+    options: ServeOptions,
+    sealed: SealedRepository | None,
+    on_ready: Callable[[EmbeddedServer], None],
+    report: Callable[[str], None],
+    log_output: IO[str] | None,
+) -> None:
+    """Run one server after the other, until one ends that is not started again."""
+    server = EmbeddedServer(sealed_options(options, sealed))
     restarts = 0
     while True:
         started = time.monotonic()
@@ -93,7 +113,35 @@ def _serve(
                 hint=f"Its log: {server.log_path}",
             )
         report(f"tritonserver ended with code {code}; starting it again ({restarts} of {_MAX_RESTARTS})")
-        server = server.successor(server_options(options))
+        server = server.successor(sealed_options(options, sealed))
+
+
+def sealed_options(options: ServeOptions, sealed: SealedRepository | None) -> ServerOptions:
+    """Return the server's options. Under the policy it reads copies of what keys vouch for.
+
+    Raises:
+        RepositoryError: a model that was named is not vouched for.
+    """
+    found = server_options(options)
+    if sealed is None:
+        return found
+    sealed.models.mkdir(exist_ok=True)
+    refused = dict(found.refused)
+    for name in found.load:
+        try:
+            sealed.refresh(name)
+        except RepoManagerError as exc:
+            if found.load == options.load:
+                raise
+            refused[name] = exc.message
+    return dataclasses.replace(
+        found,
+        load=tuple(name for name in found.load if name not in refused),
+        load_what_loads=found.load_what_loads or bool(refused),
+        refused=refused,
+        sealed=sealed.folder,
+        signed_by=sealed.keys,
+    )
 
 
 def _serve_once(
@@ -105,11 +153,9 @@ def _serve_once(
 ) -> int:
     """Start one server, watch it until it ends, and return its exit code."""
     server.start(timeout_s=options.timeout_s)
-    before = _vouched_for(options, server.options.load)
     server.wait_ready(options.timeout_s)
-    _drop_exchanged(server, options, before)
     on_ready(server)
-    guard = StubGuard(server.pid, server.http_url, server.client_options, lambda name: _require_vouched(options, name))
+    guard = StubGuard(server.pid, server.http_url, server.client_options)
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
         log.seek(0, os.SEEK_END)  # what it said while it started is in its file, and says little of a server that runs
@@ -122,46 +168,6 @@ def _serve_once(
         finally:  # after Ctrl-C, too
             _copy_log(log, log_output)
     return code
-
-
-def _vouched_for(options: ServeOptions, names: Sequence[str]) -> dict[str, list[object]]:
-    """Return under the policy model -> inodes and times of the files a load of it runs."""
-    found: dict[str, list[object]] = {}
-    for name in names if options.signed_by else ():
-        with contextlib.suppress(RepoManagerError):
-            versions = find_model(options.repository, name).selected
-            checks = check_served(options.repository, name, versions, options.signed_by)
-            found[name] = [(check.name, check.version, check.state) for check in checks]
-    return found
-
-
-def _drop_exchanged(server: EmbeddedServer, options: ServeOptions, before: Mapping[str, list[object]]) -> None:
-    """Unload models changed between the check of their signature and the load.
-
-    Raises:
-        RepositoryError: a named model is not vouched for.
-    """
-    now = _vouched_for(options, server.options.load)
-    odd = [name for name in server.options.load if options.signed_by and now.get(name) != before.get(name)]
-    if not odd:
-        return
-    with TritonClient.connect(server.http_url, server.client_options) as client:
-        for name in odd:
-            client.unload(name)
-            server.failures[name] = "it was changed between the check of its signature and the load"
-    if server.options.load == options.load:
-        raise RepositoryError(f"{', '.join(odd)}: changed between the check of the signature and the load")
-
-
-def _require_vouched(options: ServeOptions, name: str) -> None:
-    """See under the policy a model may be loaded again.
-
-    Raises:
-        ServerError: no key vouches for its present files.
-    """
-    refused = not_vouched_for(options, [name]) if options.signed_by else {}
-    if refused:
-        raise ServerError(f"{name} stays unloaded: {refused[name]}")
 
 
 def _mend(guard: StubGuard, report: Callable[[str], None]) -> None:

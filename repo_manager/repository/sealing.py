@@ -10,26 +10,27 @@ import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from repo_manager.errors import ConfigError, RepositoryError
-from repo_manager.files import work_folder
 from repo_manager.repository.file_system import disk_errors
+from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
 from repo_manager.repository.look import changeable_model, with_beside, with_versions
+from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.signing import check_signature
 from repo_manager.repository.signing_files import beside_signatures, signature_name
 from repo_manager.repository.signing_format import MAX_SIGNATURE_BYTES
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
-from repo_manager.repository.vouching import beside_files, check_facts, fingerprint
+from repo_manager.repository.vouching import beside_files, check_beside, check_facts, fingerprint
 from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
 from repo_manager.triton_config.version_policy import served_versions
 
-__all__ = ["LargeModelError", "SealedModel", "sealed_model"]
+__all__ = ["LargeModelError", "SealedModel", "Sealing", "seal"]
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 16 << 20
 
 
 class LargeModelError(RepositoryError):
@@ -51,9 +52,9 @@ class SealedModel:
 
     Attributes:
         folder: the copy's folder.
-        config: its config.pbtxt.
+        config: its config.pbtxt. No key vouches for it where `versions` is empty.
         files: path below the folder -> file, of everything but config.pbtxt.
-        versions: those that config.pbtxt serves, and that are in the copy.
+        versions: those that config.pbtxt serves, and that keys vouch for.
         left_out: those that config.pbtxt serves and no key vouches for. Only of those that are served already.
     """
 
@@ -69,19 +70,34 @@ class SealedModel:
         return any(place.startswith(f"{VARIANTS_FOLDER}/") for place in self.files)
 
 
-@contextlib.contextmanager
-def sealed_model(
-    repository: Location, name: str, keys: Sequence[Path], *, served: Collection[int] = (), limit_bytes: int
-) -> Iterator[SealedModel]:
-    """Give a private copy of what a load of a model serves, checked to be what was signed.
+@dataclasses.dataclass(frozen=True)
+class Sealing:
+    """How a copy is made.
+
+    Attributes:
+        keys: public keys or root certificates, PEM. One must fit each version.
+        versions: what is copied. `None`: what config.pbtxt serves.
+        served: versions that are READY. The copy leaves them out when no key vouches for them: a load keeps them as
+            they are.
+        known: version -> its folder in an earlier copy, of those that have not changed since. They are not copied.
+        limit_bytes: the largest copy. `None`: any size.
+    """
+
+    keys: Sequence[Path]
+    versions: tuple[int, ...] | None = None
+    served: Collection[int] = ()
+    known: Mapping[int, Path] = dataclasses.field(default_factory=dict)
+    limit_bytes: int | None = None
+
+
+def seal(repository: Location, name: str, root: Path, sealing: Sealing) -> SealedModel:
+    """Copy what a load of a model serves into a private folder, and check that the copy is what was signed.
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
-        keys: public keys or root certificates, PEM. One must fit each version.
-        served: versions that are READY. The copy leaves them out when no key vouches for them: a load keeps them as
-            they are.
-        limit_bytes: the largest copy.
+        root: a folder that only this user can write to. The model's folder is made in it.
+        sealing: keys, versions and limit.
 
     Raises:
         RepositoryError: a version is missing, or its signature does not hold.
@@ -90,14 +106,14 @@ def sealed_model(
         MissingDependencyError: the `[sign]` extra is not installed.
     """
     store = open_store(repository)
-    with disk_errors(f"copy {name}"), work_folder("repo-manager-sealed-") as root:
+    with disk_errors(f"copy {name}"):
         try:
-            model = _Copying(store, root, limit_bytes).model(name, keys, served)
+            return _Copying(store, name, root, sealing).model()
         except _TooLargeError:
-            raise _large(store, name, keys, limit_bytes) from None
+            raise _large(store, name, sealing.keys, sealing.limit_bytes or 0) from None
         except (RepositoryError, ConfigError) as exc:  # what the user knows is the repository, not the copy
-            raise type(exc)(exc.message.replace(str(root), str(store.location)), hint=exc.hint) from exc
-        yield model
+            exc.message = exc.message.replace(str(root), str(store.location))
+            raise
 
 
 class _TooLargeError(Exception):
@@ -105,20 +121,16 @@ class _TooLargeError(Exception):
 
 
 class _Copying:
-    """One copy in the making.
+    """One copy in the making. Its root becomes a repository with the model, as the store's is."""
 
-    Args:
-        store: store of the repository.
-        root: empty folder, which becomes a repository of one model.
-        limit_bytes: the largest copy.
-    """
+    def __init__(self, store: Store, name: str, root: Path, sealing: Sealing) -> None:
+        self._store, self._name, self._root, self._sealing = store, name, root, sealing
+        self._left = sealing.limit_bytes
 
-    def __init__(self, store: Store, root: Path, limit_bytes: int) -> None:
-        self._store, self._root, self._left = store, root, limit_bytes
-
-    def model(self, name: str, keys: Sequence[Path], served: Collection[int]) -> SealedModel:
+    def model(self) -> SealedModel:
         """Copy a model and check the copy."""
-        store, folder = self._store, self._root / name
+        store, name, known = self._store, self._name, self._sealing.known
+        folder = self._root / name
         view = changeable_model(store, name)
         folder.mkdir()
         text = view.config_text()
@@ -126,33 +138,49 @@ class _Copying:
         config = parse_config(text, where=str(folder / CONFIG_FILENAME))
         for file in beside_files(store, view):
             self._keep(folder / file, store.read(f"{name}/{file}"))
-        versions = served_versions(config, view.versions)
+        asked = self._sealing.versions
+        versions = served_versions(config, view.versions) if asked is None else asked
         for version in versions:
-            with store.fetch(name, version, compare=False) as source:
-                self._copy_folder(source, folder / str(version))
+            if version not in known:
+                with store.fetch(name, version, compare=False) as source:
+                    self._copy_folder(source, folder / str(version))
         for file in (
             *(signature_name(name, version) for version in versions),
             *beside_signatures((each.name for each in store.list_level().files), name),
         ):
             self._keep(self._root / file, store.read(file, limit_bytes=MAX_SIGNATURE_BYTES))
-        odd = tuple(version for version in versions if not self._is_signed(name, version, keys, served))
-        places = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        odd = tuple(version for version in versions if not self._is_signed(version))
+        good = tuple(version for version in versions if version not in odd)
+        # Where no version is signed, nobody vouches for what is beside the versions either.
+        places = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if good and path.is_file())
+        unsigned = tuple(f"{version}/" for version in odd)
         files = {
             place: folder / place
-            for place in places
-            if place != CONFIG_FILENAME and not any(place.startswith(f"{version}/") for version in odd)
+            for place in sorted(places)
+            if place != CONFIG_FILENAME and not place.startswith(unsigned)
         }
-        return SealedModel(folder, config, files, tuple(each for each in versions if each not in odd), odd)
+        return SealedModel(folder, config, files, good, odd)
 
-    def _is_signed(self, name: str, version: int, keys: Sequence[Path], served: Collection[int]) -> bool:
+    def _is_signed(self, version: int) -> bool:
         """Check a copied version. Return False for one that is served already and that no key vouches for."""
+        sealing = self._sealing
         try:
-            check_signature(self._root, name, version, keys)
+            if version in sealing.known:
+                self._check_around(sealing.known[version])
+            else:
+                check_signature(self._root, self._name, version, sealing.keys)
         except RepositoryError:
-            if version in served:
+            if version in sealing.served:
                 return False
             raise
         return True
+
+    def _check_around(self, folder: Path) -> None:
+        """Check what is not in the folder of a version that was checked before: config.pbtxt, and what is beside it."""
+        copy = open_store(self._root)
+        view = changeable_model(copy, self._name)
+        check_facts(with_beside(copy, view), read_manifest(folder / MANIFEST_FILENAME))
+        check_beside(copy, view, self._sealing.keys)
 
     def _keep(self, target: Path, content: bytes | None) -> None:
         """Write a file that was read, if it was there."""
@@ -163,9 +191,10 @@ class _Copying:
         target.write_bytes(content)
 
     def _take(self, size_bytes: int) -> None:
-        self._left -= size_bytes
-        if self._left < 0:
-            raise _TooLargeError
+        if self._left is not None:
+            self._left -= size_bytes
+            if self._left < 0:
+                raise _TooLargeError
 
     def _copy_folder(self, source: Path, target: Path) -> None:
         """Copy a folder of plain files. Anything else in it ends the copy: no signature can cover it."""
@@ -179,9 +208,13 @@ class _Copying:
 
     def _copy_file(self, source: Path, target: Path) -> None:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file, target.open("wb") as copy:
+        with os.fdopen(descriptor, "rb", buffering=0) as file, target.open("wb") as copy:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise RepositoryError(f"{source} is not a regular file", hint="Put the content itself there.")
+            with contextlib.suppress(OSError):  # shares the content where the file system can; else it is copied
+                while count := os.copy_file_range(descriptor, copy.fileno(), _CHUNK_BYTES):
+                    self._take(count)
+                return
             while content := file.read(_CHUNK_BYTES):
                 self._take(len(content))
                 copy.write(content)

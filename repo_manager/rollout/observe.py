@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repo_manager.errors import RepositoryError, ServerRefusedError
+from repo_manager.files import work_folder
 from repo_manager.optional import deferred
 from repo_manager.repository.location import Location
-from repo_manager.repository.sealing import LargeModelError, SealedModel, sealed_model
+from repo_manager.repository.sealed_repository import SealedRepository
+from repo_manager.repository.sealing import LargeModelError, SealedModel, Sealing, seal
 from repo_manager.repository.verify import verify
 from repo_manager.server.client import TritonClient
 from repo_manager.server.process import POLL_FAILED
+from repo_manager.server.records import local_server
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig
 from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.triton_config.problems import Severity
+from repo_manager.triton_config.version_policy import with_version_policy
 
 json_format = deferred("google.protobuf.json_format")
 
@@ -73,8 +77,9 @@ def load_model(
 ) -> None:
     """Ask a server to load what a model's config.pbtxt serves.
 
-    Under the policy the files go with the load: they are copied to a folder of this user, checked there and sent, so
-    that nothing can be exchanged between the check and the load.
+    Nothing can be exchanged between the check of signatures and the load. A server that was started under the policy
+    reads private copies, which are renewed here. To any other one the files go with the load: they are copied to a
+    folder of this user, checked there and sent.
 
     Args:
         client: connected client of the server.
@@ -89,12 +94,20 @@ def load_model(
         ServerUnreachableError: the server gives no answer in time.
         RepositoryError: under the policy, no key vouches for what is to be loaded.
     """
-    if not signed_by:
+    server = local_server(client.url)
+    is_sealed = server is not None and server.sealed is not None
+    if not is_sealed and not signed_by:
         _load(client, repository, name, timeout_s)
         return
     served = [version for version, entry in client.versions(name).items() if entry.state == READY]
+    if server is not None and server.sealed is not None:
+        SealedRepository(server.repository, server.signed_by, server.sealed).refresh(name, served=served)
+        _load(client, repository, name, timeout_s)
+        return
+    sealing = Sealing(signed_by, served=served, limit_bytes=_MOST_SENT_BYTES)
     try:
-        with sealed_model(repository, name, signed_by, served=served, limit_bytes=_MOST_SENT_BYTES) as model:
+        with work_folder("repo-manager-sealed-") as root:
+            model = seal(repository, name, root, sealing)
             if is_ensemble(model.config) or model.has_variants:
                 _load(client, repository, name, timeout_s)
             else:
@@ -110,16 +123,19 @@ def load_model(
 
 def _send(client: TritonClient, name: str, model: SealedModel, timeout_s: float) -> None:
     """Load a model from what is sent. Triton keeps a version as it is that is READY with the same configuration."""
-    if model.config.unknown_fields:
+    config = model.config
+    if not model.versions:  # No key vouches for config.pbtxt either, so all that counts of it is what stays.
+        config = with_version_policy(ModelConfig.from_message(client.model_config(name)), model.left_out)
+    if config.unknown_fields:
         raise RepositoryError(
             f"{CONFIG_FILENAME} of {name} has fields that this repo-manager does not know, so it cannot be sent: "
-            f"{', '.join(model.config.unknown_fields)}",
+            f"{', '.join(config.unknown_fields)}",
             hint="Remove them, or upgrade repo-manager.",
         )
     files = {place: path.read_bytes() for place, path in model.files.items()}
     # Triton looks for the folder of each version. It cannot load one of these, so it leaves it alone or refuses.
     files |= {f"{version}/{_LEFT_OUT}": b"\n" for version in model.left_out}
-    client.load(name, _as_json(model.config, name), files=files, timeout_s=timeout_s)
+    client.load(name, _as_json(config, name), files=files, timeout_s=timeout_s)
 
 
 def _as_json(config: ModelConfig, name: str) -> str:

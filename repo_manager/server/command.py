@@ -304,6 +304,9 @@ class ServerOptions(ServerSettings):
         extra_args: more arguments for tritonserver.
         environment: more environment variables for it.
         record: let `running_server` find this server.
+        sealed: folder with private copies of the repository's models, which the server reads. `None`: it reads the
+            repository.
+        signed_by: public keys one of which must vouch for each version in these copies.
     """
 
     repository: str
@@ -315,6 +318,13 @@ class ServerOptions(ServerSettings):
     extra_args: tuple[str, ...] = ()
     environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
     record: bool = True
+    sealed: Path | None = None
+    signed_by: tuple[Path, ...] = ()
+
+    @property
+    def served(self) -> str:
+        """What tritonserver reads: a folder, or a URL."""
+        return self.repository if self.sealed is None else str(self.sealed / "models")
 
 
 def command_of(
@@ -335,7 +345,7 @@ def command_of(
         backends: folder of the backends.
         prefix: of its shared memory.
     """
-    repository = options.repository
+    repository = options.served
     if "://" not in repository:
         repository = str(shell_safe(Path(repository).absolute()))
     command = [str(triton.binary), f"--id={name}", f"--model-repository={repository}"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from repo_manager.errors import ServerError
@@ -59,7 +58,6 @@ class StubGuard:
         server_pid: the tritonserver's process id.
         url: address of the server.
         options: how to connect to it. `None` takes the defaults.
-        may_load: asked with a model's name before it is loaded again. A `ServerError` of it leaves the model unloaded.
     """
 
     def __init__(
@@ -67,9 +65,8 @@ class StubGuard:
         server_pid: int,
         url: str,
         options: ClientOptions | None = None,
-        may_load: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._options, self._may_load = options, may_load
+        self._options = options
         self._pid = server_pid
         self._url = url
         self._known: frozenset[_Stub] | None = None
@@ -100,7 +97,7 @@ class StubGuard:
                 del self._missing[key]
             for model, version in self._suspects(client, due):
                 if model not in mended and self._lacks_stubs(client, model, version):
-                    _reload(client, model, self._may_load)
+                    _reload(client, model)
                     mended.append(model)
         self._known = stubs_of(self._pid)
         return tuple(mended)
@@ -138,7 +135,7 @@ class StubGuard:
         return sum(stub.instance in names for stub in stubs) < int(wanted) * versions
 
 
-def _reload(client: TritonClient, model: str, may_load: Callable[[str], None]) -> None:
+def _reload(client: TritonClient, model: str) -> None:
     """Unload and load a model.
 
     Raises:
@@ -151,7 +148,6 @@ def _reload(client: TritonClient, model: str, may_load: Callable[[str], None]) -
         if all(entry.state not in {READY, "UNLOADING"} for entry in client.versions(model).values()):
             break
         time.sleep(_POLL_S)
-    may_load(model)
     try:
         client.load(model)
     except ServerError as exc:

@@ -63,6 +63,11 @@ def record_directory() -> Path:
     return _made(cache_directory() / "servers")
 
 
+def sealed_directory() -> Path:
+    """Return the folder of the private copies that servers read, created when missing."""
+    return _made(cache_directory() / "sealed")
+
+
 def log_directory() -> Path:
     """Return the folder of the servers' logs, created when missing."""
     return _made(cache_directory() / "logs")

@@ -7,14 +7,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from repo_manager.errors import LockHeldError, RepositoryError, ServerError
-from repo_manager.files import file_lock, write_atomic
+from repo_manager.files import file_lock, work_folder, write_atomic
 from repo_manager.repository.location import Location, parse_location
-from repo_manager.server.paths import kept_files, record_directory
+from repo_manager.server.paths import kept_files, record_directory, sealed_directory
 from repo_manager.server.process import is_running, start_ticks
 from repo_manager.server.transport import ClientOptions
 from repo_manager.types import as_json
@@ -29,8 +30,10 @@ __all__ = [
     "remove_record",
     "running_server",
     "running_servers",
+    "sealed_folder",
     "served_already",
     "starting",
+    "was_served_from",
     "with_key",
     "write_record",
 ]
@@ -55,6 +58,8 @@ class RunningServer:
         owner: process id of its `serve`, or of its Python program. 0: written before this was recorded.
         failures: models not loaded at the start, with Triton's reason.
         headers: the key for loading and unloading. A record no other process can read holds it.
+        sealed: folder with private copies of signed models. The server reads them. `None`: it reads the repository.
+        signed_by: public keys one of which must vouch for each version in these copies.
     """
 
     repository: Location
@@ -68,6 +73,8 @@ class RunningServer:
     owner: int = 0
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, metadata={"json": False})
+    sealed: Path | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
+    signed_by: tuple[Path, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
 
     @property
     def control_url(self) -> str:
@@ -83,6 +90,19 @@ class RunningServer:
 
 def _prefix(repository: Location) -> str:
     return hashlib.sha256(str(repository.resolve()).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def sealed_folder(repository: Location) -> Iterator[Path]:
+    """Give a private folder for copies of a repository's models, until the block ends."""
+    with work_folder(f"{_prefix(repository)}-", sealed_directory()) as folder:
+        yield folder
+
+
+def was_served_from(repository: Location) -> re.Pattern[str]:
+    """Return what the path of a served folder looks like: the repository, or private copies of its models."""
+    own, copies = re.escape(str(repository.resolve())), re.escape(f"{sealed_directory()}/{_prefix(repository)}-")
+    return re.compile(rf"{own}|{copies}\w+\.work/models")
 
 
 @contextlib.contextmanager
@@ -143,6 +163,7 @@ def write_record(server: RunningServer) -> Path:
     """Write a server's record into the user's cache. Return its path."""
     path = record_directory() / f"{_prefix(server.repository)}-{server.pid}.json"
     fields = {**as_json(server), "headers": dict(server.headers)}
+    fields |= {"sealed": str(server.sealed or ""), "signed_by": [str(key) for key in server.signed_by]}
     write_atomic(path, json.dumps(fields, indent=2).encode(), mode=0o600)
     return path
 
@@ -213,7 +234,13 @@ def _read(path: Path) -> RunningServer | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return RunningServer(
-            **{**fields, "repository": parse_location(fields["repository"]), "log": Path(fields["log"])},
+            **{
+                **fields,
+                "repository": parse_location(fields["repository"]),
+                "log": Path(fields["log"]),
+                "sealed": Path(fields["sealed"]) if fields.get("sealed") else None,
+                "signed_by": tuple(Path(key) for key in fields.get("signed_by", ())),
+            },
         )
     except (OSError, ValueError, TypeError, KeyError, RepositoryError):
         return None
@@ -228,6 +255,8 @@ def record_of(
     restarts: int = 0,
     failures: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
+    sealed: Path | None = None,
+    signed_by: tuple[Path, ...] = (),
 ) -> RunningServer | None:
     """Describe a freshly started server. `None` when it has ended by then.
 
@@ -239,10 +268,22 @@ def record_of(
         restarts: how often it was started again.
         failures: models not loaded, with the reason. `None`: all were.
         headers: its key. `None`: it needs none.
+        sealed: folder with the copies that it reads. `None`: it reads the repository.
+        signed_by: public keys for these copies.
     """
     ticks = start_ticks(pid)
     if ticks is None:
         return None
     return RunningServer(
-        repository.resolve(), pid, ticks, *urls, log, restarts, os.getpid(), dict(failures or {}), dict(headers or {})
+        repository.resolve(),
+        pid,
+        ticks,
+        *urls,
+        log,
+        restarts,
+        os.getpid(),
+        dict(failures or {}),
+        dict(headers or {}),
+        sealed,
+        signed_by,
     )
