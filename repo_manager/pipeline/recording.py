@@ -21,6 +21,7 @@ from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.golden import Exchange, Golden, read_golden
 from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.scan import find_model
+from repo_manager.repository.sealing import seal_as
 from repo_manager.repository.stores import open_store
 from repo_manager.request_data.read import read_streams
 from repo_manager.request_data.tensors import InputFacts, with_batch_axis
@@ -29,6 +30,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.exchange import ModelKind, ask, kind_of
+from repo_manager.settings import load_settings
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
 from repo_manager.triton_config.ensembles import models_needed_by, models_of, pinned_versions
 from repo_manager.triton_config.version_policy import served_versions
@@ -126,6 +128,7 @@ def trial_run(
     Raises:
         GateError: the model does not load, for a reason of its own.
         InputError: a model it needs is not there.
+        RepositoryError: under the policy `signed_by`, no key vouches for one.
     """
     local = local_folder(repository)
     if needs and local is None:
@@ -133,11 +136,15 @@ def trial_run(
         yield f"it needs {', '.join(needs)}, which {are} in object storage. On a local copy (repo-manager copy) it runs"
         return
     places = {} if local is None else _places_of(local, name, needs)
+    keys = load_settings().signed_by
     with work_folder("repo-manager-run-") as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         _lay_out(root, name, files, config)
         for needed, place in places.items():
-            _link(root / needed, place.resolve(), needs[needed])
+            source, wanted = place.resolve(), needs[needed]
+            if keys:
+                source, wanted = seal_as(source, wanted, stack.enter_context(work_folder("repo-manager-sealed-")), keys)
+            _link(root / needed, source, wanted)
         server = EmbeddedServer(ServerOptions(repository=str(root), record=False, log_path=root / "server.log"))
         stack.callback(server.stop, deadline_s=5.0)
         try:

@@ -81,10 +81,9 @@ def _serve(
     with contextlib.ExitStack() as stack:
         sealed = None
         if options.signed_by:
-            keys = tuple(key.resolve() for key in options.signed_by)
             with disk_errors("keep private copies of the models"):
                 folder = stack.enter_context(sealed_folder(options.repository))
-            sealed = SealedRepository(options.repository.resolve(), keys, folder)
+                sealed = SealedRepository.make(options.repository, options.signed_by, folder)
         _serve_again(options, sealed, on_ready, report, log_output)
 
 
@@ -119,13 +118,16 @@ def _serve_again(
 def sealed_options(options: ServeOptions, sealed: SealedRepository | None) -> ServerOptions:
     """Return the server's options. Under the policy it reads copies of what keys vouch for.
 
+    Args:
+        options: repository, models, ports, policy and restarts.
+        sealed: where the copies are. `None`: there is no policy.
+
     Raises:
         RepositoryError: a model that was named is not vouched for.
     """
     found = server_options(options)
     if sealed is None:
         return found
-    sealed.models.mkdir(exist_ok=True)
     refused = dict(found.refused)
     for name in found.load:
         try:
@@ -140,7 +142,6 @@ def sealed_options(options: ServeOptions, sealed: SealedRepository | None) -> Se
         load_what_loads=found.load_what_loads or bool(refused),
         refused=refused,
         sealed=sealed.folder,
-        signed_by=sealed.keys,
     )
 
 

@@ -23,6 +23,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.files import fsync_directory
 
 __all__ = [
+    "COPIES",
     "DATA_FOLDERS",
     "INITIAL_STATE_FOLDER",
     "LOCK_FILENAME",
@@ -46,6 +47,8 @@ STATE_FILENAME = ".repo-manager.json"
 LOCK_FILENAME = ".repo-manager.lock"
 MANIFEST_FILENAME = "manifest.json"
 STAGING_IN_ROOT = ".repo-manager.staging"
+# The models, in the folder with the private copies of a server.
+COPIES = "models"
 
 _MAX_NAME_LENGTH = 128
 _MAX_VERSION = 2**63 - 1

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from repo_manager.errors import RepositoryError
 from repo_manager.files import file_lock, work_folder, write_atomic
 from repo_manager.repository.file_system import disk_errors
-from repo_manager.repository.layout import version_number
-from repo_manager.repository.location import Location
+from repo_manager.repository.layout import COPIES, version_number
+from repo_manager.repository.location import Location, parse_location
 from repo_manager.repository.look import changeable_model
 from repo_manager.repository.sealing import SealedModel, Sealing, seal
 from repo_manager.repository.signing_files import signature_name
@@ -25,7 +26,9 @@ from repo_manager.triton_config.version_policy import replace_version_policy, se
 
 __all__ = ["SealedRepository"]
 
+_ABOUT = "about.json"
 _STAGING = "staging-"
+_LOCK_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,38 @@ class SealedRepository:
     keys: tuple[Path, ...]
     folder: Path
 
+    @classmethod
+    def make(cls, repository: Location, keys: Sequence[Path], folder: Path) -> SealedRepository:
+        """Prepare an empty folder for copies.
+
+        Args:
+            repository: what is copied: a folder, or a place in object storage.
+            keys: public keys or root certificates, PEM. One must fit each version.
+            folder: a folder that only this user can write to.
+        """
+        made = cls(repository.resolve(), tuple(key.resolve() for key in keys), folder)
+        about = {"repository": str(made.repository), "keys": [str(key) for key in made.keys]}
+        (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        made.models.mkdir()
+        return made
+
+    @classmethod
+    def at(cls, folder: Path) -> SealedRepository:
+        """Return what `make` has prepared.
+
+        Raises:
+            RepositoryError: it is gone: its server has ended.
+        """
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise RepositoryError(f"{folder} is gone: its server has ended", hint="Start it again.") from exc
+        return cls(parse_location(about["repository"]), tuple(Path(key) for key in about["keys"]), folder)
+
     @property
     def models(self) -> Path:
         """The folder that a server reads."""
-        return self.folder / "models"
+        return self.folder / COPIES
 
     def refresh(self, name: str, *, served: Collection[int] = ()) -> None:
         """Copy what the next load of a model serves, and what it loads with it. What has not changed stays as it is.
@@ -59,12 +90,13 @@ class SealedRepository:
             ConfigError: config.pbtxt is broken.
             MissingDependencyError: the `[sign]` extra is not installed.
         """
-        with disk_errors(f"copy {name}"), file_lock(self.folder / "lock"):
-            self.models.mkdir(exist_ok=True)
-            with work_folder(_STAGING, self.folder) as staging:
-                copies = dict(self._copies(name, staging, served, set()))
-                for each, (model, states) in copies.items():
-                    self._install(each, model, states, touch=each == name)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(disk_errors(f"copy {name}"))
+            stack.enter_context(file_lock(self.folder / "lock", timeout_s=_LOCK_S))
+            staging = stack.enter_context(work_folder(_STAGING, self.folder))
+            copies = dict(self._copies(name, staging, served, set()))
+            for each, (model, states) in copies.items():
+                self._install(each, model, states, touch=each == name)
 
     def _copies(
         self, name: str, staging: Path, served: Collection[int], seen: set[str]

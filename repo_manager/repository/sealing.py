@@ -26,9 +26,9 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store
 from repo_manager.repository.vouching import beside_files, check_beside, check_facts, fingerprint
 from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, ModelConfig, parse_config
-from repo_manager.triton_config.version_policy import served_versions
+from repo_manager.triton_config.version_policy import served_versions, with_version_policy
 
-__all__ = ["LargeModelError", "SealedModel", "Sealing", "seal"]
+__all__ = ["LargeModelError", "SealedModel", "Sealing", "seal", "seal_as"]
 
 _CHUNK_BYTES = 16 << 20
 
@@ -114,6 +114,27 @@ def seal(repository: Location, name: str, root: Path, sealing: Sealing) -> Seale
         except (RepositoryError, ConfigError) as exc:  # what the user knows is the repository, not the copy
             exc.message = exc.message.replace(str(root), str(store.location))
             raise
+
+
+def seal_as(place: Path, config: ModelConfig | None, root: Path, keys: Sequence[Path]) -> tuple[Path, ModelConfig]:
+    """Copy a model into a private folder, to serve the versions of another configuration.
+
+    Args:
+        place: the model's folder in a repository.
+        config: its version policy says which versions. `None`: the model's own does.
+        root: a folder that only this user can write to.
+        keys: public keys or root certificates, PEM. One must fit each version.
+
+    Returns:
+        The copy's folder, and the configuration that the keys vouch for, which serves these versions.
+
+    Raises:
+        RepositoryError: no key vouches for a version.
+    """
+    view = changeable_model(open_store(place.parent), place.name)
+    versions = None if config is None else served_versions(config, view.versions)
+    model = seal(place.parent, place.name, root, Sealing(keys, versions=versions))
+    return model.folder, with_version_policy(model.config, model.versions)
 
 
 class _TooLargeError(Exception):

@@ -101,7 +101,7 @@ def load_model(
         return
     served = [version for version, entry in client.versions(name).items() if entry.state == READY]
     if server is not None and server.sealed is not None:
-        SealedRepository(server.repository, server.signed_by, server.sealed).refresh(name, served=served)
+        SealedRepository.at(server.sealed).refresh(name, served=served)
         _load(client, repository, name, timeout_s)
         return
     sealing = Sealing(signed_by, served=served, limit_bytes=_MOST_SENT_BYTES)

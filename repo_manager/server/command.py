@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ServerError, UsageError
+from repo_manager.repository.layout import COPIES
 from repo_manager.server.backend_directory import WITHHELD, BackendDirectory
 from repo_manager.server.credentials import check_header
 from repo_manager.server.installation import TritonInstallation, libpython_directory
@@ -37,11 +38,9 @@ __all__ = [
 
 
 # Paths that Triton's Python backend can start its stub with.
-#
-# Triton 2.51 starts the stub by a shell command into which it writes the model's path as it is
-# (`StubLauncher::Launch` in triton-inference-server/python_backend): a blank in it shifts the stub's
-# arguments, the stub dies with `stol`, and the load never returns. Other characters would be run. Such a
-# path gets a link with a plain name.
+# Triton 2.51 starts the stub by a shell command into which it writes the model's path as it is (`StubLauncher::Launch`
+# in triton-inference-server/python_backend): a blank in it shifts the stub's arguments, the stub dies with `stol`, and
+# the load never returns. Other characters would be run. Such a path gets a link with a plain name.
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+:@%,=-]+")
 
@@ -201,7 +200,6 @@ class ServerSecurity:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        """Refuse half of a setting."""
         if self.open_control and self.restricted is not None:
             raise UsageError("Control of the server is either open to everybody or needs a header, not both")
         if (self.certificate is None) != (self.key is None):
@@ -304,9 +302,7 @@ class ServerOptions(ServerSettings):
         extra_args: more arguments for tritonserver.
         environment: more environment variables for it.
         record: let `running_server` find this server.
-        sealed: folder with private copies of the repository's models, which the server reads. `None`: it reads the
-            repository.
-        signed_by: public keys one of which must vouch for each version in these copies.
+        sealed: folder with private copies of signed models, read in place of the repository. `None`: there are none.
     """
 
     repository: str
@@ -319,12 +315,6 @@ class ServerOptions(ServerSettings):
     environment: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"json": False})
     record: bool = True
     sealed: Path | None = None
-    signed_by: tuple[Path, ...] = ()
-
-    @property
-    def served(self) -> str:
-        """What tritonserver reads: a folder, or a URL."""
-        return self.repository if self.sealed is None else str(self.sealed / "models")
 
 
 def command_of(
@@ -345,7 +335,7 @@ def command_of(
         backends: folder of the backends.
         prefix: of its shared memory.
     """
-    repository = options.served
+    repository = options.repository if options.sealed is None else str(options.sealed / COPIES)
     if "://" not in repository:
         repository = str(shell_safe(Path(repository).absolute()))
     command = [str(triton.binary), f"--id={name}", f"--model-repository={repository}"]

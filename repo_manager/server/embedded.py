@@ -185,7 +185,12 @@ class EmbeddedServer:
         assert self._log is not None
         prefix = shared_memory_prefix()
         command = command_of(self.options, self._ports, self._id, triton, backends.path, prefix)
-        environment = environment_of(self.options.environment, triton, backends, remote="://" in self.options.served)
+        environment = environment_of(
+            self.options.environment,
+            triton,
+            backends,
+            remote=self.options.sealed is None and "://" in self.options.repository,
+        )
         hidden = restrictions_of(self._security)
         self._process = ServerProcess.start(command, environment, self._log, prefix, hidden)
         deadline = time.monotonic() + timeout_s
@@ -238,7 +243,6 @@ class EmbeddedServer:
                 failures=self.failures,
                 headers=self._security.headers,
                 sealed=self.options.sealed,
-                signed_by=self.options.signed_by,
             )
             self._record = None if record is None else write_record(record)
 

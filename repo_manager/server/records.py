@@ -14,6 +14,7 @@ from pathlib import Path
 
 from repo_manager.errors import LockHeldError, RepositoryError, ServerError
 from repo_manager.files import file_lock, work_folder, write_atomic
+from repo_manager.repository.layout import COPIES
 from repo_manager.repository.location import Location, parse_location
 from repo_manager.server.paths import kept_files, record_directory, sealed_directory
 from repo_manager.server.process import is_running, start_ticks
@@ -59,7 +60,6 @@ class RunningServer:
         failures: models not loaded at the start, with Triton's reason.
         headers: the key for loading and unloading. A record no other process can read holds it.
         sealed: folder with private copies of signed models. The server reads them. `None`: it reads the repository.
-        signed_by: public keys one of which must vouch for each version in these copies.
     """
 
     repository: Location
@@ -74,7 +74,6 @@ class RunningServer:
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, metadata={"json": False})
     sealed: Path | None = dataclasses.field(default=None, repr=False, metadata={"json": False})
-    signed_by: tuple[Path, ...] = dataclasses.field(default=(), repr=False, metadata={"json": False})
 
     @property
     def control_url(self) -> str:
@@ -102,7 +101,7 @@ def sealed_folder(repository: Location) -> Iterator[Path]:
 def was_served_from(repository: Location) -> re.Pattern[str]:
     """Return what the path of a served folder looks like: the repository, or private copies of its models."""
     own, copies = re.escape(str(repository.resolve())), re.escape(f"{sealed_directory()}/{_prefix(repository)}-")
-    return re.compile(rf"{own}|{copies}\w+\.work/models")
+    return re.compile(rf"{own}|{copies}\w+\.work/{COPIES}")
 
 
 @contextlib.contextmanager
@@ -162,8 +161,7 @@ def served_already(repository: Location, running: RunningServer | None) -> Serve
 def write_record(server: RunningServer) -> Path:
     """Write a server's record into the user's cache. Return its path."""
     path = record_directory() / f"{_prefix(server.repository)}-{server.pid}.json"
-    fields = {**as_json(server), "headers": dict(server.headers)}
-    fields |= {"sealed": str(server.sealed or ""), "signed_by": [str(key) for key in server.signed_by]}
+    fields = {**as_json(server), "headers": dict(server.headers), "sealed": str(server.sealed or "")}
     write_atomic(path, json.dumps(fields, indent=2).encode(), mode=0o600)
     return path
 
@@ -239,7 +237,6 @@ def _read(path: Path) -> RunningServer | None:
                 "repository": parse_location(fields["repository"]),
                 "log": Path(fields["log"]),
                 "sealed": Path(fields["sealed"]) if fields.get("sealed") else None,
-                "signed_by": tuple(Path(key) for key in fields.get("signed_by", ())),
             },
         )
     except (OSError, ValueError, TypeError, KeyError, RepositoryError):
@@ -256,7 +253,6 @@ def record_of(
     failures: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
     sealed: Path | None = None,
-    signed_by: tuple[Path, ...] = (),
 ) -> RunningServer | None:
     """Describe a freshly started server. `None` when it has ended by then.
 
@@ -269,7 +265,6 @@ def record_of(
         failures: models not loaded, with the reason. `None`: all were.
         headers: its key. `None`: it needs none.
         sealed: folder with the copies that it reads. `None`: it reads the repository.
-        signed_by: public keys for these copies.
     """
     ticks = start_ticks(pid)
     if ticks is None:
@@ -285,5 +280,4 @@ def record_of(
         dict(failures or {}),
         dict(headers or {}),
         sealed,
-        signed_by,
     )

@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError, UsageError
-from repo_manager.files import sha256_file
+from repo_manager.files import sha256_file, work_folder
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.run import environment
-from repo_manager.repository.location import LocationLike, as_location
-from repo_manager.repository.signing import check_signature
+from repo_manager.repository.location import Location, LocationLike, as_location
+from repo_manager.repository.sealing import Sealing, seal
 from repo_manager.stats.accuracy import Accuracy
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.ensembles import is_ensemble
@@ -88,8 +89,9 @@ def tuning_run(
     options.check_models(tuple(versions))
     with contextlib.ExitStack() as stack:
         subjects = read_subjects(as_location(repository), versions, options.fixed, stack)
-        for name, subject in subjects.models.items() if options.signed_by else ():
-            check_signature(repository, name, subject.version, options.signed_by)
+        if options.signed_by:
+            sealed = _sealed(as_location(repository), subjects, options.signed_by, stack)
+            subjects = read_subjects(sealed, versions, options.fixed, stack)
         held_out = HeldOut.of(options.accuracy, subjects)
         copies = stack.enter_context(copies_of(subjects, url=options.url, access=options.access))
         facts = _facts(str(repository), subjects, options)
@@ -98,6 +100,18 @@ def tuning_run(
         journal = Journal(tuning_directory(), facts, fresh=options.fresh)
         loads = Loads(copies, options, inputs)
         yield TuningRun(options, loads, Answers(loads, held_out), journal, progress, began=began)
+
+
+def _sealed(repository: Location, subjects: Subjects, keys: Sequence[Path], stack: contextlib.ExitStack) -> Path:
+    """Copy the models to a private repository, and check the copies: they run, whatever is exchanged by then.
+
+    Raises:
+        RepositoryError: no key vouches for one.
+    """
+    root = stack.enter_context(work_folder("sealed-", tuning_directory()))
+    for name, subject in subjects.models.items():
+        seal(repository, name, root, Sealing(keys, versions=(subject.version,)))
+    return root
 
 
 def _facts(repository: str, subjects: Subjects, options: TuneOptions) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.serving import scaling_model
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError
+from repo_manager.pipeline.recording import TrialRun, trial_run
+from repo_manager.pipeline.serve_options import ServeOptions
+from repo_manager.pipeline.serving import sealed_options
 from repo_manager.repository.publish import publish
+from repo_manager.repository.sealed_repository import SealedRepository
 from repo_manager.repository.signing import sign_version
 from repo_manager.rollout import observe
 from repo_manager.rollout.deploy import deploy
@@ -23,9 +30,13 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
+from repo_manager.server.guard import StubGuard, stubs_of
 from repo_manager.triton_config.config import parse_config
+from repo_manager.tuning.result import TuneOptions
+from repo_manager.tuning.run import tuning_run
+from repo_manager.tuning.scratch import CANDIDATE
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CONFIG = """backend: "onnxruntime" max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 4 } output { name: "y" data_type: TYPE_FP32 dims: 4 }
@@ -70,6 +81,22 @@ class Signed:
         self.key.with_suffix(".pub").write_bytes(public)
         self.evil = f"open({str(self.marker)!r}, 'a').write(__file__)\n"
         self.url = ""
+        self.guard: StubGuard | None = None
+        self.stubs: Callable[[], list[int]] = list
+
+    def exchange_all(self) -> None:
+        """Exchange the code of every version, and add code beside the versions."""
+        for code in self.root.glob("*/[0-9]*/helper.py"):
+            code.write_text(self.evil + HELPER)
+        for config in self.root.glob("*/config.pbtxt"):
+            (config.parent / "model.py").write_text(self.evil)
+
+    def put_back(self) -> None:
+        """Take back what `exchange_all` did."""
+        for code in self.root.glob("*/[0-9]*/helper.py"):
+            code.write_text(HELPER)
+        for code in self.root.glob("*/model.py"):
+            code.unlink()
 
     def publish(self, name: str, config: str, files: dict[str, bytes], *, sign: bool = True) -> int:
         source = self.base / "source"
@@ -90,8 +117,12 @@ class Signed:
     def graph(self, name: str, factor: float) -> int:
         return self.publish(name, CONFIG, {"model.onnx": scaling_model(factor).SerializeToString()})
 
-    def deploy(self, name: str, version: int, *, keep_previous: bool = False) -> tuple[int, ...]:
-        options = RolloutOptions(signed_by=(self.key.with_suffix(".pub"),), keep_previous=keep_previous)
+    @property
+    def keys(self) -> tuple[Path, ...]:
+        return (self.key.with_suffix(".pub"),)
+
+    def deploy(self, name: str, version: int, *, keep_previous: bool = False, policy: bool = True) -> tuple[int, ...]:
+        options = RolloutOptions(signed_by=self.keys if policy else (), keep_previous=keep_previous)
         return deploy(self.root, name, version, self.url, options=options).ready
 
     def answer(self, name: str, version: int | None = None) -> float:
@@ -129,6 +160,27 @@ EXCHANGES: dict[str, tuple[str, Callable[[Signed, Path], object]]] = {
     "the folder exchanged": ("code", _renamed),
     "another backend for a graph": ("graph", _other_backend),
 }
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Iterator[Signed]:
+    """A repository served under the policy: by its private copies. Everything is exchanged once they are made."""
+    made = Signed(tmp_path)
+    made.code("code", 2.0)
+    made.graph("graph", 5.0)
+    made.publish("both", ENSEMBLE, {"README.md": b"two steps"})
+    made.code("unsigned", 2.0, sign=False)
+    folder = tmp_path / "sealed"
+    folder.mkdir(mode=0o700)
+    sealed = SealedRepository.make(made.root, made.keys, folder)
+    options = sealed_options(ServeOptions(made.root, load=("all",), signed_by=made.keys), sealed)
+    assert set(options.load) == {"both", "code", "graph"}
+    made.exchange_all()
+    with EmbeddedServer(options) as server:
+        made.url = server.grpc_url
+        made.guard = StubGuard(server.pid, server.http_url, server.client_options)
+        made.stubs = lambda: [stub.pid for stub in stubs_of(server.pid)]
+        yield made
 
 
 @pytest.fixture
@@ -212,3 +264,63 @@ def test_external_data_goes_along(signed: Signed) -> None:
     assert "weights.bin" in files
     assert signed.deploy("graph", signed.publish("graph", CONFIG, files)) == (1,)
     assert signed.answer("graph") == 4.0
+
+
+def test_a_server_under_the_policy_never_reads_the_repository(
+    sealed: Signed, exchange: list[Callable[[], object]]
+) -> None:
+    assert (sealed.answer("code"), sealed.answer("graph"), sealed.answer("both")) == (2.0, 5.0, 10.0)
+    with pytest.raises(RepositoryError, match="was not confirmed, and nothing was changed"):
+        sealed.deploy("code", 1)
+    sealed.put_back()
+    assert sealed.code("code", 3.0) == 2
+    # What is exchanged after the copy is not read: neither by the load, nor when a dead process is replaced.
+    exchange.append(sealed.exchange_all)
+    with pytest.raises(RolloutUndoneError, match=r"does not hold|was changed between"):
+        sealed.deploy("code", 2)
+    assert (sealed.answer("code"), sealed.answer("both")) == (2.0, 10.0)
+    assert sealed.guard is not None
+    for pid in sealed.stubs():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while "code" not in sealed.guard.check():
+        assert time.monotonic() < deadline
+    assert (sealed.answer("code"), sealed.answer("both")) == (2.0, 10.0)
+    sealed.put_back()
+    # The server's own policy holds for a command that has none.
+    with pytest.raises(RolloutUndoneError, match="is not signed"):
+        sealed.deploy("unsigned", 1, policy=False)
+    assert sealed.deploy("code", 2, policy=False, keep_previous=True) == (1, 2)
+    assert (sealed.answer("code", 1), sealed.answer("code", 2), sealed.answer("both")) == (2.0, 3.0, 15.0)
+    assert sealed.deploy("code", 2) == (2,)
+    assert sealed.deploy("both", sealed.publish("both", ENSEMBLE, {"README.md": b"again"})) == (2,)
+    assert sealed.answer("both") == 15.0
+    assert not sealed.marker.exists()
+
+
+def test_models_that_are_measured_or_tried_are_copied_first(
+    tmp_path: Path, exchange: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = Signed(tmp_path)
+    signed.code("code", 2.0)
+    signed.graph("graph", 5.0)
+    exchange.append(signed.exchange_all)
+    with tuning_run(signed.root, {"code": 1}, TuneOptions(rate=10.0, signed_by=signed.keys)) as run:
+        run.loads.copies.load(CANDIDATE, {})
+    assert not exchange
+    signed.put_back()
+    # The same for what an ensemble needs that is tried before it is published.
+    exchange.append(signed.exchange_all)
+    monkeypatch.setenv("REPO_MANAGER_SIGNED_BY", str(signed.keys[0]))
+    (tmp_path / "README.md").write_text("two steps")
+    ensemble = ("both", {"README.md": tmp_path / "README.md"}, parse_config(ENSEMBLE, where="config.pbtxt"))
+    needs = {"code": None, "graph": None}
+    with trial_run(*ensemble, repository=signed.root, needs=needs) as trial:
+        assert isinstance(trial, TrialRun)
+    assert not exchange
+    with (
+        pytest.raises(RepositoryError, match="does not hold"),
+        trial_run(*ensemble, repository=signed.root, needs=needs),
+    ):
+        pass
+    assert not signed.marker.exists()
