@@ -304,7 +304,7 @@ def _called(text: str, run: Run) -> Score:
     except Exception as exc:
         raise InputError(
             f"--eval {text}: {type(exc).__name__}: {exc}",
-            hint="It is called with a function that runs the model, and returns a number.",
+            hint="It gets a function to run the model with, and returns a number.",
         ) from exc
     if each.ndim > 1 or not each.size or not np.isfinite(each).all():
         raise InputError(f"--eval {text} returned {returned!r:.80}, expected a number, or one for each sample")

@@ -67,7 +67,9 @@ class MainFlags:
         "the settings' backend, else auto; for other files the one they name].",
     )
     sparsity: SparsityMode = option(
-        "--sparsity", sets=(AddOptions, "sparsity"), help="Weights that are not 2:4: fail, report, or prune them."
+        "--sparsity",
+        sets=(AddOptions, "sparsity"),
+        help="Weights without the 2:4 pattern: fail, report, or prune them.",
     )
     prune_drift: float | None = option(
         "--prune-drift",
@@ -79,7 +81,7 @@ class MainFlags:
     preprocess: Path | None = option(
         "--preprocess",
         metavar="FILE.yaml",
-        help="Also publish a model that preprocesses images as this calibration.yaml says, and an ensemble of both.",
+        help="Also publish a model to preprocess images as in this calibration.yaml, and an ensemble of both.",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign the version with this key, as `sign` does.")
     html: Path | None = option("--html", metavar="FILE", help="Also write the version's card as an HTML page.")
@@ -152,7 +154,7 @@ class FilesFlags:
         "--uses",
         metavar="NAME",
         sets=(FilesOptions, "uses"),
-        help="A model that its code calls (BLS). It is kept and deployed with this one (may be given often).",
+        help="A model its code calls (BLS). It is kept and deployed with this one (may be given often).",
     )
 
 
@@ -288,13 +290,12 @@ class EnsembleFlags:
         "--output",
         metavar="[MODEL.]OUTPUT",
         sets=(EnsembleOptions, "outputs"),
-        help="An output that the ensemble returns (may be given often) [default: every output that no later model "
-        "takes].",
+        help="An output the ensemble returns (may be given often) [default: every output that no later model takes].",
     )
     pin: bool = option(
         "--pin/--no-pin",
         sets=(EnsembleOptions, "pin"),
-        help="Pin each model's version, so that the ensemble does not follow new versions.",
+        help="Pin each model's version, so the ensemble does not follow new versions.",
     )
     sample: Path | None = option(
         "--sample",

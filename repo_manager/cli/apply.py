@@ -38,13 +38,13 @@ app = typer.Typer()
 class ApplyFlags:
     """The scope of the change."""
 
-    prune: bool = option("--prune", sets=(ApplyOptions, "prune"), help="Also remove what is not declared.")
+    prune: bool = option("--prune", sets=(ApplyOptions, "prune"), help="Also remove undeclared models and versions.")
     check: bool = option("--check", default=False, help="Change nothing. Exit code 8 if there is something to change.")
     dry_run: bool = option("--dry-run", default=False, help="Show the planned changes without making them.")
     allow_code: bool = option(
         "--allow-code",
         sets=(ApplyOptions, "allow_code"),
-        help="Allow calls of functions that the file names as calibration (module:function).",
+        help="Allow calls of functions named in the file as calibration (module:function).",
     )
     sign: Path | None = option("--sign", metavar="KEY.pem", help="Sign each new version with this private key.")
     password_file: Path | None = option(

@@ -61,13 +61,13 @@ class ConversionFlags:
         "--keep-fp32",
         metavar="PATTERN",
         sets=(ConvertOptions, "keep_fp32"),
-        help="Layers that stay in FP32 (may be given often).",
+        help="Layers to leave in FP32 (may be given often).",
     )
     auto_keep: int = option(
         "--auto-keep",
         sets=(ConvertOptions, "auto_keep"),
         min=0,
-        help="Find up to N layers to keep in FP32, so that the gate passes.",
+        help="Find up to N layers to keep in FP32, so the gate passes.",
     )
     allow_unchanged: bool = option(
         "--allow-unchanged",
@@ -147,7 +147,7 @@ class PruneFlags:
     all_valid: bool = option(
         "--all-valid",
         sets=(PruneOptions, "all_valid"),
-        help="Also prune layers that ASP skips but whose shape allows 2:4.",
+        help="Also prune layers ASP skips but whose shape allows 2:4.",
     )
     calibration: str | None = option(
         "--calibration",
@@ -174,7 +174,7 @@ class PruneFlags:
     permute: bool = option(
         "--permute",
         sets=(PruneOptions, "permute"),
-        help="Reorder channels first, so that large weights do not share a group of four.",
+        help="Reorder channels first, so large weights do not share a group of four.",
     )
     distill: bool = option(
         "--distill",
@@ -188,7 +188,7 @@ class PruneFlags:
         "--work",
         metavar="FOLDER",
         sets=(PruneOptions, "work"),
-        help="Folder that keeps solved layers, so that a stopped command can resume.",
+        help="Folder for solved layers, so a stopped command can resume.",
     )
     seed: int = option(
         "--seed", sets=(PruneOptions, "seed"), min=0, help="Seed of the random sampling of large activations."

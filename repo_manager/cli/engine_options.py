@@ -154,10 +154,10 @@ class AcceleratorFlags:
         "--engine-cache",
         metavar="DIR",
         sets=(AcceleratorOptions, "engine_cache"),
-        help="Folder on the server that caches engines.",
+        help="Folder on the server for a cache of engines.",
     )
     accelerator_precision: Literal["fp32", "fp16", "int8"] | None = option(
-        "--accelerator-precision", help="Precision that TensorRT may use [default: --precision]."
+        "--accelerator-precision", help="Precision TensorRT may use [default: --precision]."
     )
 
     def accelerator_options(self, precision: Precision, engine: EngineOptions) -> AcceleratorOptions | None:

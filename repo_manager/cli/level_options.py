@@ -145,7 +145,7 @@ class MeasureFlags:
         help="Percent by which agreeing windows may differ.",
     )
     client: Client = option(
-        "--client", sets=(LoadTestOptions, "client"), help="What sends the requests; auto is native."
+        "--client", sets=(LoadTestOptions, "client"), help="Client for the requests; auto is native."
     )
     workers: int | None = option(
         "--workers",

@@ -206,7 +206,7 @@ class Load:
         if self.data.golden and not known.golden:
             raise UsageError(
                 "--golden: no golden sample of the model is known here",
-                hint="The version's repository keeps it: name that repository with -r. Or give --input-data.",
+                hint="The version's repository keeps it: name the repository with -r. Or give --input-data.",
             )
         is_left_open = self.data.data is None and not self.data.shape and (own or {}).get("sequence_length") is None
         if not self.data.golden and (not known.why_golden or not is_left_open):

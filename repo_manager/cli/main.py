@@ -28,7 +28,7 @@ Start with `repo-manager quickstart`: it runs every step with a sample model on 
 """
 _EXIT_CODES = """
 Exit codes: 0 done. 1 unexpected. 2 usage. 3 bad input. 4 a gate failed. 5 server or store unreachable or
-busy, refused, or a roll-out that was undone. 6 inconclusive. 7 a roll-back failed, act by hand.
+busy, refused, or roll-out undone. 6 inconclusive. 7 a roll-back failed, act by hand.
 8 --check found changes to make. 130 interrupted.
 """
 
@@ -70,16 +70,16 @@ _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
 # Refusals of the machine, in any command. They are not our faults, so there is no traceback.
 _SURROUNDINGS = {
-    errno.ENOSPC: "Make room on that disk, or set TMPDIR or XDG_CACHE_HOME to a folder on another one.",
+    errno.ENOSPC: "Make room on the disk, or set TMPDIR or XDG_CACHE_HOME to a folder on another one.",
     errno.EDQUOT: "Make room, or set TMPDIR to a folder on another disk.",
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f).",
-    errno.EROFS: "That file system is read-only: set TMPDIR and XDG_CACHE_HOME to folders that can be written.",
+    errno.EROFS: "The file system is read-only: set TMPDIR and XDG_CACHE_HOME to writable folders.",
     errno.EACCES: "Run it as the owner, or ask the owner for the permission.",
     errno.EPERM: "Run it as the owner, or ask the owner for the permission.",
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
     errno.ENFILE: "This machine has too many open files.",
-    errno.EIO: "The disk or the server of that file system fails. Read the system's log.",
-    errno.ESTALE: "The server of that file system has lost it: mount it again.",
+    errno.EIO: "The disk or the server of the file system fails. Read the system's log.",
+    errno.ESTALE: "The server of the file system has lost it: mount it again.",
     errno.ELOOP: "Its symbolic links lead in a circle.",
     errno.ENAMETOOLONG: "Give a shorter name.",
     errno.ENOTDIR: "A file is in the place of a folder.",

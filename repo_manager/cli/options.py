@@ -79,7 +79,7 @@ class RuntimeFlags:
         sets=(RuntimeLimits, "memory_bytes"),
         read=lambda gib: int(gib * 2**30),
         min=0.01,
-        help="How much memory ONNX Runtime may take [default: three quarters of what is free].",
+        help="How much memory ONNX Runtime may take [default: three quarters of the free memory].",
     )
 
     def during(self) -> contextlib.AbstractContextManager[None]:

@@ -108,7 +108,7 @@ def _is_folder(file: Path | None, target: str | None) -> bool:
     if is_folder and file is not None and file.suffix and not file.is_dir():
         raise UsageError(
             f"--output {file}: the ending {file.suffix} names no format",
-            hint="Expected FILE.html, FILE.md, or a folder, which is created if needed.",
+            hint="Expected FILE.html, FILE.md, or a folder (created if needed).",
         )
     if not is_folder and (target is None or ":" not in target):
         raise UsageError(

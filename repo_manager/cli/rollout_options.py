@@ -30,7 +30,7 @@ class RolloutFlags:
     keep_previous: bool = option(
         "--keep-previous",
         sets=(RolloutOptions, "keep_previous"),
-        help="Keep the previous version and the versions that ensembles pin loaded, so that a roll-back is instant.",
+        help="Keep the previous version and the versions pinned by ensembles loaded, so a roll-back is instant.",
     )
     timeout: float | None = seconds_option(
         "--timeout",
@@ -95,7 +95,7 @@ class Trial:
         "--weights-file",
         metavar="FILE.json",
         sets=(TrialOptions, "weights_file"),
-        help="Write the shares to this file, for clients that read it [default: publish them on the server].",
+        help="Write the shares to this file, for clients to read [default: publish them on the server].",
     )
     gate: list[str] | None = option(
         "--gate",

@@ -120,7 +120,7 @@ class RunFlags:
         sets=(ServeOptions, "restart"),
         read=lambda text: text == "on-failure",
         show=lambda restart: "on-failure" if restart else "no",
-        help="Restart a server that failed.",
+        help="Restart a failed server.",
     )
     timeout: float = seconds_option(
         "--timeout",
@@ -298,7 +298,7 @@ def _warn_if_open(terminal: Terminal, host: str, security: ServerSecurity) -> No
     elif security.open_control and security.client_authority is None:
         terminal.note(f"The server listens on {host} with TLS, and lets every client load models (--tls-client-ca).")
     elif not security.tls and not security.open_control:
-        terminal.note(f"The server listens on {host} without TLS: a key that loads models travels in the clear.")
+        terminal.note(f"The server listens on {host} without TLS: a key for loading models travels in the clear.")
 
 
 def _warn_of_failures(terminal: Terminal, root: Location, failures: Mapping[str, str]) -> None:

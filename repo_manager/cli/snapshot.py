@@ -35,8 +35,7 @@ class SnapshotFlags:
     values: Path | None = option(
         "--values",
         metavar="FILE.yaml",
-        help="Pin it in this values file, which holds only the pin. Models that are not named keep the version pinned "
-        "now.",
+        help="Pin it in this values file, which holds only the pin. Models not named keep the version pinned now.",
     )
     mounted: str | None = option(
         "--mounted",
@@ -46,7 +45,7 @@ class SnapshotFlags:
     keep_previous: bool = option(
         "--keep-previous",
         sets=(RolloutOptions, "keep_previous"),
-        help="Also serve the previous version, and the versions that ensembles pin.",
+        help="Also serve the previous version, and the versions pinned by ensembles.",
     )
     drop_pinned: bool = option(
         "--drop-pinned",
@@ -132,9 +131,7 @@ def fetch_command(
     url: Annotated[
         str, typer.Argument(metavar="SNAPSHOT", help="Its URL or folder: REPOSITORY.snapshots/ID.", show_default=False)
     ],
-    cache: Annotated[
-        Path, typer.Argument(metavar="CACHE", help="The folder that keeps snapshots. Pods of a node share one.")
-    ],
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="The folder for snapshots. Pods of a node share one.")],
     *,
     flags: FetchFlags,
     output: Output,

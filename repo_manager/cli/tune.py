@@ -72,7 +72,7 @@ class GoalFlags:
     )
     arrival: Arrival = option("--arrival", sets=(TuneOptions, "arrival"), help="Arrival process of the requests.")
     together: bool = option(
-        "--together", default=False, help="Tune several models that share the machine, under load at once."
+        "--together", default=False, help="Tune several models on the same machine, under load at once."
     )
     mix: str | None = option(
         "--mix",
@@ -105,7 +105,7 @@ class GoalFlags:
         help="A server to load copies of the model on, by its load API [default: start one here].",
     )
     metrics: str | None = option(
-        "--metrics-url", metavar="URL", help="That server's metrics, for energy and memory [default: port 8002]."
+        "--metrics-url", metavar="URL", help="The server's metrics, for energy and memory [default: port 8002]."
     )
     fresh: bool = option("--fresh", sets=(TuneOptions, "fresh"), help="Ignore the measurements of earlier runs.")
     write: bool = option(

@@ -225,7 +225,7 @@ def remove_command(
     ],
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also remove versions that are deployed, selected, tagged or a roll-back target."),
+        typer.Option("--force", help="Also remove versions now deployed, selected, tagged or a roll-back target."),
     ] = False,
     *,
     place: RepositoryFlag,
@@ -255,7 +255,7 @@ class AdoptFlags:
     write_config: bool = option(
         "--write-config",
         default=False,
-        help="Write the config.pbtxt that Triton derives, if a model has none: computed for ONNX, else fetched from "
+        help="Write the config.pbtxt derived by Triton, if a model has none: computed for ONNX, else fetched from "
         "--to.",
     )
     to: str | None = option(

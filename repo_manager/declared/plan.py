@@ -355,7 +355,7 @@ def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, ser
     except RepoManagerError as exc:
         return ModelPlan(name, False, None, (), str(exc), exc.exit_code)
     steps = [Step(Action.UNLOAD, f"from {', '.join(loaded)}", targets=tuple(loaded))] if loaded else []
-    return ModelPlan(name, False, None, (*steps, Step(Action.REMOVE, "the whole model, which is not declared")))
+    return ModelPlan(name, False, None, (*steps, Step(Action.REMOVE, "the whole undeclared model")))
 
 
 def _is_loaded(entries: object) -> bool:

@@ -203,8 +203,8 @@ def _expected(message: str) -> str:
         ("a valid boolean", "true or false"),
         ("a valid integer", "a whole number"),
         ("a valid number", "a number"),
-        ("string should have at least 1 character", "a text that is not empty"),
-        ("String should have at least 1 character", "a text that is not empty"),
+        ("string should have at least 1 character", "a non-empty text"),
+        ("String should have at least 1 character", "a non-empty text"),
     ):
         if text.startswith(found):
             return said

@@ -253,7 +253,7 @@ def plan_facts_of(header: PlanHeader, engine: Mapping[str, Any], *, where: str) 
     if build["version"] != header.version and not header.version.startswith(f"{build['version']}."):
         raise EngineError(
             f"{where}: built by version {header.version}, and its manifest says {build['version']}",
-            hint="Run repo-manager verify: the file is not the one that was published.",
+            hint="Run repo-manager verify: the file is not the published one.",
         )
     options = build.get("options", {})
     return PlanFacts(
@@ -328,7 +328,7 @@ def _version_problems(plan: PlanFacts, target: FitTarget) -> Iterator[FitProblem
     yield FitProblem(
         blocks,
         f"{found}: it will not load",
-        f"Build it with TensorRT {release.tensorrt} (in that release's container), or serve it with a release that has "
+        f"Build it with TensorRT {release.tensorrt} (in the release's container), or serve it with a release that has "
         f"TensorRT {plan.version}.",
     )
 

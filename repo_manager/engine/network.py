@@ -180,7 +180,7 @@ def _problem(error: Any, model: Model, able: Capabilities) -> str:
         name, operator = f"number {index}", "unknown operator"
     reason = error.desc().strip()
     if _NO_PLUGIN in reason:
-        reason = "no such operator, and no plugin of that name"
+        reason = "no such operator, and no plugin of the name"
     elif reason in ("", "false"):
         reason = f"not supported ({error.code().name.lower()})"
     return f"node '{name}' ({operator}): {reason}"

@@ -116,7 +116,7 @@ def check_one_version(versions: Mapping[str, str]) -> None:
         found = ", ".join(f"{capability}: {version}" for capability, version in versions.items())
         raise EngineError(
             f"the plans were built with different versions ({found}); a server has one",
-            hint="Build all of them in the container release that will serve them.",
+            hint="Build all of them in the container release to serve them.",
         )
 
 
@@ -137,5 +137,5 @@ def check_buildable(capability: str, able: Capabilities, gpus: Sequence[Gpu]) ->
     where = "it builds for" if able.compute_capabilities else "a plan is built on its own kind of GPU; here is"
     raise UsageError(
         f"--for {capability}: {able.backend} {able.version} cannot build this: {where} {', '.join(known) or 'none'}",
-        hint=f"Build that plan on such a machine and give it: --for {capability}=FILE.",
+        hint=f"Build the plan on such a machine and give it: --for {capability}=FILE.",
     )

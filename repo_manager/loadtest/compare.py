@@ -73,7 +73,7 @@ class ComparePlan:
         if self.pairs < _MIN_PAIRS:
             raise UsageError(
                 f"pairs is {self.pairs}, expected {_MIN_PAIRS} or more",
-                hint="An interval of the ratio needs that many pairs of blocks.",
+                hint="An interval of the ratio needs this many pairs of blocks.",
             )
         if self.block_s <= 0 or self.settle_s < 0:
             raise UsageError(

@@ -67,7 +67,7 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
     measured = {point.level for point in report.points}
     for gate in gates:
         if gate.level is not None and gate.level not in measured:
-            raise UsageError(f"the gate {gate.text!r} names a level that was not measured: {gate.level:g}")
+            raise UsageError(f"the gate {gate.text!r} names a level not measured: {gate.level:g}")
     results: list[GateResult] = []
     outcomes: list[tuple[str, Outcome]] = []
     for point in report.points:

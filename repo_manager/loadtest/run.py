@@ -184,7 +184,7 @@ def _wait_until(moment: float | None) -> None:
     if not 0 <= left <= _MAX_WAIT_S:
         raise UsageError(
             f"the load is to begin in {left:.1f} s, expected 0 to {_MAX_WAIT_S:.0f} s from now",
-            hint="Give --start-at a moment that every generator reaches in time, and synchronise the clocks.",
+            hint="Give --start-at a moment every generator reaches in time, and synchronise the clocks.",
         )
     time.sleep(left)
 

@@ -299,7 +299,7 @@ def _answer(
         )
     if fails is None:
         if holds >= space.highest:
-            return Outcome.PASS, f"{name(holds)} holds, the largest load that was to be tried"
+            return Outcome.PASS, f"{name(holds)} holds, the largest load to be tried"
         return Outcome.INCONCLUSIVE, f"{name(holds)} holds, and no load is shown to fail{open_levels}"
     words = f"{name(holds)} holds, {name(fails)} fails{open_levels}"
     if undecided and space.between(holds, fails) is not None:

@@ -61,7 +61,7 @@ def _by_number() -> dict[int, tuple[str, int, DTypeLike | None]]:
 def _entry(data_type: int, where: str) -> tuple[str, int, DTypeLike | None]:
     entry = _by_number().get(data_type)
     if entry is None:
-        raise ModelError(f"{where} has element type {data_type}, which is not one that repo-manager knows")
+        raise ModelError(f"{where} has element type {data_type}, unknown to repo-manager")
     return entry
 
 

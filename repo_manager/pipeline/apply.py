@@ -216,7 +216,7 @@ class _Runner:
         if not any(f"{module}.".startswith(f"{allowed}.") for allowed in self.options.code_modules):
             raise UsageError(
                 f"{what} is not a file, and an applied file runs no code",
-                hint="Give the path of an .npz or a folder; or allow what the file names: apply --allow-code, or "
+                hint="Give the path of an .npz or a folder; or allow the named code: apply --allow-code, or "
                 "code_modules in the settings.",
             )
         import_installed(module)

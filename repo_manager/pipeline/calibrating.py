@@ -233,7 +233,7 @@ def _storable(array: Array) -> Array:
 
 def _move(staged: Path, output: Path) -> None:
     if output.is_dir():
-        raise UsageError(f"{output} is a folder that exists", hint="Name another one.")
+        raise UsageError(f"{output} is an existing folder", hint="Name another one.")
     staged.replace(output)
 
 

@@ -263,7 +263,7 @@ class _Where:
         except BaseException:
             if server.started:
                 background.stop_running(repository)
-                report("The server that was started for it is stopped again.")
+                report("The server started for it is stopped again.")
             raise
 
 
@@ -289,7 +289,7 @@ def _planned_alone(repository: Location, name: str, version: int, options: Rollo
     entry.version(version)
     deployed = model_state(repository, name).is_deployed
     ready = entry.selected if deployed else ()
-    where = "a server that would be started"
+    where = "a server to be started"
     served = ServedState(where, ready, (), {}, entry.config() if ready else None)
     plan = plan_from(entry, version, served, keep_previous=options.keep_previous)
     checks = check_version(repository, entry, version, signed_by=options.signed_by)

@@ -93,7 +93,7 @@ def make_ensemble(
         repository: repository with the models, and for the ensemble.
         name: the ensemble's name. If there is such a model, it is the same ensemble: it gets another version, with its
             models' present answers.
-        models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order of the data's way.
+        models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order of the data flow.
         options: inputs, outputs, pins and the like. `None` takes the defaults.
         trial: settings of the trial run before its publication. `None`: the sample alone.
         report: called with a line of text for each step.

@@ -188,7 +188,7 @@ def _says_published(published: Sequence[str]) -> Iterator[None]:
             f"{'them' if several else 'it'}"
         )
         commands = ", ".join(f"repo-manager remove {each}" for each in published)
-        exc.hint = " ".join(part for part in (exc.hint, f"To take back what was published: {commands}.") if part)
+        exc.hint = " ".join(part for part in (exc.hint, f"To take the published models back: {commands}.") if part)
         raise
 
 

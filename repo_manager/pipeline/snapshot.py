@@ -142,7 +142,7 @@ def pinned_by(files: Sequence[Path]) -> dict[str, str]:
     for file in files:
         url = _pinned_in(file)[1]
         if url is None:
-            raise InputError(f"{file} pins no snapshot", hint="Name the files that `repo-manager snapshot` wrote.")
+            raise InputError(f"{file} pins no snapshot", hint="Name the files written by `repo-manager snapshot`.")
         found[str(file)] = url
     return found
 

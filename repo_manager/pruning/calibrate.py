@@ -200,7 +200,7 @@ class Run:
 
 
 def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda _, __: None) -> dict[str, Solved]:
-    """Solve layers in the order of the data's way.
+    """Solve layers in the order of the data flow.
 
     Args:
         run: the dense model and its data.

@@ -288,8 +288,8 @@ def _sparsity(manifest: Manifest) -> Section:
     facts = {
         "2:4 layers": f"{valid} of {len(layers)}",
         "2:4 parameters": None if kept is None else format_share(kept),
-        "compute that can gain": None if gain is None else format_share(gain),
-        "most that sparse math can give": None if bound is None else f"{bound:.2f}x (Amdahl)",
+        "compute with a possible gain": None if gain is None else format_share(gain),
+        "most sparse math can give": None if bound is None else f"{bound:.2f}x (Amdahl)",
     }
     return Section("Sparsity", _pairs(facts), ("layer", "operator", "shape", "MACs", "verdict"), rows, note=note)
 

@@ -148,7 +148,7 @@ def _figures(report: LoadTestReport, verdict: Verdict | None, unit: tuple[str, f
         ),
     ]
     for point in _timelines(report.points):
-        caption = f"{point.label}: {point.outcome} ({point.reason}). Shaded: the windows that make the row."
+        caption = f"{point.label}: {point.outcome} ({point.reason}). Shaded: the windows of the row."
         drawn.append((f"Over time: {point.label}", load_charts.latency_over_time(point, unit), caption))
     return [Figure(title, Markup(svg), caption) for title, svg, caption in drawn if svg is not None]
 

@@ -74,7 +74,7 @@ def _engines(engines: Sequence[Any], server: str) -> RenderableType:
                 said,
             ]
         )
-    columns = ["version", "built with", "compute capability", "verdict", "why, and what to do"]
+    columns = ["version", "built with", "compute capability", "verdict", "reason and remedy"]
     return make_table(f"Engines on {server}", columns, rows)
 
 

@@ -180,7 +180,7 @@ def config_change_view(change: ConfigChange, *, shown: bool, repository: str | N
         if change.applied and change.served and change.effect is not ReloadEffect.NOTHING:
             command = next_command("deploy", f"{change.name}:{change.served[-1]}", repository=repository)
             others = " --keep-previous" if len(change.served) > 1 else ""
-            views.append(Text(f"A server that runs does not have it yet. Next: {command}{others}"))
+            views.append(Text(f"A running server does not have it yet. Next: {command}{others}"))
     return views
 
 
@@ -192,7 +192,7 @@ def _effect(change: ConfigChange) -> str:
         return "nothing changes: the configuration means the same"
     if "instance_group" in change.fields:
         return "the instances change in place; no version loads again"
-    return f"version {_numbers(change.served)} is served; a version that stays does not load again"
+    return f"version {_numbers(change.served)} is served; a kept version does not load again"
 
 
 def labels_view(labels: Mapping[str, Sequence[str]]) -> list[RenderableType]:
@@ -286,4 +286,4 @@ def checks_view(checks: Sequence[SignatureCheck]) -> list[RenderableType]:
     if len(checks) == 1:
         return [Text(f"{checks[0].name}:{checks[0].version} is signed by {checks[0].key}", style="green")]
     rows = [[f"{check.name}:{check.version}", check.key, len(check.files)] for check in checks]
-    return [make_table("Signatures that hold", ["version", "signed by", "files"], rows, right="files")]
+    return [make_table("Valid signatures", ["version", "signed by", "files"], rows, right="files")]

@@ -198,7 +198,7 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
     views: list[RenderableType] = [Text(head, style="green")]
     views.append(make_table(None, ["server", "before", "plan", "ready", "proof"], rows))
     if rollout.unavailable and rollout.action != "undeploy":
-        views.append(Text("What does not answer serves the version when it starts again: the repository says so."))
+        views.append(Text("A silent server serves the version when it starts again: the repository says so."))
     checks = (check for server in rollout.servers for check in server.checks)
     seen = dict.fromkeys(check for check in checks if str(check.outcome) != "passed")
     return [*views, *_notes(*(server.plan for server in rollout.servers)), *checks_view(tuple(seen))]

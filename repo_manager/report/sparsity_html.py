@@ -179,9 +179,9 @@ def _pruning_chart(budget: Mapping[str, Any]) -> str:
     values = [value for _, value, _ in (*front, *final)]
     y = Axis.around("metric", values, zero=False) if is_metric else Axis.around("drift", [*values, budget["limit"]])
     chart = Chart(
-        "Compute that can run sparse against its cost",
-        "A point for each set of layers that was measured, and for those that were solved one behind the other.",
-        Axis.around("share of the compute that can run sparse, %", [0.0, 100.0]),
+        "Compute able to run sparse against its cost",
+        "A point for each measured set of layers, and for those solved one behind the other.",
+        Axis.around("share of the compute able to run sparse, %", [0.0, 100.0]),
         y,
     )
     chart.line("each layer solved by itself", [(x, value) for x, value, _ in front], 0).marks(front, 0).marks(final, 1)

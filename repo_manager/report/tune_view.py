@@ -145,7 +145,7 @@ def _front(result: Tuning) -> list[Figure]:
             marks = [(rate, p99, f"{trial.label}: {rate:.4g}/s, p99 {p99:.3g} ms") for trial, rate, p99 in chosen]
             chart.marks(marks, series)
             chart.line(name, sorted((rate, p99) for _, rate, p99 in chosen) if name != "others" else [], series)
-    caption = "Each point is a load level that was measured; further right and lower is better."
+    caption = "Each point is a measured load level; further right and lower is better."
     return [Figure("Throughput against p99", Markup(chart.render()), caption)]  # its texts are escaped
 
 
@@ -162,7 +162,7 @@ def _curves(result: Tuning) -> list[Figure]:
         line = [(float(each.size), each.median_ns / 1e6) for each in curve]
         chart.line("", line, 0)
         chart.marks([(size, ms, f"{size:g} samples: {ms:.3g} ms, {size / ms * 1e3:,.0f}/s") for size, ms in line], 0)
-        caption = "Measured first: what cannot meet the limits is not tried."
+        caption = "Measured first: settings that cannot meet the limits are not tried."
         figures.append(Figure(title, Markup(chart.render()), caption))
     return figures
 

@@ -174,6 +174,6 @@ def load_differences_view(compared: LoadComparison) -> list[RenderableType]:
         columns = ["load", "number", *names, "outcome", "change"]
         views.append(make_table("Load tests", columns, rows, right=",".join(names), drop="change"))
     else:
-        views.append(Text("The load tests that are kept have no level in common."))
+        views.append(Text("The load tests kept have no level in common."))
     views.append(Text(f"Measured one after the other: {when}. `repo-manager compare` measures both together."))
     return [*views, *(Text(f"Note: {note}") for note in compared.notes)]

@@ -51,7 +51,7 @@ class VersionDifference(Summarized):
             (drift, checks), tools, ...
         signature: differences in backend, batch, inputs and outputs, one sentence each.
         config: unified diff of the derived configurations.
-        files: files that differ.
+        files: differing files.
         size_bytes: total size of each version's files.
         problems: why a version could not be compared (no manifest).
     """
@@ -67,7 +67,7 @@ class VersionDifference(Summarized):
     problems: tuple[str, ...]
 
     def _summary(self) -> Mapping[str, Any]:
-        return {"A": self.a, "B": self.b, "files that differ": len(self.files)}
+        return {"A": self.a, "B": self.b, "differing files": len(self.files)}
 
 
 def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:

@@ -112,7 +112,7 @@ def open_root(repository: Path, *, create: bool = False) -> Path:
     if root.is_dir():
         return root
     found = "is not a folder" if root.exists() else "does not exist"
-    raise RepositoryError(f"{repository} {found}", hint="Give the folder that holds the models.")
+    raise RepositoryError(f"{repository} {found}", hint="Give the folder of the models.")
 
 
 def _make_durably(folder: Path) -> None:

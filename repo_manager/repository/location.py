@@ -151,7 +151,7 @@ def parse_location(text: str) -> Location:
             f"{bad[0][:80]!r} cannot stand in the path of a repository in object storage"
             if bad
             else f"the path of the repository has {len(place.prefix)} characters; expected up to {_MAX_KEY_BYTES}",
-            hint="Expected letters, digits, '_', '-' and '.' between single slashes: what Triton's own pattern allows.",
+            hint="Expected letters, digits, '_', '-' and '.' between single slashes: as in Triton's own pattern.",
         )
     return place
 

@@ -154,7 +154,7 @@ def no_manifest(what: str) -> RepositoryError:
     return RepositoryError(what, hint=_ADOPT)
 
 
-_ADOPT = "`repo-manager verify` lists what is wrong; `repo-manager adopt` writes a manifest where there is none."
+_ADOPT = "`repo-manager verify` lists the faults; `repo-manager adopt` writes a manifest where there is none."
 _KINDS: dict[str, tuple[type, bool]] = {
     "schema_version": (int, True),
     "model": (str, True),

@@ -225,7 +225,7 @@ def _check_as_published(signed: dict[str, str], manifest: Manifest, what: str) -
     if odd:
         raise RepositoryError(
             f"{what} is not what its manifest says, and is not signed: {', '.join(odd)}",
-            hint="`repo-manager verify` shows what was changed, added or is missing.",
+            hint="`repo-manager verify` shows changed, added and missing files.",
         )
 
 

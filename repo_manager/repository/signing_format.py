@@ -187,7 +187,7 @@ def _mismatch(text: str, folder: Path, content: bytes) -> str:
     changed = {name for name in listed & present if f"Hash mismatch for '{name}'" in told}
     kinds = {"changed": changed, "missing": listed - present, "added": present - listed}
     found = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names]
-    return "the files are not those that were signed; " + "; ".join(found) if found else ""
+    return "the files are not the signed ones; " + "; ".join(found) if found else ""
 
 
 def _check_coverage(folder: Path, content: bytes) -> None:
@@ -209,7 +209,7 @@ def _chain(key: SigningKey) -> tuple[Path, ...]:
     if key.password is not None:
         raise UsageError(
             "an encrypted key cannot be used with a certificate",
-            hint="Sign with the bare key, or give a key file that is not encrypted and that only you can read.",
+            hint="Sign with the bare key, or give an unencrypted key file only you can read.",
         )
     own = () if key.certificate is None else (key.certificate,)
     for path in (*own, *key.chain):

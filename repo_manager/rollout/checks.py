@@ -163,7 +163,7 @@ def check_needed(what: str, dependents: Sequence[str]) -> tuple[Check, ...]:
         return ()
     several = len(dependents) > 1
     detail = f"{', '.join(dependents)} {'are' if several else 'is'} served and {'need' if several else 'needs'} {what}"
-    hint = "Undeploy first what needs it: " + ", then ".join(
+    hint = "Undeploy its dependents first: " + ", then ".join(
         f"repo-manager undeploy {dependent}" for dependent in dependents[::-1]
     )
     return (Check("ensembles", Outcome.REFUSED, detail, hint),)
@@ -194,7 +194,7 @@ def refuse(
         return
     hints = [check.hint for check in found if check.hint]
     if any(check.estimate for check in found):
-        hints.append("--force overrides what is only an estimate.")
+        hints.append("--force overrides an estimate.")
     done = "undeployed" if action == "undeploy" else "deployed"
     outcome = f"{what} was not {done}, and nothing was changed"
     if served_by:
@@ -225,14 +225,14 @@ def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
         )
     if found:
         return Check("files", Outcome.WARNING, "; ".join(problem.what for problem in found))
-    return Check("files", Outcome.PASSED, "every file is there and has the size and digest that were recorded")
+    return Check("files", Outcome.PASSED, "every file is there and has the recorded size and digest")
 
 
 def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Check:
     """Compare config.pbtxt with the version: with the configuration derived for it, else with the model itself."""
     if config is None:
         detail = f"there is no {CONFIG_FILENAME}: what is served could not be chosen, nor put back"
-        hint = f"Write down what the server derives: repo-manager adopt {entry.name} --write-config"
+        hint = f"Write down the server's configuration: repo-manager adopt {entry.name} --write-config"
         return Check("config", Outcome.REFUSED, detail, hint)
     broken = [problem for problem in check_rules(config, where=CONFIG_FILENAME) if problem.severity is Severity.ERROR]
     if broken:

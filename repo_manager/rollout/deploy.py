@@ -274,6 +274,6 @@ def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialO
     if len(clients) > 1:
         raise UsageError(
             "--shadow and --canary try a version on one server",
-            hint="Try it on one of them with --to; then deploy to all: those that serve it already are left alone.",
+            hint="Try it on one of them with --to; then deploy to all: those serving it already are left alone.",
         )
     return canary.CanaryTarget(target, context, trial, clients[0].another)

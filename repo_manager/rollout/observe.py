@@ -223,7 +223,7 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
             f"{client.url} does not show the configuration of {name}, so what it serves is unknown: {hidden}. "
             "Nothing was changed.",
             hint="A roll-out and its undo need the server's model-repository and model-config APIs for this model: "
-            "give the header that they expect with --header-file FILE.",
+            "give the header they expect with --header-file FILE.",
         )
 
 

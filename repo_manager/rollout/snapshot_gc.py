@@ -72,7 +72,7 @@ def gc_snapshots(
     if not targets and not pinned:
         raise UsageError(
             "No cluster and no values file was named, so nothing says which snapshots are in use",
-            hint="Name every one that serves this repository: --to k8s://NAMESPACE/RELEASE, or --values FILE.",
+            hint="Name every target with this repository: --to k8s://NAMESPACE/RELEASE, or --values FILE.",
         )
     root = snapshots_of(repository)
     folder, store = local_folder(root), open_store(root, may_be_new=True)

@@ -73,7 +73,7 @@ def reading(endpoint: Endpoint, what: str) -> Iterator[None]:
         found = " ".join(str(exc).split())[:_QUOTED_CHARACTERS] or "it breaks off"
         raise ServerRefusedError(
             f"{endpoint} answers {what}, but not as a Triton server does: {type(exc).__name__}: {found}",
-            hint="Check the address, and that the port is Triton's (8001 gRPC, 8000 HTTP).",
+            hint="Check the address, and whether the port is Triton's (8001 gRPC, 8000 HTTP).",
         ) from exc
 
 
@@ -147,7 +147,7 @@ def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
         what: subject of the error message.
         reason: reason, as the error message quotes it.
     """
-    hint = "Give the header that it expects: --header-file FILE." if "is restricted" in reason else None
+    hint = "Give the header it expects: --header-file FILE." if "is restricted" in reason else None
     error = ServerRefusedError(f"{endpoint} refused: {what}: {without_stack(reason)}", hint=hint)
     error.reason = redacted(without_stack(reason))
     return error

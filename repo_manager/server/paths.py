@@ -80,6 +80,6 @@ def _made(folder: Path) -> Path:
     except OSError as exc:
         raise RepositoryError(
             f"The cache folder {folder} cannot be made: {exc.strerror or exc}",
-            hint="Set XDG_CACHE_HOME to a folder that can be written.",
+            hint="Set XDG_CACHE_HOME to a writable folder.",
         ) from exc
     return folder

@@ -154,7 +154,7 @@ def served_already(repository: Location, running: RunningServer | None) -> Serve
     where = "its server is just starting" if running is None else f"by pid {running.pid}, {running.control_url}"
     return ServerError(
         f"{repository} is already served: {where}",
-        hint=f"Commands find that server by themselves. Stop it first: repo-manager serve --stop -r {repository}",
+        hint=f"Commands find the server by themselves. Stop it first: repo-manager serve --stop -r {repository}",
     )
 
 

@@ -23,7 +23,7 @@ _MLMODEL = "MLmodel"
 _MOST_BYTES = 4 << 20
 _MODEL = re.compile(r"models:/{1,2}(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
 _KEPT = ("run_id", "model_id", "model_uuid", "mlflow_version", "utc_time_created")
-_HINT = "Export it to ONNX, and log that by mlflow.onnx.log_model; or give --backend, --config and the file itself."
+_HINT = "Export it to ONNX, and log it by mlflow.onnx.log_model; or give --backend, --config and the file itself."
 
 
 def fetch_from_mlflow(url: str, receiver: Receiver) -> Fetched:

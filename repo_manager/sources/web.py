@@ -236,7 +236,7 @@ class _Remote:
             return TransientError(f"HTTP {code}", slow_down=code in (429, 503))
         if code in (404, 410):
             return FileNotFoundError(f"HTTP {code}")
-        hint = "Credentials are read from ~/.netrc, or the file that NETRC names." if code in (401, 403) else None
+        hint = "Credentials are read from ~/.netrc, or the file named by NETRC." if code in (401, 403) else None
         return InputError(f"{self.shown} is refused: HTTP {code} {reason}", hint=hint)
 
 

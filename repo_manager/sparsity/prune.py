@@ -183,7 +183,7 @@ def _reason_against(use: Use, layers: Sequence[str], exclude: Sequence[str], all
     if weight.sparse is not None:
         return "a sparse initializer: it stays as it is stored"
     if not weight.scale_is_known:
-        return "its scale is computed at run time: which values are small is not known"
+        return "its scale is computed at run time: its small values are unknown"
     return None
 
 

@@ -248,7 +248,7 @@ def _check_alone(message: Any, field: Any, parents: list[str]) -> None:
         wanted, cleared = (".".join([*parents, name]) for name in (field.name, other))
         raise ConfigError(
             f"setting {wanted} would remove {cleared}: a configuration has only one of them",
-            hint=f"If that is what you want, clear it in the same change: --clear {cleared}",
+            hint=f"If you want this, clear it in the same change: --clear {cleared}",
         )
 
 

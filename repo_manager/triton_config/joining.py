@@ -100,7 +100,7 @@ def join_models(
 
     Args:
         name: name of the ensemble.
-        parts: its models, in the order of the data's way.
+        parts: its models, in the order of the data flow.
         maps: decisions taken from the matching.
         outputs: the tensors the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output no later model
             takes.
@@ -263,7 +263,7 @@ class _Joining:
             raise UsageError(
                 f"{where}: {source.text} is made at step {source.place + 1} and {wanted.text} is taken at step "
                 f"{wanted.place + 1}",
-                hint="Name the models in the order in which data flows through them.",
+                hint="Name the models in the order of the data flow.",
             )
         return source
 

@@ -146,13 +146,13 @@ def setting_of(config: ModelConfig, name: str | None = None) -> Setting:
     if kind is not None:
         raise UsageError(
             f"{name or config.name} is {kind}, which cannot be tuned",
-            hint="Tune the models that it is made of." if "ensemble" in kind else None,
+            hint="Tune the models it is made of." if "ensemble" in kind else None,
         )
     groups = message.instance_group
     if len(groups) > 1:
         raise UsageError(
             f"{name or config.name} has {len(groups)} instance groups, expected one",
-            hint="Which of them should grow is not known: set their counts by `repo-manager config`.",
+            hint="Set their counts by `repo-manager config`: the one to grow is unknown.",
         )
     batching = message.dynamic_batching
     delay = int(batching.max_queue_delay_microseconds) if message.HasField("dynamic_batching") else None

@@ -124,7 +124,7 @@ def _read(
         raise UsageError(
             f"the code of {name} asks other models by name ({', '.join(uses_of(config))}); a copy would ask those that "
             "are served",
-            hint="Tune the models that it asks.",
+            hint="Tune the models it asks.",
         )
     for step in steps_of(config):
         if step.model not in found:

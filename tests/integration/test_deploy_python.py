@@ -85,5 +85,5 @@ def test_a_server_that_was_started_for_what_fails_is_stopped(tmp_path: Path, mon
     command = [sys.executable, "-m", "repo_manager", "deploy", "alone:1", "-r", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == RolloutUndoneError.exit_code, ended.stderr
-    assert "The server that was started for it is stopped again." in ended.stderr
+    assert "The server started for it is stopped again." in ended.stderr
     assert running_server(tmp_path) is None

@@ -324,7 +324,7 @@ def test_a_search_for_the_largest_load_has_an_exit_code_for_each_answer(target, 
         for words in (["p99<30s", "-c", "1,2"], ["p99<1ns", "--report", str(junit)], ["errors<0.0000001%", "-c", "1,2"])
     ]
     assert [ended.returncode for ended in outcomes] == [0, 4, 6], [ended.stdout + ended.stderr for ended in outcomes]
-    assert "concurrency 2 holds, the largest load that was to be tried" in " ".join(outcomes[0].stdout.split())
+    assert "concurrency 2 holds, the largest load to be tried" in " ".join(outcomes[0].stdout.split())
     assert "no load holds: concurrency 1 already fails" in junit.read_text()
     refused = subprocess.run([*short, "p99<1s", "--baseline", "x.json"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2

@@ -79,7 +79,7 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
         size = sum(_size_bytes(item, shapes[item.name]) for item in inputs)
         if size > _MAX_TOTAL_BYTES // 2 and not options.shapes:
             raise InputError(
-                f"a request to {facts.model} would have {size / 2**20:.4g} MiB by the shapes that the server tells",
+                f"a request to {facts.model} would have {size / 2**20:.4g} MiB by the server's shapes",
                 hint="Give the shapes with --shape if that is meant, or the data with --input-data.",
             )
         count = max(min(options.distinct, _MAX_TOTAL_BYTES // max(size, 1)), 1)

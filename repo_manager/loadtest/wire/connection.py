@@ -51,7 +51,7 @@ def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str, timer: 
         sock.close()
         raise ServerUnreachableError(
             f"{host} refused or failed the TLS handshake: {exc}",
-            hint="Check the authorities (--tls-ca), the client's certificate, the name, and that the port speaks TLS.",
+            hint="Check the authorities (--tls-ca), the client's certificate, the name, and the port.",
         ) from exc
     return TlsSocket(wrapped)
 
@@ -280,7 +280,7 @@ def open_sockets(endpoint: Endpoint, count: int) -> list[Socket]:
             sock.close()
         raise ServerUnreachableError(
             f"{endpoint.host}:{endpoint.port} cannot be reached: {exc.strerror or exc}",
-            hint="Check the address and the port, and that the server is running.",
+            hint="Check the address and the port, and whether the server is running.",
         ) from exc
     if endpoint.tls is None:
         return list(opened)

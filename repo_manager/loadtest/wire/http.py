@@ -249,7 +249,7 @@ class HttpConnection(WireConnection):
         if self._missing > 0:
             return
         if not self.in_flight or self._missing < 0:
-            self._fail_all("the server sent an answer that was not asked for")
+            self._fail_all("the server sent an answer nobody asked for")
             return
         self._missing = -1
         self._finish(now_ns)
@@ -266,7 +266,7 @@ class HttpConnection(WireConnection):
             if self.in_flight:
                 self._finish(now_ns)
             else:
-                self._fail_all("the server sent an answer that was not asked for")
+                self._fail_all("the server sent an answer nobody asked for")
 
     def _finish(self, now_ns: int) -> None:
         """Tell of a whole answer, and go on."""

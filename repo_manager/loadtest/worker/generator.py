@@ -89,7 +89,7 @@ class Generator:
                 raise ServerUnreachableError(
                     f"{job.endpoint.host}:{job.endpoint.port} does not answer as a {job.protocol} server"
                     + (f": {self._last_loss}" if self._last_loss else ""),
-                    hint="Check that the port is that of this protocol (Triton: 8000 HTTP, 8001 gRPC).",
+                    hint="Check whether the port is of this protocol (Triton: 8000 HTTP, 8001 gRPC).",
                 )
 
     def _first_connections(self) -> int:

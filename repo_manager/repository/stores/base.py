@@ -114,8 +114,8 @@ class Departure:
 class StepKind(enum.Enum):
     """One repair."""
 
-    REMOVAL = "a removal that broke off"
-    REST = "what an interrupted command left"
+    REMOVAL = "an interrupted removal"
+    REST = "remains of an interrupted command"
     RECORD = "a damaged record"
     CONTENT = "a model's files"
 

@@ -335,7 +335,7 @@ class DiskStore:
         """
         for area, entry in leftovers(self.location):
             act = functools.partial(sweep_entry, area, entry, self.location)
-            yield Step(entry, "removed what a dead command had left", StepKind.REST, act)
+            yield Step(entry, "removed the remains of a dead command", StepKind.REST, act)
         for name, version in orphaned_signatures(self.location):
             text = f"is the signature of {name}:{version}, which does not exist"
             where = signature_name(name, version)

@@ -287,7 +287,7 @@ def _new_entry(root: Path) -> tuple[Path, Path, int]:
                 break
     raise RepositoryError(
         f"{root} cannot be written: no staging folder on its file system ({'; '.join(reasons)})",
-        hint="Check that the disk is mounted for writing and not full, and that this user may write there.",
+        hint="Check that the disk is mounted for writing and not full, and whether this user may write there.",
     )
 
 

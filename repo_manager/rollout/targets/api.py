@@ -339,7 +339,7 @@ class Api:
         if what in self._allowed and may_pass(code, named=named):
             return ServerUnreachableError(
                 f"The Kubernetes API server could not {what}, which it did before: {reason.strip()} ({code})",
-                hint="While it starts it refuses what it allows later. Check the rights if it goes on.",
+                hint="While it starts it refuses calls it allows later. Check the rights if it goes on.",
             )
         return refused(what, code, reason, named=named)
 

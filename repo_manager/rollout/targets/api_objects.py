@@ -110,10 +110,10 @@ def refused(
         return ServerUnreachableError(f"The Kubernetes API server could not {what}: {reason} ({code})")
     hints = {
         401: "The credentials in the kubeconfig are not valid (any more).",
-        403: "Bind a Role that allows it: the chart's `deployer` values make one for its release, "
+        403: "Bind a Role for it: the chart's `deployer` values make one for its release, "
         f"{document('kubernetes.md')} names one for an InferenceService. Where a Role names its objects, a mistyped "
         "name is forbidden too.",
-        404: "Check the namespace and the name; kubectl get shows what is there."
+        404: "Check the namespace and the name; kubectl get lists the present ones."
         if named
         else "This cluster does not know the kind: install its CRDs (KServe, Gateway API), or check --context.",
         409: "Somebody else has changed it; run the command again.",

@@ -31,7 +31,7 @@ __all__ = [
     "watch_service",
 ]
 
-_STILL = "If nothing changes at all, check that KServe's controller runs."
+_STILL = "If nothing changes at all, check whether KServe's controller runs."
 KNATIVE = "Knative"
 STANDARD = "Standard"
 _MODE = "serving.kserve.io/deploymentMode"

@@ -98,7 +98,7 @@ class Family:
         if not is_ensemble(config):
             return f"its code asks {self._context.name}; Triton leaves it as it is"
         pins = pinned_versions({dependent: config}, self._context.name)
-        asks = f"version {', '.join(map(str, pins))}" if pins else "the newest version that is served"
+        asks = f"version {', '.join(map(str, pins))}" if pins else "the newest served version"
         return f"Triton loads it again whenever {self._context.name} changes; it asks for {asks}"
 
 

@@ -43,7 +43,7 @@ def snapshot_behind(repository: Location, url: str, served_by: str) -> Snapshot:
         raise RepositoryError(
             f"{served_by} serves the snapshot {url}, and {root} does not have it, so the versions of its other models "
             "are not known",
-            hint="Give --repository the repository that it was made from; its snapshots are beside it.",
+            hint="Give --repository its source repository; the snapshots are beside it.",
         )
     return found
 

@@ -119,7 +119,7 @@ def read_snapshot(root: Location, chosen: str) -> Snapshot | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise RepositoryError(
             f"{place / SNAPSHOT_FILENAME} is damaged: {type(exc).__name__}: {exc}",
-            hint="Deploy a version from the repository; that writes a new snapshot.",
+            hint="Deploy a version from the repository; this writes a new snapshot.",
         ) from exc
     return Snapshot(chosen, place, models, created=False)
 

@@ -214,7 +214,7 @@ def untried(name: str, version: int, where: str) -> InconclusiveError:
     return InconclusiveError(
         f"{name}:{version} is served already on {where}, without an older version beside it, so it cannot be tried. "
         "No gate was judged, and nothing was changed.",
-        hint="Without --shadow and --canary, deploy proves that it answers.",
+        hint="Without --shadow and --canary, deploy proves it by an inference.",
     )
 
 
@@ -251,5 +251,5 @@ def check_kind(
         raise UsageError(
             f"--canary publishes the shares in the name of an instance group, and {name} is an ensemble, which has "
             "none. Nothing was changed.",
-            hint="Write them to a file that clients read: --weights-file FILE.json.",
+            hint="Write them to a file for clients: --weights-file FILE.json.",
         )

@@ -284,7 +284,7 @@ def test_a_dry_run_starts_no_server(run: Run, repository: Path, command: str) ->
     if command == "rollback":
         assert (ended.code, "no earlier deployment" in ended.err) == (3, True)
     else:
-        assert (ended.code, "a server that would be started" in ended.out) == (0, True), ended.err
+        assert (ended.code, "a server to be started" in ended.out) == (0, True), ended.err
     assert running_server(repository) is None
 
 
@@ -328,6 +328,6 @@ def test_prune_within_a_budget(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert run("prune", *given, "--metric", "own_metric:nothing").code == 3
     assert run("prune", *given, "--max-drift", "0.1", "--html", "page.html").code == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Compute that can run sparse against its cost" in page
+    assert "Compute able to run sparse against its cost" in page
     assert "limit 0.1" in page
     assert "/conv2/Conv" in page

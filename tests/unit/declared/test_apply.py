@@ -291,7 +291,7 @@ def test_prune_removes_what_is_not_declared_and_nothing_that_is_used(place: Plac
     place.write({"m": {"source": "a.onnx", "serve": "newest", "versions": [4]}})
     assert [plan.steps for plan in place.plan() if plan.steps] == []
     steps = {plan.name: [step.what for step in plan.steps] for plan in place.plan(prune=True)}
-    assert steps == {"m": ["version 2"], "n": ["the whole model, which is not declared"]}
+    assert steps == {"m": ["version 2"], "n": ["the whole undeclared model"]}
     place.settle(prune=True)
     assert [entry.version for entry in find_model(place.root, "m").versions] == [1, 3, 4]
     assert {entry.name for entry in scan(place.root)} == {"m"}

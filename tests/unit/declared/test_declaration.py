@@ -30,7 +30,7 @@ def problem(text: str) -> str:
         ("precisoin: fp16", "r.yaml:3:5: models.m.precisoin: unknown key; did you mean 'precision'?"),
         ("precision: fp17", "r.yaml:3:5: models.m.precision: expected 'fp32', 'fp16', .*; found 'fp17'"),
         ("source: 3", "r.yaml:3:5: models.m.source: expected a path; found 3"),
-        ("source: ''", "r.yaml:3:5: models.m.source: expected a text that is not empty; found ''"),
+        ("source: ''", "r.yaml:3:5: models.m.source: expected a non-empty text; found ''"),
         (r'source: "a\0b"', "r.yaml:3:5: models.m.source: expected"),
         ("source: {path: x, digest: abc}", r"r.yaml:3:23: models.m.source.digest: expected"),
         ("config: {max_batch_size: yes}", "r.yaml:3:14: models.m.config.max_batch_size: expected a whole number"),

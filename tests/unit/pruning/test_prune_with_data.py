@@ -346,7 +346,7 @@ def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
     assert known["budget"] == "drift 0.2"
     assert "at most" in known["drift"]
     page = sparsity_page(inspected.sparsity, title="digits", pruned=inspected.pruned)
-    assert "Compute that can run sparse against its cost" in page
+    assert "Compute able to run sparse against its cost" in page
     # The dense twin that --control publishes has every weight of the pruned layers.
     assert [control.name for control in added.controls] == ["digits__dense"]
     twin = Path(added.path).parents[1] / "digits__dense" / str(added.controls[0].version)

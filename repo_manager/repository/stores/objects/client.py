@@ -140,7 +140,7 @@ class ObjectClient:
         except self._errors.BaseError as exc:
             raise RepositoryError(
                 f"{self.location}: the store cannot be used: {readable(str(exc))}",
-                hint=f"{document('object-storage.md')} lists which variables of the environment are read.",
+                hint=f"{document('object-storage.md')} lists the variables of the environment it reads.",
             ) from exc
 
     def get(self, key: str) -> tuple[bytes, ObjectFact] | None:
@@ -389,7 +389,7 @@ class ObjectClient:
             if "invalid path" in text:
                 raise RepositoryError(
                     f"{self.location}: cannot {what}: a key there is no path of a file: {readable(text)}",
-                    hint="Rename or delete that object with the store's own tool, and run the command again.",
+                    hint="Rename or delete the object with the store's own tool, and run the command again.",
                 ) from exc
             self._require_credentials(text)
             if f"{NOWHERE}," in text:
@@ -428,7 +428,7 @@ class ObjectClient:
         if _INSTANCE_METADATA in text:
             raise RepositoryError(
                 f"{self.location}: no credentials were found: the environment has none, and this machine has no role",
-                hint=f"Which variables are read: {document('object-storage.md')}",
+                hint=f"Its variables: {document('object-storage.md')}",
             )
 
     def _require_plain_endpoint(self, what: str) -> None:

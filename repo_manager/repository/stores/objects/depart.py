@@ -80,7 +80,7 @@ def _require_no_markers(store: ObjectClient, name: str, departure: Departure) ->
         named = ", ".join(str(store.location / key) + "/" for key in left)
         raise RepositoryError(
             f"{name}: the files are removed, but Triton still sees a folder: an empty object marks it: {named}",
-            hint="Delete that object with the store's own tool, for example `aws s3api delete-object`.",
+            hint="Delete the object with the store's own tool, for example `aws s3api delete-object`.",
         )
 
 

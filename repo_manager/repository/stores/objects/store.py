@@ -230,7 +230,7 @@ class ObjectStore:
                     continue  # The step was not applied.
             for version, entry in sorted(abandoned_work(ledger).items()):
                 kind = StepKind.REMOVAL if entry.action == "remove" else StepKind.REST
-                action = "ended or removed what an interrupted command had begun"
+                action = "ended or removed an interrupted command's work"
                 end = functools.partial(end_work, self.client, model, version, entry)
                 yield Step(f"{model}/{version}", action, kind, end)
 
