@@ -28,7 +28,7 @@ Start with `repo-manager quickstart`: it runs every step with a sample model on 
 """
 _EXIT_CODES = """
 Exit codes: 0 done. 1 unexpected. 2 usage. 3 bad input. 4 a gate failed. 5 server or store unreachable or
-busy, refused, or roll-out undone. 6 inconclusive. 7 a roll-back failed, act by hand.
+busy, refused, or a roll-out undone. 6 inconclusive. 7 a roll-back failed, act by hand.
 8 --check found changes to make. 130 interrupted.
 """
 

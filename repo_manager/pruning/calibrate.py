@@ -362,7 +362,7 @@ def _observe(
                 columns, answered = use.of(values[use.value], outputs[use.output], limit, random)
                 if not (np.isfinite(columns).all() and np.isfinite(answered).all()):
                     raise CalibrationError(
-                        f"layer '{layer.label}' has values that are not finite on sample {number + 1}",
+                        f"layer '{layer.label}' has infinities or NaN on sample {number + 1}",
                         hint="Look at that sample: the model itself overflows on it.",
                     )
                 before = None

@@ -366,7 +366,7 @@ def _rebuilt(model: Model, changed: Mapping[str, Weight]) -> onnx.ModelProto:
         if weight is None:
             return None
         if tuple(tensor.dims) != weight.shape:
-            raise ModelError(f"{model.path}: tensor '{tensor.name}' is not what it was")
+            raise ModelError(f"{model.path}: tensor '{tensor.name}' has changed")
         return as_bytes(weight.load(), tensor.data_type)
 
     return model.rebuild(replace)

@@ -132,7 +132,7 @@ def _config_repair(view: ModelView) -> tuple[str, str] | None:
         left = [version for version in policy if version in view.versions]
         if left and len(left) < len(policy):
             text = replace_version_policy(view.config_text(), left, where=f"{view.name}/{CONFIG_FILENAME}")
-            return f"policy {list(policy)} -> {left}, the versions that exist", text
+            return f"policy {list(policy)} -> {left}, the existing versions", text
     return None
 
 

@@ -224,7 +224,7 @@ def _check_as_published(signed: dict[str, str], manifest: Manifest, what: str) -
     odd = sorted(file for file in {*expected, *found} if expected.get(file) != found.get(file))
     if odd:
         raise RepositoryError(
-            f"{what} is not what its manifest says, and is not signed: {', '.join(odd)}",
+            f"{what} differs from its manifest, and is not signed: {', '.join(odd)}",
             hint="`repo-manager verify` shows changed, added and missing files.",
         )
 

@@ -98,7 +98,7 @@ def _root_problems(store: Store) -> Iterator[Problem]:
     for folder in level.folders:
         if folder == STAGING_IN_ROOT:
             text = "is repo-manager's own: a command runs now, or was killed; Triton in poll mode takes it for a model"
-            yield Problem(folder, text, Severity.WARNING, "the next command that writes removes it", rule="leftovers")
+            yield Problem(folder, text, Severity.WARNING, "the next writing command removes it", rule="leftovers")
         elif folder in _SYSTEM_FOLDERS:
             text = f"is {_SYSTEM_FOLDERS[folder]}, and Triton takes every folder here for a model"
             yield Problem(

@@ -56,7 +56,7 @@ def check_facts(view: ModelView, manifest: Manifest) -> None:
         raise RepositoryError(
             f"{view.name}:{manifest.version} says nothing in its {MANIFEST_FILENAME} of what runs it, so no signature "
             "vouches for that",
-            hint="Publish it again with repo-manager add or copy, and sign that version.",
+            hint="Publish it again with repo-manager add or copy, and sign the version.",
         )
     if not view.has_config:
         raise RepositoryError(
@@ -200,7 +200,7 @@ def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
     raise RepositoryError(
         f"{view.place} holds unsigned files beside its versions, and Triton may run or read them: {listed}"
         + "".join(f"\n  {reason}" for reason in reasons),
-        hint=f"Remove what does not belong there; else sign a version again: repo-manager sign {view.name}:VERSION.",
+        hint=f"Remove foreign files; else sign a version again: repo-manager sign {view.name}:VERSION.",
     )
 
 

@@ -142,7 +142,7 @@ def _require_even(value: Any) -> None:
         sizes = list(dict.fromkeys(len(item) if isinstance(item, list | tuple) else -1 for item in level))
         if -1 in sizes:
             place = next(place for place, item in enumerate(level) if isinstance(item, list | tuple))
-            raise ValueError(f"element {place} is a list beside others that are none")
+            raise ValueError(f"element {place} is a list beside others")
         if len(sizes) > 1:
             raise ValueError(f"lists of {sizes[0]} and of {sizes[1]} at one level, expected one length")
         level = [item for nested in level for item in nested]

@@ -205,5 +205,5 @@ def libpython_directory() -> Path | None:
     raise MissingDependencyError(
         f"{name}, which Triton's Python backend links to, is not here: {sys.executable} was built without it",
         hint=f"Install it (Debian, Ubuntu: apt-get install libpython{sys.version_info.major}.{sys.version_info.minor}) "
-        "or use a Python that has it, for instance one installed by uv or conda.",
+        "or use a Python with it, for instance one installed by uv or conda.",
     )

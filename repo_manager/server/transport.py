@@ -177,7 +177,7 @@ class Endpoint:
         except ValueError as exc:
             raise UsageError(f"The server's URL {url!r} cannot be read: {exc}", hint=hint) from exc
         if parts.scheme not in {"grpc", "grpcs", "http", "https"} or not host:
-            raise UsageError(f"The server's URL {url!r} is not one that is understood", hint=hint)
+            raise UsageError(f"The server's URL {url!r} has an unknown form", hint=hint)
         protocol, tls = parts.scheme.removesuffix("s"), parts.scheme.endswith("s")
         default = {"grpc": 8001, "http": 443 if tls else 8000}[protocol]
         if protocol == "grpc" and parts.path.strip("/"):

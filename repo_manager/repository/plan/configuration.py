@@ -96,7 +96,7 @@ def _refuse_open_policy(view: ModelView, config: ModelConfig) -> None:
     if view.work and isinstance(version_policy(config), str):
         said = "; ".join(work.sentence for work in view.work)
         raise ConfigError(
-            f"the version policy would let Triton load what is not whole: {said}",
+            f"the version policy would let Triton load an incomplete version: {said}",
             hint="Let it end, or sweep its rest with `repo-manager gc`; or name the versions to serve.",
         )
 

@@ -125,16 +125,16 @@ def _config_problems(view: ModelView) -> Iterator[Problem]:
         )
     slips = {field: meant for field in config.unknown_fields if (meant := meant_field(field))}
     for field, meant in slips.items():
-        text = f"has a field {field!r}, which Triton does not know and refuses"
+        text = f"has a field {field!r}, unknown to Triton and refused"
         yield Problem(where, text, hint=f"did you mean {meant!r}?", rule="config-unknown-field")
     others = [field for field in config.unknown_fields if field not in slips]
     if others:
-        text = f"has fields that this repo-manager does not know: {', '.join(others)}"
+        text = f"has fields unknown to this repo-manager: {', '.join(others)}"
         yield Problem(
             where,
             text,
             Severity.WARNING,
-            "a Triton that does not know them either refuses the model",
+            "a Triton without them refuses the model, too",
             rule="config-unknown-field",
         )
     for label_file in config.label_filenames:
@@ -231,7 +231,7 @@ def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterato
             where,
             text,
             Severity.WARNING,
-            "move it elsewhere, or into the version that it belongs to",
+            "move it elsewhere, or into the version it belongs to",
             rule="stray-file",
         )
 
@@ -247,9 +247,7 @@ def _folder_problems(folder: str, where: str) -> Iterator[Problem]:
         )
     elif str(number) != folder:
         text = f"Triton takes this folder for version {number} and then reads the folder {number}"
-        yield Problem(
-            where, text, hint="rename it so that it does not start with a digit, or remove it", rule="version-folder"
-        )
+        yield Problem(where, text, hint="rename it to start without a digit, or remove it", rule="version-folder")
     elif number < 1:
         yield Problem(where, f"is version {number}; versions start at 1", Severity.WARNING, rule="version-folder")
 
@@ -295,7 +293,7 @@ def version_problems(version: VersionView, config: ModelConfig | None) -> Iterat
             where,
             text,
             Severity.WARNING,
-            "`repo-manager adopt` writes one of what is there now",
+            "`repo-manager adopt` writes one of the present files",
             rule="manifest-missing",
         )
         return

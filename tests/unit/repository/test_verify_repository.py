@@ -183,7 +183,7 @@ def test_a_digest_is_compared_only_when_wanted(root: Path, put: Put) -> None:
         (lambda m: (m / "notes.txt").write_text(""), "reload every version"),
         (lambda m: (m / "config.pbtxt").unlink(), "is missing; Triton derives one"),
         (lambda m: (m / "1/manifest.json").unlink(), "has no manifest.json"),
-        (lambda m: append(m / "config.pbtxt", "future { }\n"), "does not know: future"),
+        (lambda m: append(m / "config.pbtxt", "future { }\n"), "unknown to this repo-manager: future"),
         (lambda m: (m.parent / ".repo-manager.staging").mkdir(), "repo-manager's own"),
     ],
 )

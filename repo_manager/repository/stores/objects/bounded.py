@@ -162,7 +162,7 @@ async def _watched(request: Coroutine[Any, Any, R], timeout_s: float | None) -> 
                 return task.result()
             if _ABORTS.stopped.is_set():
                 raise StoreUnreachableError(
-                    "the store announces an answer that is larger than the memory of this machine",
+                    "the store announces an answer larger than the memory of this machine",
                     hint="Check the endpoint: a store answers a listing in pages of 1,000 names.",
                 )
             if time.monotonic() >= end:

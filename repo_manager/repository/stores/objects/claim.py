@@ -169,5 +169,5 @@ def _refuse_twin(ledger: Ledger, name: str, wanted: Wanted, holder: Holder) -> N
         if same and entry.holder.token != holder.token and not is_abandoned(entry):
             raise RepositoryError(
                 f"another command publishes the same content as {name}:{version} right now",
-                hint="Let it end. The same command then finds that version, and does nothing.",
+                hint="Let it end. The same command then finds the version, and does nothing.",
             )

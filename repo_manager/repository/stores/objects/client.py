@@ -153,7 +153,7 @@ class ObjectClient:
                 if fact.size_bytes > _MOST_BYTES:
                     raise RepositoryError(
                         f"{self.location / key} has {fact.size_bytes} bytes; at most {_MOST_BYTES} are read at once",
-                        hint="It is none of the records that repo-manager writes.",
+                        hint="It is none of repo-manager's records.",
                     )
                 return bytes(await found.bytes_async()), fact
             except self._missing:
@@ -395,7 +395,7 @@ class ObjectClient:
             if f"{NOWHERE}," in text:
                 raise RepositoryError(
                     f"{self.location}: cannot {what}: the store redirects to another host, which is not followed",
-                    hint="The other host would get what the request shows. Name the address that the store has itself.",
+                    hint="The other host would get what the request shows. Name the store's own address.",
                 ) from exc
             refused = tls_refusal(text)
             if refused is not None:
@@ -444,7 +444,7 @@ class ObjectClient:
         if speaks_tls(parts.hostname, parts.port or 80):
             raise RepositoryError(
                 f"{self.location}: cannot {what}: the endpoint speaks TLS, and its address says http",
-                hint="Write https:// in the repository's URL, or name the port that does not speak TLS.",
+                hint="Write https:// in the repository's URL, or name the port without TLS.",
             )
 
     def _no_conditions(self, why: str) -> RepositoryError:

@@ -101,5 +101,5 @@ def tls_refusal(text: str) -> tuple[str, str] | None:
     refused = _CERTIFICATE.search(text)
     if refused is None:
         return None
-    hint = "It has to be for this host, valid today, and from an authority that this machine trusts."
+    hint = "It has to be for this host, valid today, and from an authority trusted by this machine."
     return f"the endpoint's certificate is refused: {' '.join(refused[1].split())}", hint

@@ -73,7 +73,7 @@ def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progr
     fact = store.head(key)
     if fact is None or not _holds(store, fact, key, measured):
         raise RepositoryError(
-            f"{store.location / key} is not what was sent: {'missing' if fact is None else fact.size_bytes} of "
+            f"{store.location / key} differs from the bytes sent: {'missing' if fact is None else fact.size_bytes} of "
             f"{measured.record.size_bytes} bytes, or another content",
             hint="Run the command again; when it happens twice the store or the way to it is damaged.",
         )
@@ -189,6 +189,6 @@ def save_object(
     if expected is not None and record != expected:
         target.unlink()
         raise RepositoryError(
-            f"{store.location / key} is not what its manifest says: {record} instead of {expected}",
+            f"{store.location / key} differs from its manifest: {record} instead of {expected}",
             hint="`repo-manager verify` shows all of it; publish the version again.",
         )

@@ -64,7 +64,7 @@ def check_plan(name: str, version: str, path: Path) -> None:
     ours = version.split("+")[0].split(".")
     if built.split(".")[0] != ours[0]:
         raise Mismatch(
-            f"{path.name} was built with {name} {built}; the server has {version}: build it with that version"
+            f"{path.name} was built with {name} {built}; the server has {version}: build it with this version"
         )
 
 

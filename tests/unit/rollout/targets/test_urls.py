@@ -60,8 +60,8 @@ def test_a_server_found_by_name_is_checked_by_name_where_there_is_tls() -> None:
     [
         ([], "No server was named"),
         (["nonsense"], "neither a server's URL nor a file"),
-        (["ftp://h"], "not one that is understood"),
-        (["dns://"], "not one that is understood"),
+        (["ftp://h"], "has an unknown form"),
+        (["dns://"], "has an unknown form"),
         (["@missing"], "cannot be read"),
         (["grpc://a:1", "k8s://ns/release"], "cannot be mixed"),
     ],
