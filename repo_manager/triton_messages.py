@@ -23,7 +23,9 @@ _NAME = "tritonclient.grpc.model_config_pb2"
 
 def is_repeated(descriptor: object) -> bool:
     """Return whether a field of any message, of `onnx` as well, may have several values."""
-    repeated = getattr(descriptor, "is_repeated", None)  # protobuf 6.31 on; `label` is deprecated there
+    repeated = getattr(
+        descriptor, "is_repeated", None
+    )  # protobuf 6.31 on, with `label` deprecated (protobuf.dev/news/v31)
     return bool(repeated) if repeated is not None else getattr(descriptor, "label", None) == 3
 
 

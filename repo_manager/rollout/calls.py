@@ -17,8 +17,8 @@ Result = TypeVar("Result")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-# Triton's full queue, and what gateways answer in its place. A load that failed is not among them: each failed
-# TensorRT load may leak GPU memory (server#8969).
+# Triton's full queue (triton-inference-server/core, scheduler_utils.cc), and a gateway's answers in its place. A
+# failed load is not among them: each failed TensorRT load may leak GPU memory (server#8969).
 _BUSY = re.compile(
     r"exceeds maximum queue size|too many requests|bad gateway|gateway time-?out|RESOURCE_EXHAUSTED", re.I
 )

@@ -22,14 +22,15 @@ OUR_BACKENDS = Path(__file__).parent / "backends"
 WITHHELD = "REPO_MANAGER_WITHHELD"
 """Variable with the names of those the server has and the processes of models do not get."""
 _STUB = "triton_python_backend_stub"
-# Triton starts every process of a model as this file in the backend's folder.
+# Triton starts every process of a model as this file in the backend's folder (python_backend, stub_launcher.cc).
 _STUB_STARTER = f"""#!/bin/sh
 # Takes from the environment what only the server itself needs: a store's credentials. Models' code can read it.
 unset ${WITHHELD} {WITHHELD}
 exec "${{0%/*}}/stub/{_STUB}" "$@"
 """
-# A line of a .pth file that the interpreter runs. Bytecode in a version's folder would make Triton load the version
-# again, and nobody has signed it. The interpreter takes no PYTHONDONTWRITEBYTECODE.
+# A line of a .pth file, run by the interpreter (documentation of `site`). Bytecode in a version's folder would make
+# Triton load the version again (docs/triton-reload.md), and nobody has signed it. The isolated interpreter ignores
+# PYTHONDONTWRITEBYTECODE.
 _NO_BYTECODE = "import sys; sys.dont_write_bytecode = True"
 # What the onnxruntime backend shares with the checks of configurations. It imports nothing of ours.
 SHARED = (Path(backend_io.__file__),)

@@ -198,10 +198,9 @@ class EmbeddedServer:
         expected = (grpc, http) if "--allow-metrics=false" in self.options.extra_args else (grpc, http, metrics)
         host, last = _address(self.options.http_host), expected[-1]
         while self._process.poll() is None:
-            # Another server may answer on a port that ours did not get: what counts is that it answers under the name
-            # that it was given, and that this process listens on all of them. The quick questions come first;
-            # what Python imports for one, it imports while the server starts. Triton binds gRPC, HTTP and metrics, in
-            # this order.
+            # Another server may answer on a port ours did not get. So it must answer under its own name, and this
+            # process must listen on all of them. The quick questions come first: Python's imports for one run while the
+            # server starts. Triton binds gRPC, HTTP and metrics, in this order (server, `StartEndpoints` of main.cc).
             if self._is_ours() and takes_connections(host, last) and listens_on(self._process.pid, expected):
                 return True
             if time.monotonic() > deadline:

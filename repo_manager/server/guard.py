@@ -143,7 +143,8 @@ def _reload(client: TritonClient, model: str) -> None:
     """
     client.unload(model)
     deadline = time.monotonic() + _UNLOAD_S
-    # Triton may wait for the dead process for ever. A version that is UNLOADING does not hinder a load.
+    # Triton may wait for the dead process for ever (python_backend, `StubLauncher::TerminateStub`). A version still
+    # UNLOADING does not hinder a load.
     while time.monotonic() < deadline:
         if all(entry.state not in {READY, "UNLOADING"} for entry in client.versions(model).values()):
             break

@@ -61,8 +61,8 @@ _NO_CONNECTION = re.compile(
     r"|unreachable|recvmsg|sendmsg",
     re.IGNORECASE,
 )
-# What gRPC says of a call that never reached the server: it went to a connection that the server was closing. A call
-# that the server has taken ends on its own, so it is safe to send this one again.
+# gRPC's words for a call that never reached the server: it went to a connection under closure. The server still ends
+# calls it has taken (RFC 9113, 6.8, GOAWAY), so it is safe to send this one again.
 _NOT_TAKEN = "goaway received"
 _RESENDS = 2
 _GRACE_S = 0.25  # how much later than by its own deadline a call is given up

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["add_warmup", "derive_config"]
 
 
-# Warm-up samples: what Triton runs through a model before it is READY.
+# Warm-up samples: Triton runs them through a model before it is READY (`ModelWarmup`, model_config.proto).
 
 _FLOATS = ("TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_BF16")
 
@@ -40,7 +40,7 @@ def add_warmup(message: Any, options: ConfigOptions) -> None:
         ConfigError: an input's dims are dynamic and no shape is given for it, or the given one does not fit.
     """
     batched = message.max_batch_size > 0
-    for batch_size in sorted({1, message.max_batch_size}) if batched else [1]:  # Triton skips a sample of 0
+    for batch_size in sorted({1, message.max_batch_size}) if batched else [1]:  # Triton skips a sample of 0 (core)
         sample = message.model_warmup.add(name=f"batch_{batch_size}" if batched else "single")
         sample.batch_size = batch_size
         for tensor in message.input:

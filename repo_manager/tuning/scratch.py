@@ -267,7 +267,8 @@ def _there(url: str, access: ClientOptions, subjects: Subjects) -> Iterator[Copi
     with TritonClient.connect(url, access) as client:
         client.wait_live(access.timeout_s)
         copies = _There(client, access, subjects, token)
-        # Triton's index does not list what came by the load API alone, so the names are kept here.
+        # Triton's index lists the folders of its repositories (core, `ModelRepositoryManager::RepositoryIndex`), not
+        # models from the load API alone, so the names are kept here.
         names = [copies.named(each, model) for each in NAMES for model in reversed(list(subjects.models))]
         write_atomic(record, json.dumps({"url": client.url, "names": names}).encode())
         try:

@@ -17,7 +17,7 @@ __all__ = ["CudaMemory", "cuda_memory"]
 
 _LIBRARY = "libcuda.so.1"
 _HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
-_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY of cuda.h
 _HINT = "It needs an NVIDIA GPU that this process and the server both use. Or leave --shared-memory out."
 
 

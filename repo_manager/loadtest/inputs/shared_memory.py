@@ -25,7 +25,7 @@ from repo_manager.server.transport import CudaHandle, memory_kind
 
 __all__ = ["Area", "Placement", "shared_samples", "sweep"]
 
-_FOLDER = Path("/dev/shm")  # where Linux keeps POSIX shared memory; the server opens it by this name
+_FOLDER = Path("/dev/shm")  # POSIX shared memory on Linux (shm_overview(7)); the server opens it by this name
 _PREFIX = "repo-manager-load-"
 _ALIGNMENT = 64
 

@@ -131,7 +131,7 @@ def _channel_axis(node: onnx.NodeProto, weight: Weight, index: int) -> int | Non
         return 1 if attribute(node, "group", 1) == 1 else None
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    if rank > 2:  # one scale per column of stacked matrices: ONNX Runtime's fused kernel rejects them at run time
+    if rank > 2:  # stacked matrices: ONNX Runtime's QLinearMatMul rejects their scales when it runs (onnxruntime#15442)
         return None
     return rank - 1 if index == 1 else rank - 2
 

@@ -174,13 +174,13 @@ class Prover:
         Raises:
             ModelError: ONNX Runtime does not take it, or a run failed.
         """
-        if self.precision.facts.low == "bfloat16":  # ONNX Runtime's CPU has no BF16 kernels
+        if self.precision.facts.low == "bfloat16":  # ONNX Runtime's CPU lacks BF16 kernels (its OperatorKernels.md)
             if not rounded and self.stand_in_failure is not None:
                 raise self.stand_in_failure
             return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
         low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
         low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
-        # ONNX Runtime's fused INT8 kernels are not the same on every CPU. A graph as it is written is.
+        # ONNX Runtime's fused INT8 kernels differ between CPUs (onnxruntime#6004). A graph as it is written does not.
         session = Session(path, optimize=not self.quantizes)
         self.optimisations = session.optimisations
         stored = self._run(session, low, self.reference)

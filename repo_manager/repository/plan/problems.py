@@ -30,7 +30,7 @@ from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]
 
-# Folders of a model that Triton knows: those of data, and --model-config-name's configs.
+# Triton's own folders of a model (core, constants.h): those of data, and --model-config-name's configs.
 _KNOWN_FOLDERS = {*DATA_FOLDERS, VARIANTS_FOLDER}
 
 

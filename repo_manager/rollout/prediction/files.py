@@ -22,7 +22,7 @@ __all__ = ["Fingerprint", "read_fingerprint"]
 
 # The folder's own entry in `times_ns`.
 _SELF = ""
-# Triton's own folders beside the versions.
+# Triton's own folders beside the versions (triton-inference-server/core, constants.h).
 _NOT_VERSIONS = {"warmup", "initial_state"}
 # std::stoll: blanks, a sign, then as many digits as there are. What follows is ignored.
 _NUMBER = re.compile(r"\s*([+-]?[0-9]+)")
@@ -140,7 +140,8 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
 
 
 def _time_of(found: os.stat_result) -> int:
-    # The change time cannot be set back: a restored modification time hides nothing from Triton.
+    # As `LocalFileSystem::FileModificationTime` of triton-inference-server/core. Nobody can set the change time back,
+    # so a restored modification time hides nothing.
     return max(found.st_mtime_ns, found.st_ctime_ns)
 
 
@@ -148,7 +149,7 @@ def _newest(path: Path, found: os.stat_result, depth: int) -> int:
     newest = _time_of(found)
     if not stat.S_ISDIR(found.st_mode) or depth == 0:
         return newest
-    with contextlib.suppress(OSError):  # what cannot be read counts as never changed, for Triton too
+    with contextlib.suppress(OSError):  # unreadable entries count as never changed
         for child in path.iterdir():
             with contextlib.suppress(OSError):
                 newest = max(newest, _newest(child, child.stat(), depth - 1))

@@ -235,7 +235,8 @@ class TritonPart:
         """Unload the model, and wait a moment until none of its versions is left."""
         context = self.context
         self.client.unload(context.name, timeout_s=context.options.load_timeout_s)
-        # Triton may wait for a dead process for ever. A version that is UNLOADING does not hinder a load.
+        # Triton may wait for a dead process for ever (python_backend, `StubLauncher::TerminateStub`). A version still
+        # UNLOADING does not hinder a load.
         wait_until_only_ready(self.client, context.name, (), _UNLOAD_S, settled=True)
 
     def _took(self, state: ServedState) -> bool:

@@ -57,7 +57,7 @@ class PublishedWeights:
     def set_weight(self, fraction: float) -> None:
         """Write the weights and let the server read them."""
         groups = self._client.model_config(self._name).instance_group
-        # Triton makes the name up where the file has none. Ours is then the weights alone.
+        # Triton makes up a missing name (core, model_config_utils.cc). Ours is then the weights alone.
         name = published_name(groups[0].name if groups else "", _weights(self._old, self._new, fraction))
         change_config(self._repository, self._name, {"instance_group.name": f'"{name}"'})
         self._load()

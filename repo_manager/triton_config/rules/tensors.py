@@ -148,7 +148,7 @@ def _samples(message: Any) -> Iterator[tuple[str, Any]]:
     if message.HasField("ensemble_scheduling"):
         return  # a rule of ensembles refuses them
     for index, sample in enumerate(message.model_warmup):
-        if sample.batch_size:  # Triton skips the others
+        if sample.batch_size:  # Triton skips the others (core, backend_model_instance.cc)
             yield f"warm-up sample {sample.name or index!r}", sample
 
 

@@ -15,7 +15,7 @@ import numpy as np
 __all__ = ["Batches", "SequenceStates"]
 
 Array = np.ndarray[Any, Any]
-_START, _END = 1, 2  # TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END
+_START, _END = 1, 2  # TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END of tritonserver.h
 _DEFAULT_IDLE_S = 1.0
 _FORGOTTEN_AFTER_S = 60.0
 _DTYPES = {"TYPE_INT32": np.dtype(np.int32), "TYPE_FP32": np.dtype(np.float32)}
@@ -31,10 +31,12 @@ class SequenceStates:
     def __init__(self, config: Mapping[str, Any]) -> None:
         batching = config.get("sequence_batching") or {}
         self.pairs = tuple((state["input_name"], state["output_name"]) for state in batching.get("state") or ())
-        # Triton does not initialise what has no initial_state. Zeros are at least the same ones every time.
+        # Triton leaves a state without initial_state as allocated (core, sequence_state.cc). Zeros are at least the
+        # same every time.
         self._unset = {state["input_name"] for state in batching.get("state") or () if not state.get("initial_state")}
         idle_us = int(batching.get("max_sequence_idle_microseconds") or 0)
-        # Triton ends an idle sequence without a word to the backend. A queue may hold a request for longer.
+        # Triton's reaper ends an idle sequence without a word to the backend (core, sequence_batch_scheduler.cc). A
+        # queue may hold a request for longer.
         self._kept_s = max(_FORGOTTEN_AFTER_S, 10 * (idle_us / 1e6 or _DEFAULT_IDLE_S))
         self._states: dict[Any, tuple[float, dict[str, Array]]] = {}
 
@@ -146,4 +148,4 @@ def _batch_input(kind: str, shapes: Sequence[tuple[int, ...]]) -> Array:
         return np.concatenate([np.tile(shape[1:], (shape[0], 1)) for shape in shapes])
     if kind == "BATCH_ITEM_SHAPE_FLATTEN":
         return np.concatenate([np.tile(shape[1:], shape[0]) for shape in shapes])
-    return counts  # BATCH_ELEMENT_COUNT, Triton's default
+    return counts  # BATCH_ELEMENT_COUNT, the default (`BatchInput.Kind`, model_config.proto)
