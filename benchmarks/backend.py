@@ -156,7 +156,7 @@ def main() -> int:
             print(
                 f"{model} concurrency {concurrency:2d}: ours {rates[0]:7.0f}/s, other {rates[1]:7.0f}/s, "
                 f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
-                f"CPU a request: ours {cpu[0]:5.0f} us, other {cpu[1]:5.0f} us{verdict}",
+                f"CPU a request: ours {cpu[0]:5.0f} µs, other {cpu[1]:5.0f} µs{verdict}",
                 flush=True,
             )
     return missed

@@ -141,7 +141,7 @@ def agreement(bench: Bench) -> None:
                 if model == "cnn":
                     bench.table.row(f"{title} / perf_analyzer", ratio(ours, theirs), bar)
                 differences = [(a - b) / 1e3 for a, b in zip(ours, theirs, strict=True)]
-                bench.table.row(f"{title} less perf_analyzer", differences, unit=" us")
+                bench.table.row(f"{title} less perf_analyzer", differences, unit=" µs")
 
 
 def memory(bench: Bench) -> None:

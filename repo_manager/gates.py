@@ -64,7 +64,7 @@ class Unit:
         return text if interval is None else f"{text} [{interval.low / size:.4g}, {interval.high / size:.4g}]"
 
 
-TIME = Unit({"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}, (("s", 1e9), ("ms", 1e6), ("us", 1e3), ("ns", 1.0)))
+TIME = Unit({"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}, (("s", 1e9), ("ms", 1e6), ("µs", 1e3), ("ns", 1.0)))
 """Nanoseconds."""
 RATE = Unit({"": 1.0, "/s": 1.0, "infer/s": 1.0, "k/s": 1e3}, (("/s", 1.0),))
 """Inferences a second."""

@@ -60,7 +60,7 @@ class Deputies:
     """Threads for calls without a deadline of their own. One that is late is left behind.
 
     The look-up of a name takes no deadline, and gRPC keeps none while a peer floods it with frames. Waiting for a
-    thread costs about 20 us a call.
+    thread costs about 20 µs a call.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]*[.,:;]?")
 # Lines about the moment: how steady a load was, whether a CPU was short, what was still draining.
 _MOMENT = re.compile(r"stable|windows|waited for a CPU|CPUs with|Largest load|draining")
-_UNITS = {"us", "ms", "s"}
+_UNITS = {"µs", "ms", "s"}
 
 
 def environment_in(folder: Path) -> dict[str, str]:

@@ -205,7 +205,7 @@ def evidence_table(layers: Sequence[Any]) -> RenderableType:
 
 
 def _microseconds(time_ns: int | None) -> str:
-    return "-" if time_ns is None else f"{time_ns / 1e3:.3g} us"
+    return "-" if time_ns is None else f"{time_ns / 1e3:.3g} µs"
 
 
 # The declared state against the real one, as rich renderables.

@@ -101,7 +101,7 @@ def _values(report: SparsityReport, evidence: Sequence[LayerEvidence]) -> dict[s
         "evidence": evidence,
         "timed": any(row.time_sparse_ns is not None or row.time_dense_ns is not None for row in evidence),
         "said": {True: "yes", False: "no", None: "not reported"},
-        "time": lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} us",
+        "time": lambda time_ns: "" if time_ns is None else f"{time_ns / 1e3:.3g} µs",
     }
 
 

@@ -60,7 +60,7 @@ class Setting:
         """In words."""
         parts = [f"{self.instances} instance{'s' * (self.instances > 1)}"]
         if self.max_batch_size:
-            delay = "no batching" if self.queue_delay is None else f"delay {self.queue_delay} us"
+            delay = "no batching" if self.queue_delay is None else f"delay {self.queue_delay} µs"
             parts += [f"batch {self.max_batch_size}", delay]
         if self.preferred is not None:
             parts.append(f"preferred {' '.join(map(str, self.preferred)) or 'none'}")

@@ -77,7 +77,7 @@ def test_an_ensemble_is_tuned_by_its_parts_under_its_own_load(models: Path) -> N
     assert today.value is not None
     assert set(today.busy) == {"first", "second"}
     assert min(today.busy.values()) > 0
-    assert more.label == "first: 1 instance, batch 8, delay 0 us; second: 2 instances, batch 8, delay 0 us"
+    assert more.label == "first: 1 instance, batch 8, delay 0 µs; second: 2 instances, batch 8, delay 0 µs"
     assert counts == {"first": 1, "second": 2}
 
 

@@ -49,7 +49,7 @@ def test_the_table_has_columns_for_times_only_where_there_are_some() -> None:
 
     assert "dense" not in shown([row("a", None)])
     timed = shown(list(join_times([row("a", "a")], {"a": 12_345}, [row("a", "a")], {})))
-    assert "12.3 us" in timed
+    assert "12.3 µs" in timed
     assert "dense" in timed
 
 

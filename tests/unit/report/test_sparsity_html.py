@@ -104,6 +104,6 @@ def test_the_evidence_of_an_engine_stands_on_the_page() -> None:
     )
     assert "Sparse kernels in the engine" in page
     assert "/fc&lt;1&gt; + relu" in page
-    assert "12.3 us" in page
+    assert "12.3 µs" in page
     assert page.count("not reported") == 2
     assert "us</td>" not in sparsity_page(report, title="m", evidence=[evidence()]), "nothing was timed"
