@@ -78,7 +78,7 @@ class Context:
     """A context of the settings file.
 
     Attributes:
-        name: its name.
+        name: name of the context, for `--context`.
         repository: its repository. `None`: the one outside the contexts.
         server: its servers. `None`: none is set.
         protected: changes need it to be named in the command.

@@ -113,7 +113,7 @@ class AccuracyGate:
 
     Attributes:
         evaluator: scores both.
-        options: the limits.
+        options: the limits on score and drop.
         baseline: the source's score.
     """
 

@@ -58,7 +58,7 @@ class ShownVersion(VersionEntry):
     """One version of a model, with its record.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         tags: the tags of this version, by name.
         selected: whether the version policy selects it.
         deployed: whether the last successful roll-out was of this version.
@@ -78,7 +78,7 @@ class History:
 
     Attributes:
         repository: its folder or URL.
-        model: the model.
+        model: name of the model.
         rollouts: the latest last, at most 100.
         load_tests: the reports stored by `loadtest --keep`, the latest last.
     """

@@ -49,7 +49,7 @@ class ReadyServer:
         grpc_url: `grpc://host:port`.
         metrics_url: `http://host:port/metrics`.
         pid: the process ID of tritonserver.
-        log: its log.
+        log: file with its log.
         failures: model not loaded at the start -> Triton's reason.
     """
 
@@ -66,7 +66,7 @@ class ShownLog:
     """The end of a server's log.
 
     Attributes:
-        log: the file.
+        log: file with the log.
         lines: its last lines, oldest first.
     """
 

@@ -63,9 +63,9 @@ class Tagging:
     """A tag given or taken away.
 
     Attributes:
-        name: the model.
+        name: name of the version's model.
         version: the tagged version. With `--delete`, the version without the tag now.
-        tag: the tag.
+        tag: name of the tag.
         before: the tag's version before. `None` if it had none.
         applied: `False` with `--dry-run`.
     """

@@ -68,7 +68,7 @@ def parse_document(text: str, *, name: str) -> Document:
     A doubled key, and a value YAML reads otherwise than it looks, are among the document's problems.
 
     Args:
-        text: content of the file.
+        text: content of the YAML file.
         name: its name in errors.
 
     Raises:

@@ -65,7 +65,7 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
     """Check a file's content.
 
     Args:
-        text: content of the file.
+        text: content of a repository.yaml.
         name: its name in errors.
 
     Raises:

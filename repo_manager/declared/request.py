@@ -139,7 +139,7 @@ def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()
     """Return the digest of a model, as `onnx_model` makes it, without reading the model.
 
     Args:
-        path: path of the file.
+        path: the ONNX file.
         external: the names of its files with external data, in order, beside it.
 
     Raises:

@@ -40,7 +40,7 @@ class Step:
     """One change.
 
     Attributes:
-        action: its kind.
+        action: kind of the step.
         what: the step, in words.
         version: the version it is about. `None`: the one this plan builds, or the whole model.
         versions: the versions to serve.
@@ -48,7 +48,7 @@ class Step:
             is derived first and then compared with the declared fields.
         labels: output -> its labels.
         tag: the tag to set.
-        targets: the servers.
+        targets: addresses of the servers to act on.
     """
 
     action: Action
@@ -66,7 +66,7 @@ class ModelPlan:
     """The plan for one model.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         declared: whether the file declares it.
         version: the version of its source. `None` when it must be built, or there is no source.
         steps: in order. Empty when everything is as declared.
@@ -94,7 +94,7 @@ class ModelResult:
     """The changes made to one model.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         done: the steps made, in words.
         version: the version built. `None` when none was.
         error: why the rest was not done. `None` when all was.
@@ -179,7 +179,7 @@ def config_changes(name: str, config: Config, text: str, base: Path, *, where: s
     Args:
         name: name of the model.
         config: the declared fields of config.pbtxt.
-        text: content of the file.
+        text: text of the present config.pbtxt.
         base: the folder of the YAML file.
         where: its name in an error.
 

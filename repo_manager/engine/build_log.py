@@ -135,7 +135,7 @@ def build_error(path: Path, log: BuildLog, able: Capabilities) -> EngineError:
     """Describe why `build_serialized_network` returned nothing.
 
     Args:
-        path: path of the file.
+        path: the ONNX file of the failed build, for the message.
         log: messages of the build so far.
         able: capabilities of the TensorRT library.
     """

@@ -122,7 +122,7 @@ def load_timing_cache(config: Any, path: Path, *, required: bool = False) -> Any
 
     Args:
         config: an `IBuilderConfig` of the library.
-        path: path of the file.
+        path: file with the timing cache. It may not exist yet.
         required: fail when the file is missing or empty (`--deterministic`).
 
     Returns:

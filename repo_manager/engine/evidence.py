@@ -65,8 +65,8 @@ class LayerEvidence:
     """One weight's way to a sparse kernel.
 
     Attributes:
-        layer: node of the graph.
-        op_type: its operator.
+        layer: name of the weight's node in the graph.
+        op_type: the node's operator, such as `Conv`.
         pattern: the verdict of the 2:4 report.
         engine_layer: the engine's (fused) layer for it. `None` when it is not listed.
         eligible: whether the builder offered it to sparse kernels. `None`: not reported by this builder.

@@ -227,7 +227,7 @@ def plan_facts(path: Path, engine: Mapping[str, Any] | None = None) -> PlanFacts
     """Collect a plan's facts from its own head and, when we built it, from its manifest.
 
     Args:
-        path: path of the file.
+        path: the plan: a `.plan` or `.engine` file.
         engine: the manifest's section `engine`. `None` for a plan built by others.
 
     Raises:

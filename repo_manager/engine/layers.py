@@ -220,8 +220,8 @@ class LayerPrecision:
     """One ONNX node's precision.
 
     Attributes:
-        node: its name.
-        op_type: its operator.
+        node: name of the node.
+        op_type: operator of the node, such as `Conv`.
         asked: `int8`, `float16`, `bfloat16` or `float32`, from the graph.
         found: the element type the engine reads its data in. `None` when the node is not listed (folded away, or fused
             beyond recognition).

@@ -201,7 +201,7 @@ def create_config(
         builder: an `IBuilder` of the library.
         options: settings of the engine.
         able: capabilities of the TensorRT library.
-        precision: precision of the conversion.
+        precision: precision the graph was converted to.
 
     Raises:
         EngineError: this version has no flag the precision needs.

@@ -25,7 +25,7 @@ class AdoptedPlan:
     """A plan built elsewhere, with the facts in its own head.
 
     Attributes:
-        path: the file.
+        path: file with the plan.
         source: its name, for the manifest.
         version: of the library behind it.
         compute_capabilities: as its head says (TensorRT-RTX). Empty where the head does not tell.
@@ -65,7 +65,7 @@ def adopt_plans(plans: Mapping[str, Path | None], backend: Backend) -> dict[str,
 
     Args:
         plans: compute capability -> file. `None` entries are left out.
-        backend: name of the Triton backend for them.
+        backend: the Triton backend for them.
 
     Raises:
         EngineError: one is no plan, another backend's, for another GPU kind as far as its head tells, or of another

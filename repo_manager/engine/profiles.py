@@ -116,7 +116,7 @@ def find_dim_ranges(
 
     Args:
         model: the model to try sizes on.
-        signature: of the same model.
+        signature: names, types and dynamic axes of the model's inputs.
         batched: whether the first axis is a batch axis, with a range of its own.
         sample: input -> shape of real data, batch axis included. `None` looks for sizes.
 

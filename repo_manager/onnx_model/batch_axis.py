@@ -65,7 +65,7 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
 
     Args:
         model: the model to judge.
-        signature: of the same model.
+        signature: inputs and outputs of the model.
         samples: real inputs with the batch axis first. Rows 0 and 1 are used. `None`, or fewer than two rows, takes
             made inputs.
 

@@ -70,7 +70,7 @@ class Blame:
 
     Attributes:
         node: its name, or its first output's.
-        op_type: its type.
+        op_type: operator of the node.
         why: its effect, in words to follow "it".
     """
 
@@ -278,7 +278,7 @@ class Call:
     """A node and the facts of its inputs.
 
     Attributes:
-        node: the node.
+        node: the node, for its name and inputs.
         inputs: `None` for an input left out.
         attributes: by name, subgraphs left out.
         opset: version of the node's domain.

@@ -30,7 +30,7 @@ class Weight:
 
     Attributes:
         data_type: `onnx.TensorProto.DataType` number.
-        shape: its dims.
+        shape: the weight's dims.
         load: returns the values, shape as stated (types below a byte are not loaded: see `tensor`).
         tensor: the tensor to store as it is, for types beyond NumPy, else `None`.
     """
@@ -124,7 +124,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Return an attribute's value, or `default` when the node does not state it.
 
     Args:
-        node: node of the graph.
+        node: node with the attribute, or without it.
         name: name of the attribute.
         default: value if the node does not state the attribute.
     """

@@ -119,7 +119,7 @@ def natural_answers(
     """Make one request for a model and have ONNX Runtime answer it.
 
     Args:
-        path: path of the file.
+        path: the ONNX file.
         shapes: input name -> shape, batch axis included. `None`: the model's own shapes.
 
     Returns:
@@ -249,7 +249,7 @@ def find_sizes(
 
     Args:
         session: session that runs the model.
-        signature: of the same model.
+        signature: names, types and dynamic axes of the model's inputs.
         seed: of the made values.
         budget_s: no further size is tried after so many seconds.
         given: known sizes (`given_sizes`). Only the others are tried. `None`: none is known.

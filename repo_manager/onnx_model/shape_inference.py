@@ -77,7 +77,7 @@ def evaluate(
     The caller has proven the outputs small, by shape inference.
 
     Args:
-        node: node of the graph.
+        node: node to compute.
         values: name -> value of the known inputs.
         opsets: operator sets of the model.
     """

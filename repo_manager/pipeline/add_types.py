@@ -103,7 +103,7 @@ class Added(Summarized):
         path: the version's folder. With `dry_run` where it would be.
         published: false with `dry_run`.
         backend: the backend, and the reason for its choice.
-        batch_axis: whether the model has one, and how found out.
+        batch_axis: whether the model has one, and how it was found out.
         sparsity: the 2:4 report of the published weights.
         pruned: result of pruning, when it was asked for.
         conversion: its checks and its drift against the source.

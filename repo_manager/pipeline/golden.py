@@ -46,7 +46,7 @@ def golden_sample(
     Args:
         model: the converted ONNX file.
         inputs: input name -> array, batch axis included.
-        precision: precision of the conversion.
+        precision: precision of the file, which sets the tolerances.
         repeatable: whether every operator is known to give the same numbers each time.
         threads: of ONNX Runtime. `None` leaves it to it.
 

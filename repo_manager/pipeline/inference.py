@@ -75,9 +75,9 @@ class InferenceDocument:
     """All requests and responses as JSON has them.
 
     Attributes:
-        model: the model.
+        model: name of the model asked.
         version: the version asked. `None`: the server chose.
-        url: the server.
+        url: address of the server asked.
         source: the origin of the requests: a file, or the golden sample.
         requests: number of requests sent.
         sequence: correlation ID. `None` without a sequence.
@@ -124,9 +124,9 @@ class Inference(Summarized):
     """All requests and answers.
 
     Attributes:
-        model: the model.
+        model: name of the model asked.
         version: the version asked. `None`: the server chose.
-        url: the server.
+        url: address of the server asked.
         source: the origin of the requests: a file, or the golden sample.
         requests: number of requests sent.
         sequence: correlation ID. `None` without a sequence.

@@ -28,7 +28,7 @@ class Inspection(Summarized):
     """The result of `repo-manager inspect`.
 
     Attributes:
-        path: the file.
+        path: file inspected.
         digest: of the file and its external data.
         size_bytes: size of the file and its external data.
         signature: inputs, outputs, opset.
@@ -60,7 +60,7 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
     """Read a model and judge its weights. Changes nothing.
 
     Args:
-        path: path of the file.
+        path: the ONNX file.
         shapes: input name -> shape, for the multiply-accumulate counts. `None` counts at batch 1.
 
     Raises:

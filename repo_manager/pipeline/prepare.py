@@ -59,7 +59,7 @@ class Converted:
         signature: of it.
         axis: whether the first axis is a batch axis.
         sample: one value of each input, for the golden sample.
-        conversion: the checks.
+        conversion: the conversion's checks, drift and kept layers.
         output: the converted file.
     """
 
@@ -78,7 +78,7 @@ class Prepared:
     Attributes:
         target: name, repository and backend it is made for, and a scratch folder.
         converted: the model in the wanted precision.
-        config: its configuration.
+        config: the configuration to publish.
         config_kept: see `Added`.
         artifact: the file for its backend.
         files: name in its folder -> file now.

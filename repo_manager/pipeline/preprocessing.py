@@ -55,7 +55,7 @@ class AddedWithImages(Summarized):
     """The result of `add_with_images`.
 
     Attributes:
-        added: the model.
+        added: result of adding the main model.
         preprocess: the model from encoded images to its input. `None`: the newest version does it already.
         ensemble: both as one. `None` with `dry_run`.
         images: the image files of the proof.
@@ -197,7 +197,7 @@ class _Wanted:
     """The model's input made of images.
 
     Attributes:
-        name: its name.
+        name: name of the input.
         data_type: its type in config.pbtxt.
         dims: its shape for one image, without the batch axis added by `max_batch_size`.
         batch: `max_batch_size` of the model.
@@ -283,10 +283,10 @@ class _Check:
     """Holds the ensemble, while it runs, against its steps taken one by one.
 
     Attributes:
-        model: the model.
+        model: name of the main model.
         preprocess: the preprocessing model.
-        found: the images.
-        wanted: the input.
+        found: the image files of the proof.
+        wanted: the model's input made of images.
     """
 
     model: str

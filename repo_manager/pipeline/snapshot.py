@@ -30,7 +30,7 @@ class Pinned:
     """A snapshot, and its values file.
 
     Attributes:
-        pin: the snapshot.
+        pin: the snapshot, with the models in it.
         values: the chart's values, as YAML.
         file: where they were written. `None`: nowhere.
         changed: whether the file had to change.

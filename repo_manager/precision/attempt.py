@@ -45,7 +45,7 @@ class Attempts:
     Args:
         builder: makes the candidates of the conversion.
         prover: judges the candidates by their drift.
-        folder: folder for the files.
+        folder: parent of one folder per attempt.
         name: of the model's file.
     """
 
@@ -130,7 +130,7 @@ def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> At
         attempts: makes and proves candidates.
         first: an attempt whose only failed check is drift.
         most: largest number of nodes to keep.
-        folder: folder for the files.
+        folder: scratch folder for the attempts.
 
     Returns:
         The attempt with the fewest kept nodes among the passing ones. `first`, without its files, when none does.
@@ -190,7 +190,7 @@ def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -
 
     Args:
         model: the ONNX model. It is not changed.
-        precision: precision of the conversion.
+        precision: precision asked for.
         proof: failed checks of the candidate.
         began: table of the error after each block. Empty: there is none.
     """
@@ -208,7 +208,7 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
     Args:
         attempts: builds candidates of the conversion.
         attempt: the failed attempt.
-        folder: folder for the files.
+        folder: scratch folder for temporary models.
     """
     if not attempt.proof.failed_only("drift"):
         return ""

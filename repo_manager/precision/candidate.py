@@ -105,10 +105,10 @@ class Builder:
 
     Args:
         draft: the model as a float32 draft.
-        precision: precision of the conversion.
+        precision: precision of all candidates.
         options: settings of the conversion.
         samples: calibration inputs, for INT8. Iterated again for each pass.
-        folder: folder for the files.
+        folder: scratch folder for temporary models.
         check: compares the prepared model with the source. `None`: it is not compared.
 
     Raises:

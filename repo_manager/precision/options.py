@@ -97,8 +97,8 @@ class KeptNode:
     """An operator left in FP32 (of INT8: out of INT8), and why.
 
     Attributes:
-        node: its name.
-        op_type: its operator.
+        node: name of the node.
+        op_type: operator of the node, such as `Softmax`.
         reason: why it was kept.
         is_found: whether this conversion found out it must be: its values overflow FP16, or the drift passes only so.
             The same graph with other weights need not.

@@ -58,10 +58,10 @@ class ConvColumns:
     Attributes:
         value: the input's name, `[B, C, spatial...]`.
         output: the output's name, `[B, N, spatial...]`.
-        kernel: its sizes.
+        kernel: spatial sizes of the kernel.
         strides: as many.
         dilations: as many.
-        pads: `[begin..., end...]`. `None` follows from `auto_pad`.
+        pads: `[begin..., end...]`. Unused unless `auto_pad` is `NOTSET`.
         auto_pad: `NOTSET`, `VALID`, `SAME_UPPER` or `SAME_LOWER`.
     """
 

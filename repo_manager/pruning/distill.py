@@ -101,7 +101,7 @@ class Teacher:
         graph: in PyTorch.
         training: samples the layers are solved on.
         choosing: samples to choose the epoch by.
-        settings: of the training.
+        settings: learning rate, epochs and other settings of the training.
         largest_difference: between PyTorch and ONNX Runtime.
     """
 
@@ -276,7 +276,7 @@ class Distiller:
             masked: those whose zeros stay.
             training: examples to train on.
             choosing: examples to choose the epoch by.
-            settings: of the training.
+            settings: learning rate, epochs and other settings of the training.
             progress: told the number of each epoch before it begins.
         """
         start = {name: self._tensor(pruned.get(name, self.draft.weights[name])) for name in self._trained(pruned)}

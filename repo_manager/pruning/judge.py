@@ -39,7 +39,7 @@ class Measured:
     """The result of one comparison.
 
     Attributes:
-        drift: of each output.
+        drift: error of each output against the dense model.
         upper: output -> with 95 % confidence its drift on inputs of the same kind is below this. Infinite if too few
             samples tell.
         metric: of the user. `None` without one.
@@ -66,7 +66,7 @@ class Judge:
     Args:
         model: the ONNX model. It is not changed.
         data: representative inputs of the model.
-        folder: folder for the files.
+        folder: scratch folder for temporary models.
         metric: the user's metric. `None`: only the drift is measured.
         part: `choose` or `judge`: the purpose of this judge, passed to a metric with two parameters.
     """

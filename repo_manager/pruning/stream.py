@@ -111,7 +111,7 @@ class Stream:
         Args:
             graph: order of the model's nodes.
             samples: input samples: input name -> array, batch axis included.
-            folder: folder for the files.
+            folder: folder for values that do not fit in memory.
             keep_bytes: bytes to keep in memory. The rest goes to `folder`.
         """
         folder.mkdir()

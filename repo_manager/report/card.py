@@ -39,10 +39,10 @@ class Section:
     """One part of a card.
 
     Attributes:
-        title: its heading.
+        title: heading of the section.
         facts: name and value of each.
         heads: titles of the table's columns. Empty for no table.
-        rows: the table.
+        rows: cells of the table, row by row.
         code: text as it is, a file for instance.
         note: remark below the table.
     """
@@ -65,8 +65,8 @@ class Card:
     """The facts of one version.
 
     Attributes:
-        name: the model.
-        version: the version.
+        name: name of the model.
+        version: number of the version.
         headline: the most important facts: name and value.
         sections: in the order of the story.
     """

@@ -123,7 +123,7 @@ class FittedTable:
     is folded to less than a few words, the columns of `drop` are left out, and named below the table.
 
     Attributes:
-        columns: the headings.
+        columns: headings, left to right.
         rows: one value per column.
         right: headings of the columns aligned to the right.
         drop: headings of the columns to leave out, the first one first. None without a terminal.
@@ -211,7 +211,7 @@ class LongTable:
     """A table with a line for each row, however long. It prints like `FittedTable`, without colours.
 
     Attributes:
-        columns: the headings.
+        columns: headings, left to right.
         rows: one text per column.
         right: headings of the columns aligned to the right.
     """

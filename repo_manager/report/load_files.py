@@ -259,8 +259,8 @@ def report_text(path: StrPath, report: LoadTestReport, verdict: Verdict | None) 
     """Return the report as the ending of `path` asks for it. See `check_report_path`.
 
     Args:
-        path: path of the file.
-        report: called with one line per step.
+        path: name of the report, with the suffix of its format.
+        report: result of the load test.
         verdict: outcome of the gates. `None`: there are no gates.
     """
     path = Path(path)

@@ -32,8 +32,8 @@ class Adoption:
     """A version about to get a manifest.
 
     Attributes:
-        name: the model.
-        version: its number.
+        name: name of the version's model.
+        version: number of the version.
         manifest: its new record, made from the files as they are now.
         served: whether the policy serves it. A running server loads it again at its next load, because its folder
             changed.

@@ -94,7 +94,7 @@ def edit_config(
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model.
-        text: content of the file.
+        text: new text of config.pbtxt.
         based_on: the text changed to it. `None` replaces unconditionally.
         dry_run: only check and list the changes.
 
@@ -130,7 +130,7 @@ def replace_config(
     Args:
         target: the repository to write to: a folder, or a URL of object storage.
         name: name of the model.
-        text: content of the file.
+        text: new text of config.pbtxt. The present version policy stays in its place.
         beside: label files and variants: path in the model's folder -> content.
         dry_run: only check and list the changes.
 

@@ -150,7 +150,7 @@ def _member(store: Store, name: str, config: ModelConfig | None) -> Member | Non
 
     Args:
         store: where.
-        name: the model.
+        name: name of the model.
         config: configuration to assume for it. `None`: the one in its config.pbtxt.
     """
     try:

@@ -34,7 +34,7 @@ class FileRecord:
 
     Attributes:
         sha256: `sha256:` and 64 hexadecimal digits.
-        size_bytes: its size.
+        size_bytes: size of the file.
     """
 
     sha256: Digest
@@ -51,7 +51,7 @@ class Manifest:
     Attributes:
         schema_version: of the format. A reader takes any version whose fields below it can find.
         model: the model's name.
-        version: its number.
+        version: number of the version, from 1.
         created: UTC, ISO 8601.
         backend: the Triton backend's name.
         precision: `fp32`, `fp16`, `int8`, .... `None` when not known.
@@ -105,7 +105,7 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     """Parse a manifest's text. Fields this version does not know go to `extra`.
 
     Args:
-        text: content of the file.
+        text: content of a manifest.json.
         where: its path, for an error.
 
     Raises:

@@ -37,8 +37,8 @@ class PublishPlan:
     """The effect of publishing now.
 
     Attributes:
-        repository: the root.
-        name: the model.
+        repository: place of the repository.
+        name: name of the model.
         version: the number the version would get, unless another process takes it first.
         first: whether the model's folder and config.pbtxt would be new.
         served: whether a load after publishing would serve it (the existing policy says so).
@@ -58,11 +58,11 @@ class PublishedVersion:
     """A published version.
 
     Attributes:
-        repository: the root.
-        name: the model.
-        version: its number.
-        path: its folder.
-        manifest: its record.
+        repository: place of the repository.
+        name: name of the model.
+        version: number of the version, from 1.
+        path: place of its folder.
+        manifest: its manifest.json.
         first: whether it is the model's first version, so config.pbtxt was written with it.
         served: whether the next load of the model serves it: true for a first version, else only where the policy
             of config.pbtxt already includes it (`latest`, `all`).

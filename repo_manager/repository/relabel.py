@@ -26,8 +26,8 @@ class LabelChange:
     """A change of an output's labels, done or planned.
 
     Attributes:
-        name: the model.
-        output: its output.
+        name: name of the model.
+        output: name of the labelled output.
         file: the label file, beside the versions.
         before: the labels as they were. Empty when there were none.
         after: the labels as they will be.

@@ -30,7 +30,7 @@ class VersionEntry:
     """A version's folder.
 
     Attributes:
-        version: its number.
+        version: number of the version, from 1.
         model_path: the folder of its model.
         manifest: its record. `None` when there is none, it cannot be read, or the scan was not deep.
         size_bytes: of all its files. `None` when the scan was not deep.
@@ -54,8 +54,8 @@ class ModelEntry(Summarized):
     """A model's folder.
 
     Attributes:
-        name: the model.
-        path: the folder.
+        name: name of the model, which is its folder's.
+        path: place of the model's folder.
         backend: as config.pbtxt states it. Empty when it does not.
         max_batch_size: as config.pbtxt states it.
         policy: the specific versions, `"latest:n"` or `"all"`.

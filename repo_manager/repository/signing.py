@@ -41,8 +41,8 @@ class Signature:
     """A signature made, or would be.
 
     Attributes:
-        name: the model.
-        version: its version.
+        name: name of the signed version's model.
+        version: number of the version.
         file: where the signature is, below the root.
         files: number of files it covers.
         replaced: whether the version had one before.
@@ -62,8 +62,8 @@ class SignatureCheck:
     """A valid signature.
 
     Attributes:
-        name: the model.
-        version: its version.
+        name: name of the checked version's model.
+        version: number of the version.
         key: the key, or root certificate, of the verification.
         files: number of files it covers.
         state: inodes and times of the files before they were read. `None` for object storage. If they are the same

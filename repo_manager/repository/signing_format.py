@@ -71,7 +71,7 @@ def make_signature(folder: Path, key: SigningKey) -> bytes:
     """Sign all files below a folder.
 
     Args:
-        folder: folder for the files.
+        folder: folder whose files are signed, subfolders included.
         key: private key and its certificates.
 
     Returns:
@@ -106,7 +106,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
     """Check a signature by one key: it must be made by this key, and list exactly the files below a folder.
 
     Args:
-        folder: folder for the files.
+        folder: folder with exactly the signed files.
         content: content of the signature's file, a Sigstore bundle.
         key: a public key, or a root certificate, PEM.
 

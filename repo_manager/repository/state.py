@@ -103,7 +103,7 @@ class KeptLoadTest:
     """A load test of a version.
 
     Attributes:
-        version: the version.
+        version: number of the version under load.
         report: as JSON, without the data only charts need.
     """
 
@@ -116,7 +116,7 @@ class Unproven:
     """A version a roll-out has begun to serve and has not proven. The remains of a killed roll-out.
 
     Attributes:
-        version: the version.
+        version: number of the version not proven.
         before: the versions served before, to go back to. Empty when nothing was.
         at: since when, UTC, ISO 8601.
     """

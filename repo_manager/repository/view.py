@@ -95,7 +95,7 @@ class VersionView:
 
     Attributes:
         path: where it is.
-        number: the version.
+        number: number of the version, from 1.
         files: all files and links below it by name, manifest.json left out.
         manifest_bytes: content of manifest.json. `None` when there is none or it cannot be read.
         manifest_error: why it cannot be read.

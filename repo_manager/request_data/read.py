@@ -120,7 +120,7 @@ def read_streams(
     Args: as `read_rows`.
 
     Args:
-        path: path of the file.
+        path: .npz, .npy, .json or .jsonl file of requests.
         inputs: inputs of the model.
         flat: input name -> shape of its flat lists. `None`: no list is flat.
         ignore_others: skip names other than inputs, else refuse them.
@@ -385,7 +385,7 @@ def write_rows(path: Path, rows: Sequence[Sample], *, as_stream: bool = False) -
     """Write samples, without the batch axis, as perf_analyzer's JSON: every byte as it is.
 
     Args:
-        path: path of the file.
+        path: file to write, replaced if it exists.
         rows: samples without the batch axis.
         as_stream: they are the steps of one sequence.
     """

@@ -24,7 +24,7 @@ class PodStatus:
     """One pod.
 
     Attributes:
-        name: its name.
+        name: name of the pod.
         ready: whether it is in service: Triton is ready when every model of the snapshot has loaded.
         url: the snapshot or repository it serves. Empty when its containers do not say so.
         models: model -> the READY versions. Empty when it is not ready, or its repository cannot be read.
@@ -49,7 +49,7 @@ class PartStatus:
     """One Deployment, or the InferenceService.
 
     Attributes:
-        name: its name.
+        name: name of the Deployment or the InferenceService.
         kind: `Deployment` or `InferenceService`.
         url: the snapshot, or the repository, it points at.
         models: model -> versions of it. Empty when it cannot be read.

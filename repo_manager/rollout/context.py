@@ -36,7 +36,7 @@ class Change:
     """The change one roll-out makes.
 
     Attributes:
-        name: the model.
+        name: name of the model to roll out.
         version: the version to serve, or to take out of service. `None` with `undeploy`: every version.
         action: `deploy`, `rollback` or `undeploy`: decides the words, and the record.
     """

@@ -47,7 +47,7 @@ class Relative:
     """A model a roll-out of another one touches.
 
     Attributes:
-        model: its name.
+        model: name of the other model.
         versions: versions served now, or after the roll-out.
         reason: its relation to the other one: a part of it, or an ensemble of it.
     """
@@ -62,9 +62,9 @@ class RolloutPlan:
     """A roll-out before it happens.
 
     Attributes:
-        model: the model.
+        model: name of the model to roll out.
         version: the version to serve. `None`: none of the model will be.
-        url: the server.
+        url: address of the server.
         ready_before: versions READY now.
         ready_after: versions READY after the roll-out.
         policy_before: the repository's policy as it is in config.pbtxt: versions, `latest:n` or `all`.

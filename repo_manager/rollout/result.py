@@ -25,7 +25,7 @@ class PodProof:
     """A new pod's answer to the smoke inference.
 
     Attributes:
-        pod: its name.
+        pod: name of the pod.
         url: address the pod was asked at.
         latency_ns: of the inference, or of the index after an undeployment. `None` when the pod was out of reach.
     """
@@ -113,7 +113,7 @@ class Rollout(Summarized):
     """A successful roll-out, or its plan.
 
     Attributes:
-        model: the model.
+        model: name of the model rolled out.
         version: the version served now. `None`: none is, because the model was undeployed.
         target: address of the roll-out: the servers' URLs, `k8s://...` or `kserve://...`.
         servers: one result for each server, Deployment or InferenceService, in the order given.

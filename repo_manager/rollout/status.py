@@ -36,8 +36,8 @@ class ModelStatus:
     """One model on one server.
 
     Attributes:
-        model: the model.
-        url: the server.
+        model: name of the model.
+        url: address of the server.
         ready: READY versions, ascending.
         selected: versions the version policy of config.pbtxt selects.
         deployed: the version of the last recorded deployment. `None` when there is none, or it was undeployed since.

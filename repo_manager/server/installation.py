@@ -87,7 +87,7 @@ class TritonInstallation:
     """A tritonserver on this machine.
 
     Attributes:
-        binary: the executable.
+        binary: the tritonserver executable.
         libraries: folders for LD_LIBRARY_PATH.
         backends: the folder with its backends (`python/` and perhaps native ones).
         stub: the python backend's stub for the running Python, where it is kept apart from the backend (as in the

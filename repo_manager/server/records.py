@@ -54,7 +54,7 @@ class RunningServer:
         http_url: `http://host:port`.
         grpc_url: `grpc://host:port`.
         metrics_url: `http://host:port/metrics`.
-        log: its log.
+        log: file with its log.
         restarts: how often `serve` has started it again because it had ended on its own.
         owner: process id of its `serve`, or of its Python program. 0: written before this was recorded.
         failures: models not loaded at the start, with Triton's reason.

@@ -243,7 +243,7 @@ class IndexEntry:
     """One line of the repository index.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         version: `None` for a model without a version ever loaded.
         state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or empty when never loaded.
         reason: Triton's reason for the state, empty when it gives none.

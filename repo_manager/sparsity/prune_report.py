@@ -174,7 +174,7 @@ class PruneEvidence:
         samples: how many the layers were solved on.
         judged_on: `held-out`, or `calibration` when there were too few samples to hold some out.
         judged_samples: how many samples `drift` was measured on.
-        drift: of each output.
+        drift: error of each output against the dense model.
         magnitude_drift: the same for the model whose same layers are pruned by magnitude.
         macs: of the whole model, per sample.
         sparse_macs: of the pruned layers.

@@ -35,7 +35,7 @@ class LayerSparsity:
 
     Attributes:
         node: the node's name, with the bodies and functions around it.
-        op_type: of the node.
+        op_type: operator of the node, such as `Conv`.
         weight: the stored tensor's name. The input's name for a dynamic weight.
         dtype: the stored element type. Empty for a dynamic weight.
         shape: as the node uses it. Empty for a dynamic weight.

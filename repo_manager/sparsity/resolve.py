@@ -180,7 +180,7 @@ class Resolver:
         """Constant in each of its forms.
 
         Args:
-            node: node of the graph.
+            node: the Constant node.
             scope: names and attributes visible to the node.
             depth: nesting depth of the call. It is bounded.
         """

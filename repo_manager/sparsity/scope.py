@@ -137,7 +137,7 @@ def attribute_of(node: onnx.NodeProto, name: str, scope: Scope) -> onnx.Attribut
     """Return a node's attribute, a reference to the enclosing function's attribute resolved.
 
     Args:
-        node: node of the graph.
+        node: node with the attribute.
         name: name of the attribute.
         scope: names and attributes visible to the node.
     """

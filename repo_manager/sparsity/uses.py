@@ -30,7 +30,7 @@ class Use:
     Attributes:
         label: the node's name with the bodies and functions around it, `/` between. Its first output when it has no
             name.
-        node: the node.
+        node: the node with the weight among its inputs.
         scope: the names it may use.
         site: which input, along which axis.
         weight: the constant. `None` when it is computed at run time.

@@ -18,7 +18,7 @@ class OutputDrift:
     """How far one output is from the source's, over all samples.
 
     Attributes:
-        output: its name.
+        output: name of the output.
         cosine: of the two, all samples joined. 1.0 is equal. `None` for types with no angle.
         relative_error: |candidate - source| / |source|. For integers, booleans and strings the share of elements that
             differ. Infinite when shapes differ or a number became NaN or infinite.

@@ -61,7 +61,7 @@ class Tensor:
     """A graph's input or output.
 
     Attributes:
-        name: its name.
+        name: name of the input or output in the graph.
         data_type: as in config.pbtxt, `TYPE_FP32`.
         dims: with -1 where they are dynamic. Empty for a scalar, and for an unknown rank.
         shown: how a message shows it. Empty shows type and dims.

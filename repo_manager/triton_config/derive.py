@@ -91,7 +91,7 @@ def derive_config(
         signature: inputs and outputs, shapes with the batch axis, as `served_signature` returns it: the native
             onnxruntime backend compares output dims with the shapes inferred by ONNX Runtime, not with the file's.
         batch_axis: whether the first axis is a batch axis, and why (not).
-        backend: name of the Triton backend.
+        backend: the Triton backend to serve the model.
         options: choices the model does not decide.
 
     Raises:

@@ -58,7 +58,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
     unknown fields stay.
 
     Args:
-        text: content of the file.
+        text: content of a config.pbtxt.
         changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear. A
             step into a repeated field is its first element, or the one given by `[i]`. A map's step is its key.
         where: the file's name in an error.

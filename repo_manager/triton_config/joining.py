@@ -26,7 +26,7 @@ class Part:
     """One model of the ensemble to be.
 
     Attributes:
-        model: its name.
+        model: name of the model in the repository.
         version: the version the ensemble asks for. `None`: the newest served.
         config: its configuration, with the inputs and outputs listed.
     """
@@ -68,7 +68,7 @@ class Edge:
     Attributes:
         source: `MODEL.OUTPUT`, or `input:NAME` for an input of the ensemble.
         model: the receiving model, with `#1`, `#2` where the ensemble has it twice.
-        input: its input.
+        input: name of the model's input.
         by: `map`, `name`, `type and dims`, or `input` for an input of the ensemble, without another fit.
     """
 

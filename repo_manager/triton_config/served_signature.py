@@ -144,7 +144,7 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
     A shape of rank 0 may also be an unknown rank: ONNX Runtime reports both alike, and so Triton treats them.
 
     Args:
-        path: path of the file.
+        path: the ONNX file.
         config: its graph optimisation level and session parameters are applied. `None` takes a server's defaults, all
             optimisations.
 

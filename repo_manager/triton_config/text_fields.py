@@ -73,7 +73,7 @@ def top_level_fields(text: str, *, where: str) -> tuple[TextField, ...]:
     """Find every top-level field of a text-format message.
 
     Args:
-        text: content of the file.
+        text: content of a config.pbtxt, or another text-format message.
         where: its name in an error.
 
     Raises:
@@ -136,7 +136,7 @@ def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
     """Put `replacement` in the place of the top-level field `name`. Append it where there is none.
 
     Args:
-        text: content of the file.
+        text: content of a config.pbtxt.
         name: a top-level field. All its occurrences are replaced by one.
         replacement: the field's new text with its name. Empty removes the field.
         where: name of the file in an error.

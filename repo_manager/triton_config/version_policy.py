@@ -67,7 +67,7 @@ def replace_version_policy(text: str, versions: Iterable[int], *, where: str) ->
     """Change the policy in a config.pbtxt's text, and nothing else: comments and unknown fields stay.
 
     Args:
-        text: content of the file.
+        text: content of a config.pbtxt.
         versions: the versions to serve.
         where: the file's name in an error.
 

@@ -28,8 +28,8 @@ class Subject:
     """One model in the version measured.
 
     Attributes:
-        name: the model.
-        version: the version.
+        name: name of the model.
+        version: number of the version measured.
         written: the configuration as the repository has it.
         config: the same with the fields fixed in advance: today's, for the tuning.
         files: path in a copy's folder -> file.

@@ -127,7 +127,7 @@ def recipe_of(path: Path, item: InputFacts, given: Mapping[str, str]) -> ImageRe
     inputs stay 0..255.
 
     Args:
-        path: path of the file.
+        path: the image, or the folder of images.
         item: the input for the image.
         given: options of the user: resize, color, scale, mean, std, layout.
 

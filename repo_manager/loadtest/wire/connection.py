@@ -153,7 +153,7 @@ class Endpoint:
         path: `:path` of the gRPC method or the HTTP request target.
         headers: further headers (lower-case names), such as the key of a restricted API.
         messages: serialised requests, sent in rotation. gRPC: the protobuf message without its 5-byte prefix.
-            HTTP: the body.
+            HTTP: the body alone.
         json_bytes: HTTP only: the length of the JSON part of each body (`Inference-Header-Content-Length`).
         timeout_ns: a request without an answer for this long is an error.
         protocol: `grpc` or `http`.

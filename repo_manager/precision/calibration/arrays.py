@@ -33,7 +33,7 @@ def from_npz(path: Path, signature: Signature, *, with_others: bool = False) -> 
     """Read one array per input from an .npz file.
 
     Args:
-        path: path of the file.
+        path: the .npz file, with one array per input.
         signature: the model's inputs and outputs.
         with_others: the file may hold other arrays, labels for instance. They are not read.
 
@@ -173,7 +173,7 @@ def _layout(array: Array, spec: TensorSpec, where: str, batch: Set[str]) -> _Lay
 
     Args:
         array: values of one input for all samples.
-        spec: the input.
+        spec: name, type and shape of the input.
         where: its file, for messages.
         batch: symbols of the first axis of some input.
 

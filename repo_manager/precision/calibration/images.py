@@ -119,7 +119,7 @@ def input_of(recipe: ImageRecipe, signature: Signature, path: Path) -> TensorSpe
     Args:
         recipe: how an image becomes the input.
         signature: the model's inputs and outputs.
-        path: path of the file.
+        path: the YAML file, for messages.
 
     Raises:
         CalibrationError: the model has no such input, or several.

@@ -126,7 +126,7 @@ def percentile_values(
         draft: the model as a float32 draft.
         largest: value -> its largest absolute size on the same samples.
         samples: inputs. Iterated several times.
-        folder: folder for the files.
+        folder: scratch folder for a temporary model.
         percentile: in percent, above 0 and up to 100.
 
     Raises:

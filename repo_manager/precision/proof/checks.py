@@ -70,7 +70,7 @@ def check_signature(source: Signature, found: Signature, precision: Precision, *
     Args:
         source: inputs and outputs of the source.
         found: inputs and outputs of the converted model.
-        precision: precision of the conversion.
+        precision: precision of the candidate.
         keep_io_types: whether inputs and outputs stay float32.
     """
     low = precision.facts.low

@@ -28,8 +28,8 @@ class BlockDrift:
 
     Attributes:
         node: name of the node behind the value.
-        op_type: of the node.
-        value: its name.
+        op_type: operator of the node.
+        value: name of the value in the graph.
         relative_error: |candidate - source| / |source|, the largest over the samples.
         largest: the largest absolute value it has in the source.
         added: the part its own inputs did not bring: sqrt(error^2 - largest input error^2).

@@ -23,7 +23,7 @@ class ConfigChange:
     """A change of a config.pbtxt, done or planned.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         before: the file's text as it was.
         after: the file's text as it will be.
         fields: the top-level fields that differ.

@@ -27,7 +27,7 @@ class Removal:
     """A removal, planned or done.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         versions: the versions to remove, ascending.
         whole_model: whether the model's folder goes as well.
         size_bytes: space freed in the store.

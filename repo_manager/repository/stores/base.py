@@ -47,7 +47,7 @@ class Incoming:
     """A version to publish. The store decides the order of the questions, and how the version becomes visible.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         files: path inside the version -> the file on this machine.
         expected: size and digest each file must have. `None`: unknown.
         beside: label files and variants for the model's first version.
@@ -80,8 +80,8 @@ class Arrived:
     """A published version.
 
     Attributes:
-        version: its number.
-        manifest: its record.
+        version: number of the version.
+        manifest: its manifest.json, read.
         first: whether it is the model's first.
         view: the model with it.
     """

@@ -30,7 +30,7 @@ class Pointer:
     """The snapshot or repository of a Deployment or an InferenceService.
 
     Attributes:
-        item: the object.
+        item: the Deployment or the InferenceService.
         url: the snapshot, or the repository, as the pods see it.
         snapshots: where snapshots are, as the pods see them.
         load: names of the models its pods load, or `*`.

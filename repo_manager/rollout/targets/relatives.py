@@ -35,7 +35,7 @@ class Needed:
     """A model needed by the one rolled out.
 
     Attributes:
-        entry: the model.
+        entry: the needed model, as scanned.
         versions: versions to serve.
         original: text of its config.pbtxt before the roll-out.
     """

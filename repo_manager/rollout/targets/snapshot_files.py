@@ -61,7 +61,7 @@ class SnapshotModel:
     """A model in a snapshot.
 
     Attributes:
-        name: the model.
+        name: name of the model.
         versions: those served, ascending.
         source: the repository, or the earlier snapshot, with its files.
     """

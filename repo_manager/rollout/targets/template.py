@@ -46,7 +46,7 @@ class ServedTemplate:
     """The served state in a Deployment's pod template.
 
     Attributes:
-        deployment: its name.
+        deployment: name of the Deployment.
         container: the name of the container with the repository's URL: Triton's, or the one for snapshots on the node.
         containers: the list of the pod's spec it is in: `containers` or `initContainers`.
         variable: the environment variable for the repository's URL. `None`: it is in the arguments.

@@ -37,7 +37,7 @@ def read_exchanges(path: Path, config: ModelConfig, *, sequence: bool = False) -
     A request without batch axis gets one of size 1 where the model batches.
 
     Args:
-        path: path of the file.
+        path: file of recorded requests: .npz, .json or .jsonl.
         config: the configuration the server runs the model with: names, types and dims come from it.
         sequence: a file is one sequence, of perf_analyzer's JSON each stream, else each request is on its own.
 
@@ -103,7 +103,7 @@ class ShadowReport:
     """The result of mirroring.
 
     Attributes:
-        model: the model.
+        model: name of the model on trial.
         old: the version served before.
         new: the version on trial.
         pairs: requests, or whole sequences, sent to both versions. Those neither could answer are in `refused_by_both`

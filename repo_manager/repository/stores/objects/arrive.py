@@ -37,7 +37,7 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
     Args:
         store: the repository's.
         look: looks at the model now.
-        incoming: the version.
+        incoming: the version to publish.
     """
     name, view = incoming.name, look()
     first = incoming.check(view)

@@ -50,7 +50,7 @@ class S3Keys:
         access: the access key's id.
         secret: the secret key.
         token: of a session. Empty when there is none.
-        region: the region.
+        region: the region to sign for, such as `eu-central-1`.
     """
 
     access: str = dataclasses.field(repr=False)

@@ -26,7 +26,7 @@ class ObjectFact:
 
     Attributes:
         key: relative to the place.
-        size_bytes: its size.
+        size_bytes: size of the content.
         modified: when it was written, by the store's clock.
         mark: of its content.
     """
@@ -43,7 +43,7 @@ class Listing:
 
     Attributes:
         folders: names of apparent folders.
-        files: the objects.
+        files: the objects directly below it, by name.
         marked: whether an empty object whose key ends in `/` marks the folder itself. Triton takes it for a folder.
     """
 

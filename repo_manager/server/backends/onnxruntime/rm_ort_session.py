@@ -160,7 +160,7 @@ def open_session(folder: Path, config: dict[str, Any], kind: str, device: int) -
     """Open the model in a version's folder as the configuration says.
 
     Args:
-        folder: folder for the files.
+        folder: the version's folder.
         config: configuration of the model, as parsed JSON.
         kind: kind of the instance: `CPU` or `GPU`.
         device: number of the GPU.

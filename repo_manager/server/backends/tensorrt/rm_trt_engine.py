@@ -48,7 +48,7 @@ def check_plan(name: str, version: str, path: Path) -> None:
     Args:
         name: name of the model.
         version: version of the model. Empty: the server's choice.
-        path: path of the file.
+        path: file with the plan.
 
     Raises:
         Mismatch: the file is missing, no plan, another library's, or another version's.
@@ -73,7 +73,7 @@ class Engine:
 
     Args:
         library: module `tensorrt` or `tensorrt_rtx`.
-        path: path of the file.
+        path: file with the engine.
         cuda: the device it runs on.
 
     Raises:

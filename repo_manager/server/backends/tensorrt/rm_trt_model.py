@@ -25,7 +25,7 @@ def open_engine(library_name: str, default_file: str, folder: Path, config: dict
     Args:
         library_name: name of the module, `tensorrt` or `tensorrt_rtx`.
         default_file: file name without one in the configuration.
-        folder: folder for the files.
+        folder: the version's folder.
         config: configuration of the model, as parsed JSON.
         device: number of the GPU.
 
