@@ -192,7 +192,7 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
     if unknown or missing:
         wrong = [f"has no input {', '.join(missing)}"] if missing else []
         wrong += [f"names the input {', '.join(unknown)}"] if unknown else []
-        advice = "" if missing else " (--parameter sends what is a parameter of the request)"
+        advice = "" if missing else " (--parameter sends parameters of the request)"
         raise ValueError(f"{where} {' and '.join(wrong)}; the model's are {', '.join(known)}{advice}")
     sample = {}
     for name in (name for name in values if name in known):
@@ -244,7 +244,7 @@ def _array_of(value: Any, item: InputFacts, flat: Sequence[int] | None, row: _Ro
     if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         raise ValueError(f"the shape is {shape!r}, expected a list of sizes")
     if array.size != elements_of(shape):
-        raise ValueError(f"{array.size} values do not fill the shape {list(shape)} that the file gives")
+        raise ValueError(f"{array.size} values do not fill the shape {list(shape)} given in the file")
     return _fitting(array.reshape(shape), item)
 
 
