@@ -93,7 +93,8 @@ def apply_command(
         fetch = stack.enter_context(fetching(terminal.reporter()))
         what = declaration, base, root, servers
         if flags.check or flags.dry_run:
-            plans = plan_declaration(*what, prune=flags.prune, fetch=fetch, rollout=options.rollout)
+            signs = options.sign is not None
+            plans = plan_declaration(*what, prune=flags.prune, fetch=fetch, rollout=options.rollout, signs=signs)
             _show_plans(terminal, plans, is_check=flags.check)
             return
         plans = stack.enter_context(planned(*what, prune=flags.prune, fetch=fetch, rollout=options.rollout))

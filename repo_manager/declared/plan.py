@@ -93,6 +93,7 @@ def plan_declaration(
     prune: bool = False,
     fetch: Fetch = _no_fetch,
     rollout: RolloutOptions | None = None,
+    signs: bool = True,
 ) -> tuple[ModelPlan, ...]:
     """Plan every declared model, in the file's order, then the removals.
 
@@ -104,6 +105,7 @@ def plan_declaration(
         prune: also plan the removal of undeclared models and versions.
         fetch: fetches the source a URL names; not called for one whose `digest` a version was made from.
         rollout: how versions are deployed. A deployment it would refuse is an error of the plan. `None`: the defaults.
+        signs: whether new versions are signed. If not, serving one is an error of the plan under `signed_by`.
 
     Returns:
         One plan a model. A model without a plan has its error in it. The others are planned all the same.
@@ -122,7 +124,7 @@ def plan_declaration(
         try:
             entry = find_model(repository, name) if name in present else None
             state = states.get(name, ModelState())
-            planner = _Planner(declaration, name, model, entry, state, base, fetch, rollout)
+            planner = _Planner(declaration, name, model, entry, state, base, fetch, rollout, signs)
             plans.append(planner.plan(repository, servers, prune=prune))
         except RepoManagerError as exc:
             plans.append(ModelPlan(name, True, None, (), str(exc), exc.exit_code))
@@ -142,6 +144,7 @@ class _Planner:
     base: Path
     fetch: Fetch
     rollout: RolloutOptions
+    signs: bool
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -276,6 +279,11 @@ class _Planner:
         if not served:
             return []
         numbers, keys = ", ".join(map(_shown, served)), self.rollout.signed_by
+        if keys and NEW in served and not self.signs:
+            raise RepositoryError(
+                f"{self.name}: the new version would not be signed, and signed_by lets only signed ones be served",
+                hint="Sign new versions: apply --sign KEY.pem. Or declare no `serve:` and no targets, then sign it.",
+            )
         if not self.targets:
             if self.entry is not None and self.entry.policy == served:
                 return []

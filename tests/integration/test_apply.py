@@ -92,7 +92,12 @@ def test_a_declared_model_comes_changes_and_goes(
     # The policy: what no trusted key signed is built, and not deployed.
     private, public = write_keys(tmp_path)
     policy = {"REPO_MANAGER_SIGNED_BY": str(public)}
-    code, result, _ = shell({"m": {**changed, "precision": "fp32", "convert": {"max_drift": 0.2}}}, **policy)
+    unsigned = {"m": {**changed, "precision": "fp32", "convert": {"max_drift": 0.2}}}
+    code, plan, _ = shell(unsigned, "--check", **policy)
+    assert code == 3
+    assert "the new version would not be signed" in plan["models"][0]["error"]
+    assert shell(unsigned, "--check", "--sign", private, **policy)[0] == 8
+    code, result, _ = shell(unsigned, **policy)
     assert code == 3
     assert "is not signed" in result["models"][0]["error"]
     assert [ready(each, "m") for each in (server, second)] == [[2], [2]]
