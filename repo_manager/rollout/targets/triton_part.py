@@ -266,7 +266,8 @@ class TritonPart:
             f"{self.label} answered the load of {context.name} and did nothing: {state.sentence}"
             + (f" ({reason})" if reason else ""),
             hint=" ".join(hidden_changes(context.entry))
-            or f"Does it serve {context.repository}? A server of another repository does not see this change.",
+            or f"Does it serve {context.repository}? A server of another repository does not see this change, nor does "
+            "one with --model-config-name: it reads the file of that name in configs/.",
         )
 
     def _smoke(self, state: ServedState) -> SmokeResult:
