@@ -249,4 +249,4 @@ def _raise_for(result: Tuning) -> None:
             is_shown=True,
         )
     if result.outcome not in (BETTER, KEPT):
-        raise InconclusiveError("The budget ended undecided", hint="Give more (--budget).", is_shown=True)
+        raise InconclusiveError("The budget ended before a decision", hint="Give more (--budget).", is_shown=True)

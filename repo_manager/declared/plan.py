@@ -201,7 +201,7 @@ class _Planner:
             return entry.version
         if not request.source.is_file():
             raise InputError(
-                f"{request.source} does not exist, and no version of {self.name} was made from what it is pinned to",
+                f"{request.source} does not exist, and no version of {self.name} was made from its pinned content",
                 hint="Give the source's path relative to the YAML file.",
             )
         return NEW

@@ -228,7 +228,7 @@ def _tuned(name: str, reference: FileReference, base: Path) -> dict[str, str | N
         ) from exc
     if reference.digest is not None and sha256_bytes(content) != reference.digest:
         raise InputError(
-            f"{path} is not what it is pinned to: {reference.digest}",
+            f"{path} differs from its pinned digest: {reference.digest}",
             hint="Put the right file there, or change `digest:` in the YAML file.",
         )
     if name not in models:

@@ -105,7 +105,7 @@ def check_gates(gates: Sequence[Gate]) -> None:
     """
     for gate in gates:
         if gate.level is not None:
-            raise UsageError(f"the gate {gate.text!r} names a level, which is what the search is to find")
+            raise UsageError(f"the gate {gate.text!r} names a level, and the search is to find it")
         metric = metric_of(gate.metric)
         if not gate.below or not (metric.is_latency or gate.metric in ("errors", "queue")):
             raise UsageError(

@@ -192,7 +192,7 @@ class _Runner:
             self._allow_code(f"{plan.name}: eval {evaluated}", evaluated)
         if plan.request.digest is not None and load_model(plan.request.source).digest != plan.request.digest:
             raise InputError(
-                f"{plan.request.shown} is not what it is pinned to: {plan.request.digest}",
+                f"{plan.request.shown} differs from its pinned digest: {plan.request.digest}",
                 hint="Put the right file there, or change `digest:` in the YAML file.",
             )
         # Later versions take the existing config.pbtxt, which was brought to what is declared before.

@@ -233,7 +233,7 @@ def test_apply_takes_sources_by_url(moto: str, tmp_path: Path) -> None:
     assert not applied("--check")["changes"]  # a version of it is there: nothing is fetched
     declare(c={"path": f"{key}/digits.onnx", "digest": digest})
     (failed,) = applied(code=3)["models"]
-    assert failed["error"].startswith(f"{key}/digits.onnx is not what it is pinned to")
+    assert failed["error"].startswith(f"{key}/digits.onnx differs from its pinned digest")
     declare(d=f"{key}/none.onnx", e="ftp://host/model.onnx")
     missing, unknown = applied("--check", code=3)["models"]
     assert "there is no object and no folder of that name" in missing["error"]

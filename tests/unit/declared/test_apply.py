@@ -471,7 +471,7 @@ def test_a_pinned_source_must_be_what_it_is_pinned_to(place: Place) -> None:
     place.settle()
     place.write({"n": {"source": {"path": "dense.onnx", "digest": digest}}})
     (failed,) = place.apply().failed
-    assert "is not what it is pinned to" in (failed.error or "")
+    assert "differs from its pinned digest" in (failed.error or "")
     assert not (place.root / "n").exists()
 
 
@@ -566,7 +566,7 @@ def test_the_result_of_a_tuning_is_declared_by_name(place: Place) -> None:
         (
             '{"versions": {"m": 1}, "changes": {}}',
             {"path": "tuned.json", "digest": "sha256:" + 64 * "0"},
-            "is not what it is pinned to",
+            "differs from its pinned digest",
         ),
     ],
 )
