@@ -145,9 +145,8 @@ class Added(Summarized):
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """The surroundings of a run of `add`: name and repository, the backend, a scratch folder, and the gate of
-    accuracy."""
+class AddTask:
+    """One run of `add`: name and repository, the backend, a scratch folder, and the gate of accuracy."""
 
     name: str
     repository: Location

@@ -26,7 +26,7 @@ from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.runtime import start_runtime
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
-from repo_manager.pipeline.add_types import Added, AddOptions, Control, SparsityMode, Target
+from repo_manager.pipeline.add_types import Added, AddOptions, AddTask, Control, SparsityMode
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
 from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
@@ -85,7 +85,7 @@ def add(
         start_runtime()
         model = load_model(source.path)
         gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, model)
-        target = Target(name, repository, choice, Path(folder), gate)
+        target = AddTask(name, repository, choice, Path(folder), gate)
         with _speaking_of(source.path, target.work):
             return _add(_Origin(model, source.record()), target, options, watch)
 
@@ -107,7 +107,7 @@ def _speaking_of(path: Path, work: Path) -> Iterator[None]:
         raise type(exc)(said(exc.message), hint=hint) from exc
 
 
-def _add(origin: _Origin, target: Target, options: AddOptions, watch: Watch) -> Added:
+def _add(origin: _Origin, target: AddTask, options: AddOptions, watch: Watch) -> Added:
     report = watch.report
     model, pruned = _sparse(origin.source, options, target.work, watch)
     version, found = convert_and_build(model, target, options, watch)

@@ -10,7 +10,7 @@ from typing import Any
 from repo_manager.engine.control import ControlTwin, control_twins, dense_twin, join_times, layer_times_of
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.write import save_model
-from repo_manager.pipeline.add_types import AddOptions, Control, Target
+from repo_manager.pipeline.add_types import AddOptions, AddTask, Control
 from repo_manager.pipeline.prepare import Converted, Prepared, Watch, build_version, convert_model
 
 __all__ = ["PreparedControl", "build_controls", "with_layer_times"]
@@ -90,7 +90,7 @@ def _matched(main: Prepared, options: AddOptions, *, sparse: bool) -> AddOptions
     )
 
 
-def _dense(main: Prepared, target: Target, options: AddOptions, watch: Watch) -> tuple[Converted, tuple[str, ...]]:
+def _dense(main: Prepared, target: AddTask, options: AddOptions, watch: Watch) -> tuple[Converted, tuple[str, ...]]:
     source = main.converted.model
     proto, filled = dense_twin(source)
     path = target.work / "dense" / "model.onnx"

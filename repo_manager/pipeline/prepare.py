@@ -26,7 +26,7 @@ from repo_manager.onnx_model.runtime import end_runtime
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.onnx_model.walk import nodes_of
-from repo_manager.pipeline.add_types import AddOptions, Target
+from repo_manager.pipeline.add_types import AddOptions, AddTask
 from repo_manager.pipeline.golden import GoldenFacts, golden_sample
 from repo_manager.pipeline.serving_config import config_options, existing_config, fields_kept, serving_config
 from repo_manager.precision import CalibrationData, Conversion, convert, load_calibration
@@ -85,7 +85,7 @@ class Prepared:
         golden: the golden sample's entry for the manifest.
     """
 
-    target: Target
+    target: AddTask
     converted: Converted
     config: ModelConfig
     config_kept: tuple[str, ...]
@@ -94,7 +94,7 @@ class Prepared:
     golden: GoldenFacts
 
 
-def convert_and_build(model: Model, target: Target, options: AddOptions, watch: Watch) -> tuple[Prepared, AddOptions]:
+def convert_and_build(model: Model, target: AddTask, options: AddOptions, watch: Watch) -> tuple[Prepared, AddOptions]:
     """Convert the model and build its backend's file.
 
     Layers made INT8 by the conversion, but computed in floating point by the builder, are left out of a second
@@ -127,7 +127,7 @@ def convert_and_build(model: Model, target: Target, options: AddOptions, watch: 
     return build_version(convert_model(model, target, options, watch), target, options, watch), options
 
 
-def convert_model(model: Model, target: Target, options: AddOptions, watch: Watch) -> Converted:
+def convert_model(model: Model, target: AddTask, options: AddOptions, watch: Watch) -> Converted:
     """Find out how the model is fed, check the options against it, and convert it.
 
     Args:
@@ -163,7 +163,7 @@ def convert_model(model: Model, target: Target, options: AddOptions, watch: Watc
     return Converted(model, signature, axis, sample, conversion, output)
 
 
-def build_version(converted: Converted, target: Target, options: AddOptions, watch: Watch) -> Prepared:
+def build_version(converted: Converted, target: AddTask, options: AddOptions, watch: Watch) -> Prepared:
     """Make the backend's file, and the golden sample. The sample runs on the processor while an engine is built.
 
     Args:
@@ -238,14 +238,14 @@ def _repeats_itself(model: Model) -> bool:
 
 
 def _with_config(
-    options: AddOptions, target: Target, sample: Mapping[str, NDArray[Any]], axis: BatchAxis
+    options: AddOptions, target: AddTask, sample: Mapping[str, NDArray[Any]], axis: BatchAxis
 ) -> AddOptions:
     config = config_options(options.config, target, sample, batched=axis.batched)
     return dataclasses.replace(options, config=config)
 
 
 def _batch_axis(
-    model: Model, signature: Signature, options: AddOptions, target: Target, samples: Mapping[str, NDArray[Any]] | None
+    model: Model, signature: Signature, options: AddOptions, target: AddTask, samples: Mapping[str, NDArray[Any]] | None
 ) -> tuple[Signature, BatchAxis]:
     """Find out whether requests may be joined. Outputs without a shape get the one the server will see."""
     axis = find_batch_axis(model, signature, samples)

@@ -22,7 +22,7 @@ from repo_manager.onnx_model.batch_axis import BatchAxis
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.signature import Signature, signature_of
 from repo_manager.optional import require
-from repo_manager.pipeline.add_types import AddOptions, Target
+from repo_manager.pipeline.add_types import AddOptions, AddTask
 from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.config import ModelConfig, format_config, parse_config
@@ -96,7 +96,7 @@ _OPTION_OF = {
 
 
 def config_options(
-    options: ConfigOptions, target: Target, sample: Mapping[str, NDArray[Any]], *, batched: bool
+    options: ConfigOptions, target: AddTask, sample: Mapping[str, NDArray[Any]], *, batched: bool
 ) -> ConfigOptions:
     """Fill in options left out: the existing model's largest batch and file, the sample's sizes for warm-up.
 
@@ -120,7 +120,7 @@ def config_options(
 
 
 def serving_config(
-    target: Target,
+    target: AddTask,
     signature: Signature | ServedSignature,
     axis: BatchAxis,
     options: AddOptions,
@@ -182,7 +182,7 @@ def _with_profile(
     return dataclasses.replace(accelerator, profile=ranges)
 
 
-def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
+def fields_kept(target: AddTask, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
     """Compare with the existing config.pbtxt: all versions share it, and publishing leaves it as it is.
 
     Args:
@@ -212,7 +212,7 @@ def fields_kept(target: Target, config: ModelConfig, options: AddOptions) -> tup
     return tuple(differing)
 
 
-def existing_config(target: Target) -> ModelConfig | None:
+def existing_config(target: AddTask) -> ModelConfig | None:
     """Return the config.pbtxt the model has already. `None` for a new model."""
     content = read_config_bytes(target.repository, target.name)
     where = f"{target.repository / target.name}/config.pbtxt"

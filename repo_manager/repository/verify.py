@@ -22,7 +22,7 @@ from repo_manager.repository.plan.configuration import served_model_file
 from repo_manager.repository.plan.problems import model_problems, readable_config, version_problems, work_problems
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import Store, model_names
-from repo_manager.repository.view import Entry, Level, ModelView, VersionView
+from repo_manager.repository.view import Entry, FolderContent, ModelView, VersionView
 from repo_manager.triton_config.compare import check_config
 from repo_manager.triton_config.completion import backend_of_files, completed_config, described
 from repo_manager.triton_config.config import CONFIG_FILENAME, DEFAULT_FILENAMES, ModelConfig, parse_config
@@ -117,7 +117,7 @@ def _root_problems(store: Store) -> Iterator[Problem]:
             yield Problem(entry.name, "is a link to nothing", Severity.WARNING, rule="broken-link")
 
 
-def _repository_above(store: Store, level: Level) -> Iterator[Problem]:
+def _repository_above(store: Store, level: FolderContent) -> Iterator[Problem]:
     """Find the folder of a model, or of a version, in the place of a repository."""
     place = store.location.resolve()
     files = [entry.name for entry in level.files]

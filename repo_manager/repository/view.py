@@ -17,7 +17,7 @@ from repo_manager.repository.state import ModelState
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, parse_config
 from repo_manager.triton_config.version_policy import version_policy
 
-__all__ = ["NOTHING", "Entry", "Level", "Link", "ModelView", "VersionView", "Work"]
+__all__ = ["NOTHING", "Entry", "FolderContent", "Link", "ModelView", "VersionView", "Work"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
-    """One level of a folder.
+class FolderContent:
+    """The entries directly in a folder, without those below them.
 
     Attributes:
         folders: names of folders, links to folders included, ascending.
@@ -71,7 +71,7 @@ class Level:
     modified_at: float = 0.0
 
 
-NOTHING = Level((), ())
+NOTHING = FolderContent((), ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ class ModelView:
 
     place: Location
     exists: bool
-    level: Level = NOTHING
+    level: FolderContent = NOTHING
     versions: tuple[int, ...] = ()
     folders: tuple[str, ...] = ()
     state: ModelState = dataclasses.field(default_factory=ModelState)

@@ -12,7 +12,7 @@ from typing import Protocol
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import FileRecord, Manifest
 from repo_manager.repository.state import ModelState
-from repo_manager.repository.view import Entry, Level, ModelView
+from repo_manager.repository.view import Entry, FolderContent, ModelView
 from repo_manager.triton_config.problems import Problem
 
 __all__ = [
@@ -180,7 +180,7 @@ class Store(Protocol):
     def traits(self) -> Traits:
         """The store's properties."""
 
-    def list_level(self, folder: str = "") -> Level:
+    def list_level(self, folder: str = "") -> FolderContent:
         """List one level of a folder."""
 
     def read(self, key: str, *, limit_bytes: int | None = None) -> bytes | None:

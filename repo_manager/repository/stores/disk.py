@@ -55,7 +55,7 @@ from repo_manager.repository.stores.staging import (
     sweep_entry,
     take_out,
 )
-from repo_manager.repository.view import Entry, Level, Link, ModelView
+from repo_manager.repository.view import Entry, FolderContent, Link, ModelView
 from repo_manager.triton_config.config import CONFIG_FILENAME
 from repo_manager.triton_config.problems import Problem, Severity
 
@@ -73,7 +73,7 @@ class DiskStore:
         self.location = root
         self._staging: Path | None = None
 
-    def list_level(self, folder: str = "") -> Level:
+    def list_level(self, folder: str = "") -> FolderContent:
         """As `Store.list_level`."""
         path = f"{self.location}/{folder}" if folder else str(self.location)
         folders: list[str] = []
@@ -89,7 +89,7 @@ class DiskStore:
                     with contextlib.suppress(FileNotFoundError):  # It was there only for a moment.
                         files.append(self._entry(entry))
         files.sort(key=lambda each: each.name)
-        return Level(tuple(sorted(folders)), tuple(files), links, Path(path).stat().st_mtime)
+        return FolderContent(tuple(sorted(folders)), tuple(files), links, Path(path).stat().st_mtime)
 
     def _entry(self, entry: os.DirEntry[str]) -> Entry:
         status = entry.stat(follow_symlinks=False)

@@ -39,7 +39,7 @@ from repo_manager.repository.stores.objects.fetch import fetch_version
 from repo_manager.repository.stores.objects.lease import object_lease
 from repo_manager.repository.stores.objects.ledger import RECORD, Ledger, change_ledger, ledger_key, read_ledger
 from repo_manager.repository.stores.objects.transport import object_record, upload_files
-from repo_manager.repository.view import Entry, Level, ModelView, Work
+from repo_manager.repository.view import Entry, FolderContent, ModelView, Work
 from repo_manager.triton_config.config import CONFIG_FILENAME
 
 __all__ = ["ObjectStore"]
@@ -67,7 +67,7 @@ class ObjectStore:
         """As `Store.traits`."""
         return Traits(True, self.location.scheme != "as", self.client.options.lookups, RECORD)
 
-    def list_level(self, folder: str = "") -> Level:
+    def list_level(self, folder: str = "") -> FolderContent:
         """As `Store.list_level`."""
         return _level(self.client.list(folder))
 
@@ -264,7 +264,7 @@ def _fact(entry: Entry) -> ObjectFact:
     return entry.token
 
 
-def _level(listing: Listing) -> Level:
+def _level(listing: Listing) -> FolderContent:
     """Return a listing as a level. Where an object and a prefix have one name Triton sees the prefix.
 
     Others' objects may be named in ways no file can: they are left out.
@@ -275,7 +275,9 @@ def _level(listing: Listing) -> Level:
         for fact in listing.files
         if is_component(fact.key) and fact.key not in folders and len(fact.key) <= _MAX_NAME
     )
-    return Level(folders, files, modified_at=max((fact.modified.timestamp() for fact in listing.files), default=0.0))
+    return FolderContent(
+        folders, files, modified_at=max((fact.modified.timestamp() for fact in listing.files), default=0.0)
+    )
 
 
 def _work(ledger: Ledger) -> tuple[Work, ...]:
