@@ -42,6 +42,8 @@ _FACTS = (
 )
 # Fields that hold names of tensors and models, which may look like paths.
 _NAMES = ("name", "kind", "input_map", "output_map", "control_input", "source")
+# Parameters that name files with code: environments of the Python backend, and core's batching libraries.
+_CODE_PARAMETERS = ("EXECUTION_ENV_PATH", "TRITON_BATCH_STRATEGY_PATH")
 # What a parameter may be changed to without a signature. Anything else may name a file, or code.
 _TUNING = re.compile(r"[+-]?\d+(\.\d+)?|true|false", re.IGNORECASE)
 
@@ -81,6 +83,23 @@ def check_facts(view: ModelView, manifest: Manifest) -> None:
                 f"{view.place / file} would run the signed files by other code than their manifest says: "
                 f"{', '.join(odd)}",
                 hint=f"Put these fields back as manifest.json has them: repo-manager config {view.name} --set ...",
+            )
+        _check_inside(view, current)
+
+
+def _check_inside(view: ModelView, config: ModelConfig) -> None:
+    """Refuse code in the repository that is outside the model's folder: no signature of the model covers it."""
+    if not isinstance(view.place, Path):
+        return
+    place, message = view.place.resolve(), config.message()
+    texts = [message.parameters[key].string_value for key in _CODE_PARAMETERS if key in message.parameters]
+    for text in (*texts, *message.model_operations.op_library_filename):
+        path = Path(os.path.normpath(place / text.replace("$$TRITON_MODEL_DIRECTORY", str(place))))
+        if path.is_relative_to(place.parent) and not path.is_relative_to(place):
+            raise RepositoryError(
+                f"{view.place / CONFIG_FILENAME} runs {text}, which is in the repository and outside the model's "
+                "folder, so no signature covers it",
+                hint=f"Put it into {view.place}, or outside the repository.",
             )
 
 

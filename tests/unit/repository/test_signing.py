@@ -350,6 +350,20 @@ def test_a_version_that_says_nothing_of_its_configuration_is_not_vouched_for(
         sign_version(root, "m", 1, keys["a"])
 
 
+@pytest.mark.parametrize("place", ["$$TRITON_MODEL_DIRECTORY/../envs/e.tar.gz", "{root}/envs/e.tar.gz"])
+def test_code_in_the_repository_outside_the_model_cannot_be_signed(
+    place: str, root: Path, put: Publish, keys: dict[str, Path]
+) -> None:
+    put()
+    text = place.replace("{root}", str(root))
+    append(root, f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{text}" }} }}')
+    manifest = root / "m/1/manifest.json"
+    config = (root / "m/config.pbtxt").read_text()
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "config": config}))
+    with pytest.raises(RepositoryError, match="outside the model's folder, so no signature covers it"):
+        sign_version(root, "m", 1, keys["a"])
+
+
 def test_a_file_that_is_exchanged_for_a_moment_leaves_a_trace(signed: Path, keys: dict[str, Path]) -> None:
     file = signed / "m/1/model.onnx"
     content, times = file.read_bytes(), file.stat()
