@@ -29,7 +29,7 @@ from repo_manager.tuning.subjects import Subject, Subjects
 __all__ = ["Surface", "simulated", "subjects_of"]
 
 State = Mapping[str, Setting]
-_PROOF_PAIR_S = 3.2
+_PROOF_PAIR_S = 2.0
 _BATCH_S = 0.9
 _WARMUP_S = 0.5
 
