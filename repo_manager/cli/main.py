@@ -59,8 +59,12 @@ def _root(
     """Hold the options before a command."""
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+_signals: list[int] = []
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
     """Treat SIGTERM as Ctrl-C: roll-outs are undone, servers stopped, temporary files removed."""
+    _signals.append(number)
     raise KeyboardInterrupt
 
 
@@ -157,6 +161,11 @@ def main() -> None:
     except RepoManagerError as error:
         Terminal(as_json="--json" in sys.argv).error(error)
         sys.exit(error.exit_code)
+    except ImportError:
+        # Modules in C replace the KeyboardInterrupt that meets them while they are imported.
+        if not _signals:
+            raise
+        sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`). This is not an error.
         sys.stderr.close()

@@ -114,17 +114,21 @@ class Curves:
         sizes = curve_sizes(bounds) or (1,)
         if self._journal.has_whole_curve(name):
             return tuple(known[size] for size in sorted(known))
+        changes = {name: Setting(1, max(sizes) if bounds.batch else 0, None, today.threads).changes(today)}
         try:
-            changes = Setting(1, max(sizes) if bounds.batch else 0, None, today.threads).changes(today)
-            self._copies.load(CANDIDATE, {name: changes})
+            self._copies.load(CANDIDATE, changes)
         except ServerRefusedError:
             sizes = tuple(size for size in sizes if size <= max(today.max_batch_size, 1))
-            self._copies.load(CANDIDATE, {})
+            changes = {}
+            self._copies.load(CANDIDATE, changes)
         share = self._options.budget_s * (
             1 - 0.5 * (self._subjects.tunable.index(name) + 1) / len(self._subjects.tunable)
         )
         for size in (size for size in sizes if size not in known):
             found = self._loads.batch_time(CANDIDATE, name, size)
+            if found is None and self._copies.revive():
+                self._copies.load(CANDIDATE, changes)
+                found = self._loads.batch_time(CANDIDATE, name, size)
             if found is None:
                 break
             if found.per_s < max((each.per_s for each in known.values()), default=0.0):

@@ -18,23 +18,21 @@ from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.space import BatchTime
 
-__all__ = ["LEAST_PROOF_S", "BudgetEndedError", "Inputs", "Loads", "Measured"]
+__all__ = ["BudgetEndedError", "Inputs", "Loads", "Measured"]
 
 _CURVE_S = 0.6
 _WINDOWS = 12
 _WARMUP_S = 0.3
 _WARMUP_TOGETHER_S = 1.0  # workers of several load tests do not start at the same moment
-_BLOCK_S = (0.6, 5.0)
+_BLOCK_S = (0.6, 3.0)
 _SETTLE_S = 0.2
-_REQUESTS_OF_A_BLOCK = 50
+_REQUESTS_OF_A_BLOCK = 30
 _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # from this gain on, so many pairs
 _STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # shares of the rate that a better setting must hold
 _MOST_LEVELS = 40
 _OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
 _STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
-LEAST_PROOF_S = (_FEWEST_PAIRS + 1) * 2 * (_BLOCK_S[0] + 2 * _SETTLE_S)
-"""The time of the shortest comparison, with the load of its copies, in seconds."""
 Inputs = Callable[[str, int], Mapping[str, Any]]
 """Model and version -> the facts of its requests, as settings of `LoadTestOptions`."""
 
@@ -264,6 +262,23 @@ class Loads:
                     found[model] = found.get(model, 0.0) + spent_ns / 1e9 / told[-1].duration_s
         return found
 
+    def least_proof_s(self, rate: float | None) -> float:
+        """Return the time of the shortest comparison, with the load of its copies, in seconds.
+
+        Args:
+            rate: requests a second, of all models together. `None`: not known yet.
+        """
+        return (_FEWEST_PAIRS + 1) * self._pair_s(rate)
+
+    def _block_s(self, rate: float | None) -> float:
+        """Return the length of a block of the comparison, in seconds: as many requests as give an interval."""
+        if rate is None:
+            return _BLOCK_S[0]
+        return min(max(_REQUESTS_OF_A_BLOCK / (rate * min(self.mix.values())), _BLOCK_S[0]), _BLOCK_S[1])
+
+    def _pair_s(self, rate: float | None) -> float:
+        return 2 * (self._block_s(rate) + 2 * _SETTLE_S)
+
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Comparison, ...]:
         """Hold today's and the best set against each other, both served, in paired blocks.
 
@@ -273,12 +288,10 @@ class Loads:
                 fixed before the first of them.
             seconds: longest time for it, in seconds.
         """
-        rarest = rate * min(self.mix.values())
-        block_s = min(max(_REQUESTS_OF_A_BLOCK / rarest, _BLOCK_S[0]), _BLOCK_S[1])
-        fit = int(max(seconds, 0.0) / (2 * (block_s + 2 * _SETTLE_S)))
+        fit = int(max(seconds, 0.0) / self._pair_s(rate))
         enough = next(pairs for least, pairs in _PAIRS if gain >= least)
         pairs = min(max(fit, _FEWEST_PAIRS), enough)
-        plan = ComparePlan(pairs=pairs, block_s=block_s, settle_s=_SETTLE_S)
+        plan = ComparePlan(pairs=pairs, block_s=self._block_s(rate), settle_s=_SETTLE_S)
         couples = [
             (self.options_of(TODAY, name, rate=(rate * share,)), self.options_of(WINNER, name, rate=(rate * share,)))
             for name, share in self.mix.items()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repo_manager.errors import ServerRefusedError, UsageError
+from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.files import sha256_file, work_folder
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.run import environment
@@ -21,7 +21,7 @@ from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.tuning.answers import Answers, HeldOut
 from repo_manager.tuning.curves import Curves, latency_limit
 from repo_manager.tuning.journal import Journal
-from repo_manager.tuning.measuring import LEAST_PROOF_S, BudgetEndedError, Inputs, Loads
+from repo_manager.tuning.measuring import BudgetEndedError, Inputs, Loads
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
 from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, copies_of, tuning_directory
 from repo_manager.tuning.search import Trial, descend, likely_good
@@ -32,6 +32,7 @@ __all__ = ["TuningRun", "tune", "tuning_run"]
 
 _PROOF_SHARE = 0.25
 _ENERGY_SHARE = 0.9
+_ATTEMPTS = 2
 _ANY_ENERGY = 0.0  # what today's setting is held against, after it was measured without any
 
 
@@ -241,7 +242,8 @@ class TuningRun:
     @property
     def _reserve_s(self) -> float:
         """What the comparison at the end may take, in seconds."""
-        return max(self._options.budget_s * _PROOF_SHARE, LEAST_PROOF_S)
+        rate = self.loads.rate or (self._trials[0].value if self._options.seeks == "throughput" else None)
+        return max(self._options.budget_s * _PROOF_SHARE, self.loads.least_proof_s(rate))
 
     def _accuracy(self, best: Trial, copy: str) -> Accuracy | None:
         """Score the best settings on the held-out data. A set of copies with these settings already stays."""
@@ -434,12 +436,33 @@ class TuningRun:
         *,
         is_first: bool,
     ) -> Trial:
+        """Measure settings, and once more where the server ends meanwhile.
+
+        Raises:
+            BudgetEndedError: the budget ended first.
+            ServerError: a server elsewhere has ended, or the own one does not start again.
+        """
         began = self._clock()
+        for _ in range(_ATTEMPTS):
+            try:
+                trial = self._measured_once(state, model, against, is_first=is_first)
+            except ServerUnreachableError:
+                if not self.copies.revive():
+                    raise
+            else:
+                if not self.copies.revive():
+                    return dataclasses.replace(trial, seconds=self._clock() - began)
+            self._tell(f"{state[model].label}: the server ended, and starts again")
+        problem = f"the server ended {_ATTEMPTS} times under its load"
+        return Trial(state[model], is_first, None, problem, self._clock() - began, against, model=model, state=state)
+
+    def _measured_once(
+        self, state: Mapping[str, Setting], model: str, against: float | None, *, is_first: bool
+    ) -> Trial:
         own = state[model]
         problem = self._load(state)
         if problem:
-            seconds = self._clock() - began
-            return Trial(own, False, None, problem, seconds, against, model=model, state=dict(state))
+            return Trial(own, False, None, problem, 0.0, against, model=model, state=dict(state))
         measured = self.loads.measured(CANDIDATE, against)
         value = measured.value
         is_better = value is not None
@@ -450,7 +473,7 @@ class TuningRun:
             is_better=is_better or is_first,
             value=value,
             reason=measured.reason,
-            seconds=self._clock() - began,
+            seconds=0.0,
             against=against,
             levels=measured.levels,
             model=model,
@@ -488,16 +511,23 @@ class TuningRun:
 
     def _proof(self, best: Trial) -> tuple[Comparison, ...]:
         """Hold today's and the best settings against each other, both served, in paired blocks."""
-        self.copies.unload(CANDIDATE)
-        self.copies.load(TODAY, {})
-        self.copies.load(WINNER, self._changes_of(best.state))
         rate, held = self.loads.rate or best.value, self._trials[0].value
         assert rate is not None
         assert best.value is not None
         gain = 1.0
         if held is not None:
             gain = best.value / held if self._options.seeks == "throughput" else held / best.value
-        comparisons = self.loads.proof(rate, gain, self._left_s())
+        for attempt in range(1, _ATTEMPTS + 1):
+            self.copies.unload(CANDIDATE)
+            self.copies.load(TODAY, {})
+            self.copies.load(WINNER, self._changes_of(best.state))
+            try:
+                comparisons = self.loads.proof(rate, gain, self._left_s())
+            except ServerError:
+                if attempt == _ATTEMPTS or not self.copies.revive():
+                    raise
+            else:
+                break
         for each in comparisons:
             self._tell(f"today's against {best.label}: {each.verdict}")
         return comparisons

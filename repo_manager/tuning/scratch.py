@@ -18,7 +18,7 @@ from pathlib import Path
 
 from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError
+from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.files import link_files, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.rollout.server_checks import Room, room_for
@@ -40,6 +40,7 @@ __all__ = ["CANDIDATE", "TODAY", "WINNER", "Changes", "Copies", "copies_of", "tu
 
 _LOAD_S = 300.0
 _STOP_S = 5.0
+_LIVE_S = 2.0
 _MARK = "__tune_"
 CANDIDATE, TODAY, WINNER = NAMES = ("candidate", "today", "winner")
 """Names of the sets of copies."""
@@ -106,6 +107,14 @@ class Copies(ABC):
     @abstractmethod
     def room(self, *, on_gpu: bool) -> Room | None:
         """Return the free memory for copies, or `None` when unknown."""
+
+    def revive(self) -> bool:
+        """Start the server again if it has ended, without any copy. Return whether it had.
+
+        Raises:
+            ServerError: it does not start.
+        """
+        return False
 
     def load(self, copy: str, changes: Changes) -> None:
         """Serve a set of copies with changed configurations, in place of the present one of this name.
@@ -189,10 +198,29 @@ class _Here(Copies):
 
     keeps_instances = True
 
-    def __init__(self, server: EmbeddedServer, client: TritonClient, subjects: Subjects) -> None:
+    def __init__(self, server: EmbeddedServer, subjects: Subjects, stack: contextlib.ExitStack) -> None:
+        self._root, self._stack = Path(server.options.repository), stack
+        client = self._started(server)
         reach = (server.grpc_url, server.metrics_url, server.client_options)
         super().__init__(subjects, client, reach, len(os.sched_getaffinity(0)))
-        self._root = Path(server.options.repository)
+
+    def _started(self, server: EmbeddedServer) -> TritonClient:
+        self._server = server
+        self._stack.callback(server.stop, deadline_s=_STOP_S)
+        server.start()
+        server.wait_ready()
+        return self._stack.enter_context(TritonClient.connect(server.http_url))
+
+    def revive(self) -> bool:
+        with contextlib.suppress(ServerUnreachableError):
+            self.client.wait_live(_LIVE_S)
+            return False
+        if self._server.wait(_STOP_S) is None:
+            return False
+        self._served.clear()
+        self.client = self._started(self._server.successor())
+        self.access = self._server.client_options
+        return True
 
     def named(self, copy: str, model: str) -> str:
         return f"{copy}__{model}"
@@ -225,10 +253,7 @@ def _here(subjects: Subjects) -> Iterator[Copies]:
                 repository=str(root / "models"), record=False, log_path=root / "server.log", auto_complete=not is_whole
             )
         )
-        stack.callback(server.stop, deadline_s=_STOP_S)
-        server.start()
-        server.wait_ready()
-        yield _Here(server, stack.enter_context(TritonClient.connect(server.http_url)), subjects)
+        yield _Here(server, subjects, stack)
 
 
 class _There(Copies):

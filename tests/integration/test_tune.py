@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,8 +21,10 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.process import start_ticks
+from repo_manager.tuning.measuring import Measured
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tuning_run
+from repo_manager.tuning.scratch import CANDIDATE
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "preferred", "--budget", "100s", "--json")
@@ -184,3 +187,27 @@ def test_on_a_server_elsewhere_copies_come_and_go_and_others_are_served(
             assert (named(), [each for each in left if client.model_ready(each)]) == ([], [])
             x = np.ones((1, 4), np.float32)
             assert client.infer("steady", None, {"x": x})["y"][0, 0] == 3.0
+
+
+def test_a_server_that_ends_under_load_starts_again_and_a_setting_that_ends_it_twice_is_out(
+    models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tuning_run(models, {"m": 1}, TuneOptions(gates=(parse_slo("p50<2s"),), rate=40.0, budget_s=100.0)) as run:
+        measured, kills = run.loads.measured, [True, False, True, True]
+
+        def measured_on_a_dying_server(copy: str, against: float | None) -> Measured:
+            if kills.pop(0):
+                (server,) = servers_below(str(tmp_path))
+                os.kill(server, signal.SIGKILL)
+            return measured(copy, against)
+
+        monkeypatch.setattr(run.loads, "measured", measured_on_a_dying_server)
+        today = run.evaluate(run.subjects.today(), None, 0.0)
+        assert today.value is not None
+        out = run.evaluate({"m": dataclasses.replace(today.setting, instances=2)}, today, 0.04)
+        assert not out.is_better
+        assert out.reason == "the server ended 2 times under its load"
+        run.copies.load(CANDIDATE, {})
+        assert run.copies.client.model_ready(run.copies.named(CANDIDATE, "m"))
+    assert servers_below(str(tmp_path)) == []

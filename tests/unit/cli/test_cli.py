@@ -331,3 +331,21 @@ def test_prune_within_a_budget(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert "Compute able to run sparse against its cost" in page
     assert "limit 0.1" in page
     assert "/conv2/Conv" in page
+
+
+def test_a_signal_that_an_import_turns_into_its_own_error_still_ends_with_130() -> None:
+    """Modules in C do that when it meets them while they are imported."""
+    code = (
+        "import os, signal\n"
+        "import repo_manager.cli.main as cli\n"
+        "def app(*_words, **_options):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise ImportError('numpy.core.multiarray failed to import') from None\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (130, "")
