@@ -23,7 +23,7 @@ from repo_manager.tuning.curves import Curves, latency_limit
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Inputs, Loads
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
-from repo_manager.tuning.scratch import CANDIDATE, TODAY, WINNER, copies_of, tuning_directory
+from repo_manager.tuning.scratch import CANDIDATE, SEALED, TODAY, WINNER, copies_of, tuning_directory
 from repo_manager.tuning.search import Trial, descend, likely_good
 from repo_manager.tuning.space import BatchTime, Setting, Space, left_out
 from repo_manager.tuning.subjects import Subjects, read_subjects
@@ -109,7 +109,7 @@ def _sealed(repository: Location, subjects: Subjects, keys: Sequence[Path], stac
     Raises:
         RepositoryError: no key vouches for one.
     """
-    root = stack.enter_context(work_folder("sealed-", tuning_directory()))
+    root = stack.enter_context(work_folder(SEALED, tuning_directory()))
     for name, subject in subjects.models.items():
         seal(repository, name, root, Sealing(keys, versions=(subject.version,)))
     return root
@@ -436,7 +436,7 @@ class TuningRun:
         *,
         is_first: bool,
     ) -> Trial:
-        """Measure settings, and once more where the server ends meanwhile.
+        """Measure settings, and once more if the server ends under them.
 
         Raises:
             BudgetEndedError: the budget ended first.

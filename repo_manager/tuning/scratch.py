@@ -19,7 +19,7 @@ from pathlib import Path
 from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
-from repo_manager.files import link_files, write_atomic
+from repo_manager.files import link_files, sweep_work_folders, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.rollout.server_checks import Room, room_for
 from repo_manager.server.client import TritonClient
@@ -36,12 +36,14 @@ from repo_manager.triton_config.fields import set_fields
 from repo_manager.tuning.space import THREADS
 from repo_manager.tuning.subjects import Subjects
 
-__all__ = ["CANDIDATE", "TODAY", "WINNER", "Changes", "Copies", "copies_of", "tuning_directory"]
+__all__ = ["CANDIDATE", "SEALED", "TODAY", "WINNER", "Changes", "Copies", "copies_of", "tuning_directory"]
 
 _LOAD_S = 300.0
 _STOP_S = 5.0
 _LIVE_S = 2.0
 _MARK = "__tune_"
+SEALED = "sealed-"
+"""Start of the names of folders with checked copies of signed models."""
 CANDIDATE, TODAY, WINNER = NAMES = ("candidate", "today", "winner")
 """Names of the sets of copies."""
 Changes = Mapping[str, Mapping[str, str | None]]
@@ -306,6 +308,7 @@ def _there(url: str, access: ClientOptions, subjects: Subjects) -> Iterator[Copi
 
 def _sweep(url: str | None, access: ClientOptions) -> None:
     """Remove the remains of processes ended without a clean-up: their folders, their copies on `url`."""
+    sweep_work_folders(tuning_directory(), SEALED)
     for path in (*tuning_directory().glob("scratch-*-*"), *tuning_directory().glob("remote-*-*.json")):
         kind, pid, ticks = path.stem.split("-")
         if is_running(int(pid), int(ticks)):

@@ -121,9 +121,12 @@ def test_killed_it_leaves_nothing_that_the_next_run_does_not_remove(models: Path
     running.wait()
     assert eventually(lambda: not servers_below(cache), 60.0)
     assert len(copies(environment)) == 1
+    sealed = copies(environment)[0].parent / "sealed-abcd1234.work"
+    sealed.mkdir()
     refused = run(models, environment, "tune", "m", "--slo", "p50<1ns", "--search", "queue_delay", "--budget", "10s")
     assert refused.returncode in (4, 6), refused.stderr
     assert copies(environment) == []
+    assert not sealed.exists()
     assert servers_below(cache) == []
 
 
