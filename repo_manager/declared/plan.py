@@ -16,17 +16,20 @@ from repo_manager.declared.steps import Action, ModelPlan, Step, config_changes,
 from repo_manager.errors import ConfigError, InputError, RepoManagerError, RepositoryError
 from repo_manager.files import file_lock
 from repo_manager.repository.configuration import change_config
+from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.location import Location, LocationLike, as_location, local_folder
 from repo_manager.repository.relabel import read_labels
 from repo_manager.repository.scan import ModelEntry, VersionEntry, find_model, scan
 from repo_manager.repository.signing import check_served
 from repo_manager.repository.state import ModelState, current_version, previous_version
+from repo_manager.repository.stores import open_store
 from repo_manager.repository.tags import model_states
 from repo_manager.rollout.checks import refuse
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.plan import plan_deploy
 from repo_manager.rollout.targets.urls import To
+from repo_manager.triton_config.ensembles import pinned_versions
 from repo_manager.triton_config.problems import Severity
 from repo_manager.types import StrPath
 
@@ -289,6 +292,7 @@ class _Planner:
                 return []
             if keys and NEW not in served:
                 check_served(repository, self.name, served, keys)
+            self._check_pinned(repository, served)
             return [Step(Action.SERVE, f"the next load serves {numbers}", versions=served)]
         step = Step(Action.DEPLOY, f"{numbers} on {', '.join(self.targets)}", versions=served, targets=self.targets)
         in_clusters = servers.clusters(self.targets)
@@ -307,6 +311,22 @@ class _Planner:
         if all(each.action is Action.TAG for each in before):  # else the version is not yet as it will be
             self._rehearse(served[0], repository, [*([clients] if clients else []), *in_clusters])
         return [step]
+
+    def _check_pinned(self, repository: Location, served: tuple[int, ...]) -> None:
+        """Check that the next load keeps every version pinned by an ensemble.
+
+        Raises:
+            RepositoryError: it does not.
+        """
+        selected = () if self.entry is None else self.entry.selected
+        pinned = pinned_versions(ensembles_in(open_store(repository)), self.name) if selected else {}
+        for version, ensembles in pinned.items():
+            if version in selected and version not in served:
+                raise RepositoryError(
+                    f"{self.name}: version {version} would not be served any more, and {', '.join(ensembles)} needs "
+                    "it: Triton would not load the ensemble",
+                    hint="Serve it as well, or change model_version in the ensemble's config.pbtxt first.",
+                )
 
     def _rehearse(self, version: int, repository: Location, goals: Sequence[To]) -> None:
         """Ask each goal whether it would take a version: a plan `apply` would refuse is none.

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import yaml
 from support import onnx_models
+from support.python_models import write_python_model
 
 from repo_manager.declared import Action, ModelPlan, Servers, parse_declaration, plan_declaration
 from repo_manager.declared.export import document_text, export_document
@@ -24,7 +25,8 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.apply import ApplyOptions, apply
 from repo_manager.precision import ConvertOptions
-from repo_manager.repository.configuration import change_config
+from repo_manager.repository.adopt import adopt
+from repo_manager.repository.configuration import change_config, set_served_versions
 from repo_manager.repository.publish import publish
 from repo_manager.repository.relabel import read_labels
 from repo_manager.repository.scan import find_model, scan
@@ -279,6 +281,24 @@ def test_a_failing_model_leaves_itself_and_the_others_consistent(place: Place) -
     assert find_model(place.root, "b").selected == (2,)
     assert {entry.name for entry in scan(place.root)} == {"a", "b", "f"}
     assert verify(place.root) == ()
+
+
+def test_a_version_that_an_ensemble_pins_stays_served(place: Place) -> None:
+    for name in ("scale", "ens"):
+        write_python_model(place.root, name, versions=(1, 2))
+        adopt(place.root, name)
+    config = place.root / "ens" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"scale" model_version: -1', '"scale" model_version: 1'))
+    set_served_versions(place.root, "scale", [1])
+    before = (place.root / "scale" / "config.pbtxt").read_bytes()
+    place.write({"scale": {"serve": 2, "versions": [1, 2]}})
+    (planned,) = place.plan()
+    assert "version 1 would not be served any more, and ens needs it" in str(planned.error)
+    assert planned.exit_code == 3
+    assert [each.name for each in place.apply().failed] == ["scale"]
+    assert (place.root / "scale" / "config.pbtxt").read_bytes() == before
+    place.write({"scale": {"serve": [1, 2], "versions": [1, 2]}})
+    assert [step.versions for step in place.plan()[0].steps] == [(1, 2)]
 
 
 def test_prune_removes_what_is_not_declared_and_nothing_that_is_used(place: Place) -> None:
