@@ -78,6 +78,12 @@ class MainFlags:
         help="With --sparsity prune --calibration: prune the most compute whose drift stays, with 95 % confidence, "
         "below this [default: prune every layer].",
     )
+    permute: bool = option(
+        "--permute", sets=(AddOptions, "permute"), help="With --sparsity prune --calibration: as `prune --permute`."
+    )
+    distill: bool = option(
+        "--distill", sets=(AddOptions, "distill"), help="With --sparsity prune --calibration: as `prune --distill`."
+    )
     preprocess: Path | None = option(
         "--preprocess",
         metavar="FILE.yaml",

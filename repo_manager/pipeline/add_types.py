@@ -59,6 +59,8 @@ class AddOptions:
         target: the server the engine is for: an objection to a load there stops the command. `None`: not checked.
         prune_drift: with pruning on calibration data: prune the most compute whose drift stays below this, see
             `PruneOptions.max_drift`. `None`: every layer.
+        permute: with pruning on calibration data: reorder channels first, see `PruneOptions.permute`.
+        distill: with pruning on calibration data: train the remaining values afterwards, see `PruneOptions.distill`.
         dry_run: make all checks and files, and publish nothing.
     """
 
@@ -75,6 +77,8 @@ class AddOptions:
     accuracy: AccuracyOptions | None = None
     target: FitTarget | None = None
     prune_drift: float | None = None
+    permute: bool = False
+    distill: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:

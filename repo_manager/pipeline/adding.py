@@ -128,6 +128,12 @@ class _Origin:
 
 def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tuple[Model, PruneReport | None]:
     """Apply `--sparsity`: return the model to convert."""
+    on_data = options.prune_drift is not None or options.permute or options.distill
+    if on_data and (options.sparsity is not SparsityMode.PRUNE or options.calibration is None):
+        raise UsageError(
+            "--prune-drift, --permute and --distill need --sparsity prune and --calibration DATA: the layers are "
+            "solved and judged on it"
+        )
     if options.sparsity is SparsityMode.REPORT:
         return model, None
     if options.sparsity is SparsityMode.PRUNE:
@@ -149,8 +155,6 @@ def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tupl
 def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.ModelProto, PruneReport]:
     """Prune on calibration data where there is some, else by magnitude."""
     if options.calibration is None:
-        if options.prune_drift is not None:
-            raise UsageError("a drift for pruning needs calibration data: layers are solved and judged on it")
         watch.report("Pruning to 2:4 by magnitude; without calibration data expect a loss of accuracy")
         return prune(model)
     watch.report("Pruning to 2:4 on the calibration data")
@@ -161,7 +165,8 @@ def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.Model
         if step is not None:
             step("Pruning", round(100 * share), 100)
 
-    return prune_with_data(model, data, PruneOptions(max_drift=options.prune_drift), told)
+    pruning = PruneOptions(max_drift=options.prune_drift, permute=options.permute, distill=options.distill)
+    return prune_with_data(model, data, pruning, told)
 
 
 def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem, ...]:

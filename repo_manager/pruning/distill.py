@@ -26,6 +26,7 @@ from repo_manager.onnx_model.write import write_draft
 from repo_manager.optional import deferred, require
 from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.pruning.calibrate import Run
+from repo_manager.pruning.judge import errors_by_sample, is_better, worst_drift
 from repo_manager.pruning.stream import in_order
 from repo_manager.pruning.torch_operators import OPERATORS, Call, Tensor
 from repo_manager.sparsity.prune_report import DistillationEvidence
@@ -41,8 +42,9 @@ Array = NDArray[Any]
 
 _SAME = 1e-3  # of a value's largest element
 _COMPARED = 4  # samples: the answer to one may be next to nothing
-_RATE = 1e-4  # of a tensor's root mean square, at the start
-_FASTER, _SLOWER = 1.5, 0.25  # after an epoch that did good, or harm
+_RATE = 1e-3  # of a tensor's root mean square
+_SLOWER = 0.25  # after an epoch that did harm
+_NEWEST = 0.1  # share of the last step in the running mean of the values, which is what is kept
 _SAMPLES_A_STEP = 4
 _WARM_UP = 8  # steps in which the rate grows
 _TRAINED_INPUTS = {
@@ -283,14 +285,15 @@ class Distiller:
         masks = {name: (start[name] != 0).float() for name in masked}
         values = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
         sizes = {name: max(float(tensor.square().mean().sqrt()), 1e-6) for name, tensor in start.items()}
-        best = {name: tensor.clone() for name, tensor in start.items()}
-        kept, errors = 0, [self.error(choosing, self._used(values, masks))]
-        random, done, rate = np.random.default_rng(settings.seed), 0, _RATE
+        best, mean = ({name: tensor.clone() for name, tensor in start.items()} for _ in range(2))
+        errors = [self.errors(choosing, self._used(values, masks))]
+        kept, random, done, rate = 0, np.random.default_rng(settings.seed), 0, _RATE
+        energies = _energies(training.answers)
         optimizer = _optimizer(values, sizes)
 
         def gradients(place: int) -> tuple[Tensor, ...]:
             found = self.run(training.inputs[place], self._used(values, masks))
-            loss = _loss(found, training.answers[place])
+            loss = _loss(found, training.answers[place], energies)
             return tuple(torch.autograd.grad(loss, list(values.values()), allow_unused=True))
 
         for epoch in range(1, settings.epochs + 1):
@@ -305,38 +308,35 @@ class Distiller:
                     group["lr"] = rate * group["size"] * min(1.0, (done + 1) / _WARM_UP)
                 optimizer.step()
                 done += 1
-            errors.append(self.error(choosing, self._used(values, masks)))
-            if errors[-1] < errors[kept]:
-                kept = epoch
-                best = {name: tensor.detach().clone() for name, tensor in values.items()}
-                rate *= _FASTER
-            else:  # too fast: once more from the best values
-                with torch.no_grad():
-                    for name, tensor in values.items():
-                        tensor.copy_(best[name])
-                rate, done, optimizer = rate * _SLOWER, 0, _optimizer(values, sizes)
-        counts = (len(training.inputs), len(choosing.inputs))
-        evidence = DistillationEvidence(settings.epochs, kept, *counts, errors=tuple(errors), trained=len(values))
+                for name, tensor in values.items():
+                    mean[name].lerp_(tensor.detach(), max(_NEWEST, 1 / (done + 1)))
+            errors.append(self.errors(choosing, self._used(mean, masks)))
+            if worst_drift(errors[-1]) < worst_drift(errors[kept]):
+                kept, best = epoch, {name: tensor.clone() for name, tensor in mean.items()}
+                continue
+            rate, done, optimizer = rate * _SLOWER, 0, _optimizer(values, sizes)
+            for copies in (values, mean):  # too fast: once more from the best values
+                _set(copies, best)
+        if not is_better(errors[0], errors[kept]):
+            kept = 0
+        counts, worst = (len(training.inputs), len(choosing.inputs)), tuple(map(worst_drift, errors))
+        evidence = DistillationEvidence(settings.epochs, kept, *counts, errors=worst, trained=len(values))
         return self._constants(best, masks) if kept else dict(pruned), evidence
 
-    def error(self, examples: Examples, trained: Mapping[str, Tensor]) -> float:
-        """Return the largest relative error of an output, over samples.
+    def errors(self, examples: Examples, trained: Mapping[str, Tensor]) -> dict[str, list[tuple[float, float]]]:
+        """Return each sample's squared error and squared size, by output, as `errors_by_sample`.
 
         Args:
             examples: samples with the answers of the dense model.
             trained: constants in place of the dense model's, by name.
         """
-        errors: dict[str, list[float]] = {}
+        pairs = zip(examples.inputs, examples.answers, strict=True)
         with torch.no_grad():
-            for sample, answer in zip(examples.inputs, examples.answers, strict=True):
-                found = self.run(sample, trained)
-                for name, value in answer.items():
-                    if value.dtype.kind == "f":
-                        gap = found[name].numpy().astype(np.float64) - value
-                        pair = errors.setdefault(name, [0.0, 0.0])
-                        pair[0] += float((gap * gap).sum())
-                        pair[1] += float((value.astype(np.float64) ** 2).sum())
-        return max((math.sqrt(one / all_) if all_ else 0.0 for one, all_ in errors.values()), default=0.0)
+            found = (
+                ({name: value.numpy() for name, value in self.run(sample, trained).items()}, answer)
+                for sample, answer in pairs
+            )
+            return errors_by_sample(found, [value.name for value in self.draft.graph.output])
 
     def _trained(self, pruned: Mapping[str, Weight]) -> list[str]:
         """Return the constants to train: those changed by pruning, and biases and scales."""
@@ -389,17 +389,32 @@ def _add_up(values: Collection[Tensor], found: Iterator[tuple[Tensor, ...]], cou
                 value.grad = gradient / count if value.grad is None else value.grad + gradient / count
 
 
+def _set(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in values.items():
+            tensor.copy_(wanted[name])
+
+
 def _optimizer(values: Mapping[str, Tensor], sizes: Mapping[str, float]) -> Any:
     return torch.optim.Adam([{"params": [values[name]], "size": sizes[name]} for name in values])
 
 
-def _loss(found: Mapping[str, Tensor], answer: Mapping[str, Array]) -> Tensor:
-    """Return the squared relative errors of the outputs, summed."""
+def _energies(answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+    """Return the mean squared size of each floating-point output."""
+    names = [name for name, value in answers[0].items() if value.dtype.kind == "f"]
+    return {
+        name: max(float(np.mean([(answer[name].astype(np.float64) ** 2).sum() for answer in answers])), 1e-12)
+        for name in names
+    }
+
+
+def _loss(found: Mapping[str, Tensor], answer: Mapping[str, Array], energies: Mapping[str, float]) -> Tensor:
+    """Return the squared errors of the outputs, each as a share of its mean size, summed."""
     total: Any = 0.0
-    for name, value in answer.items():
-        if value.dtype.kind == "f" and found[name].requires_grad:
-            wanted = torch.from_numpy(np.array(value)).float()
-            total = total + (found[name].float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+    for name, energy in energies.items():
+        if found[name].requires_grad:
+            wanted = torch.from_numpy(np.array(answer[name])).float()
+            total = total + (found[name].float() - wanted).square().sum() / energy
     return total
 
 

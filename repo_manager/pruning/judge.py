@@ -22,7 +22,17 @@ from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.stats.drift import DriftMeter, OutputDrift
 
-__all__ = ["Judge", "Measured", "Metric", "errors_by_sample", "is_shared", "metric_of", "upper_bound"]
+__all__ = [
+    "Judge",
+    "Measured",
+    "Metric",
+    "errors_by_sample",
+    "is_better",
+    "is_shared",
+    "metric_of",
+    "upper_bound",
+    "worst_drift",
+]
 
 Array = NDArray[Any]
 Runs = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -30,6 +40,7 @@ Metric = Callable[..., float]
 """Takes a function for one run of the model, and returns how good the model is: greater is better."""
 
 _ALPHA = 0.05
+_HARMLESS = 0.2  # how often a change may be kept that does no good on other samples
 _MIN_TO_HALVE = 8  # samples of a metric
 _HALVES_SEED = 2
 
@@ -201,6 +212,32 @@ def errors_by_sample(
     return errors
 
 
+def worst_drift(errors: Mapping[str, Sequence[tuple[float, float]]]) -> float:
+    """Return the largest drift of an output, from `errors_by_sample`."""
+    sums = [np.array(pairs, np.float64).sum(axis=0) for pairs in errors.values()]
+    return max((math.sqrt(error / size) if size else 0.0 for error, size in sums), default=0.0)
+
+
+Errors = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def is_better(before: Errors, after: Errors) -> bool:
+    """Return whether one model is closer to its source than another: by Student's one-sided test with 80 % confidence.
+
+    Args:
+        before: errors of one model, from `errors_by_sample`.
+        after: errors of the other one, on the same samples.
+    """
+    parts = [
+        (np.array(before[name], np.float64), np.array(pairs, np.float64)) for name, pairs in after.items() if pairs
+    ]
+    gains = sum((old[:, 0] - new[:, 0]) / (old[:, 1].sum() or 1.0) for old, new in parts)
+    if np.size(gains) < 2 or not np.isfinite(gains).all():
+        return False
+    error = float(np.std(gains, ddof=1)) / math.sqrt(np.size(gains))
+    return float(np.mean(gains)) > _student(1 - _HARMLESS, np.size(gains) - 1) * error
+
+
 def _squares(candidate: Array, source: Array) -> tuple[float, float]:
     """Return one sample's squared error and squared size. For types without sizes, the counts of differing elements
     and of all."""
@@ -218,7 +255,8 @@ def upper_bound(pairs: Sequence[tuple[float, float]], alpha: float = _ALPHA) -> 
     """Bound the drift sqrt(sum of errors / sum of sizes) to expect with more samples of the same kind.
 
     One-sided: Student's interval of the logarithm, with the jackknife's standard error over samples and a correction
-    for their skewness (Hall, "On the removal of skewness by transformation", 1992): few samples are hard.
+    for their skewness (Hall, "On the removal of skewness by transformation", 1992): few samples are hard. The bound
+    holds with the worst sample counted twice, too: few samples seldom show the hardest inputs.
 
     Args:
         pairs: squared error and squared size of each sample.
@@ -227,6 +265,11 @@ def upper_bound(pairs: Sequence[tuple[float, float]], alpha: float = _ALPHA) -> 
     Returns:
         The bound. Infinite with fewer than two differing samples, 0 if nothing differs.
     """
+    worst = max(pairs, key=lambda pair: pair[0], default=(0.0, 0.0))
+    return max(_students_bound(pairs, alpha), _students_bound([*pairs, worst], alpha))
+
+
+def _students_bound(pairs: Sequence[tuple[float, float]], alpha: float) -> float:
     errors, sizes = np.array(pairs, np.float64).reshape(-1, 2).T
     count, total, size = len(errors), float(errors.sum()), float(sizes.sum())
     if total == 0:

@@ -52,6 +52,8 @@ CASES: list[tuple[list[str], str, Any]] = [
     (["--backend", "tensorrt_rtx"], "backend", "tensorrt_rtx"),
     (["--sparsity", "require"], "sparsity", SparsityMode.REQUIRE),
     (["--prune-drift", "0.05"], "prune_drift", 0.05),
+    (["--permute"], "permute", True),
+    (["--distill"], "distill", True),
     (["--calibration", "data.npz"], "calibration", "data.npz"),
     (["--dry-run"], "dry_run", True),
     (["--control"], "control", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.optional import is_installed
 from repo_manager.precision import load_calibration
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
-from repo_manager.pruning import PruneOptions, prune_with_data, torch_operators
+from repo_manager.pruning import PruneOptions, distill, prune_with_data, torch_operators
+from repo_manager.pruning.judge import is_better
 from repo_manager.sparsity import Verdict, sparsity_report
 
 DISTIL = PruneOptions(distill=True, epochs=2, all_valid=True)
@@ -60,6 +62,39 @@ def test_a_budget_and_too_few_samples_are_refused(tmp_path: Path) -> None:
         prune_with_data(model, data_for(model, 15), DISTIL)
 
 
+@needs_torch
+def test_training_that_does_harm_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "_RATE", 10.0)
+    model, data = digits()
+    proto, report = prune_with_data(model, data, DISTIL)
+    found = report.evidence.distillation if report.evidence is not None else None
+    assert found is not None
+    assert found.kept_epoch == 0
+    assert min(found.errors) == found.errors[0]
+    before = {tensor.name: tensor for tensor in onnx.load(model.path).graph.initializer}
+    by_pruning = {name for layer in report.pruned for name in (layer.weight, layer.shifted)}
+    others = [tensor for tensor in proto.graph.initializer if tensor.name not in by_pruning]
+    assert others  # such as the biases of dense layers, which were trained, too
+    assert all(tensor == before[tensor.name] for tensor in others)
+
+
+def test_a_gain_by_chance_is_told_from_one_that_lasts() -> None:
+    random = np.random.default_rng(3)
+    sizes = np.full(16, 100.0)
+    old = random.lognormal(0, 0.7, 16)
+
+    def errors(values: np.ndarray) -> dict[str, list[tuple[float, float]]]:
+        return {"y": list(zip(values.tolist(), sizes.tolist(), strict=True))}
+
+    assert is_better(errors(old), errors(0.9 * old))
+    assert not is_better(errors(old), errors(old))
+    assert not is_better(errors(0.9 * old), errors(old))
+    one_gains = np.where(np.arange(16) == 0, 0.5, 1.01) * np.ones(16)  # half the error of one, a little more elsewhere
+    assert one_gains.sum() < 16
+    assert not is_better(errors(np.ones(16)), errors(one_gains))
+    assert not is_better(errors(old), errors(np.where(np.arange(16) == 3, np.inf, 0.5 * old)))
+
+
 @pytest.mark.skipif(is_installed("torch"), reason="torch is installed")
 def test_without_pytorch_the_extra_is_named() -> None:
     model, data = digits()
@@ -86,8 +121,10 @@ def test_an_operator_that_pytorch_computes_otherwise_is_named(tmp_path: Path, mo
 @needs_torch
 def test_a_trained_model_comes_closer_and_only_values_change() -> None:
     model, data = digits()
-    proto, report = prune_with_data(model, data, DISTIL)
-    again, _ = prune_with_data(model, data, PruneOptions(distill=True, epochs=2, all_valid=True, threads=1))
+    # So much damping leaves the values near the dense ones: there is something to gain.
+    options = PruneOptions(distill=True, epochs=2, all_valid=True, damping=30.0)
+    proto, report = prune_with_data(model, data, options)
+    again, _ = prune_with_data(model, data, replace(options, threads=1))
     assert again == proto
     found = report.evidence.distillation if report.evidence is not None else None
     assert found is not None

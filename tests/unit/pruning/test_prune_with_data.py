@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from support import onnx_models
 from support.onnx_models import value
 
 from repo_manager import samples
-from repo_manager.errors import CalibrationError, InputError
+from repo_manager.errors import CalibrationError, InputError, UsageError
 from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
@@ -332,6 +333,7 @@ def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
         calibration=str(samples.calibration_data()),
         backend="onnxruntime",
         prune_drift=0.2,
+        permute=True,
         control=True,
     )
     added = add(samples.dense_twin(), "digits", tmp_path / "repository", options)
@@ -339,6 +341,7 @@ def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
     assert manifest["pruned"]["method"] == "second-order"
     evidence = manifest["pruned"]["evidence"]
     assert evidence["judged_on"] == "held-out"
+    assert evidence["permutation"]["channels"] > 0
     assert [point["layers"] for point in evidence["budget"]["front"]] == [1, 2, 3, 3]
     inspected = inspect_model(next(Path(added.path).glob("*.onnx")))
     assert inspected.pruned == manifest["pruned"]
@@ -356,3 +359,14 @@ def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
     shown = [str(value) for name, value in _facts(added) if name == "pruning"]
     assert len(shown) == 1
     assert "on 32 held-out sample(s)" in shown[0]
+
+
+@pytest.mark.parametrize("given", [{"prune_drift": 0.1}, {"permute": True}, {"distill": True}])
+def test_add_refuses_what_would_have_no_effect(given: dict[str, Any], tmp_path: Path) -> None:
+    calibration = str(samples.calibration_data())
+    for options in (
+        AddOptions(sparsity=SparsityMode.PRUNE, **given),
+        AddOptions(sparsity=SparsityMode.REPORT, calibration=calibration, **given),
+    ):
+        with pytest.raises(UsageError, match="need --sparsity prune and --calibration DATA"):
+            add(samples.dense_twin(), "digits", tmp_path / "repository", options)
