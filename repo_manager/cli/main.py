@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -142,6 +143,29 @@ def _in_plain_words(message: str) -> str:
     return message
 
 
+_PLACES = {"-r": "-r", "--repository": "-r", "--context": "--context"}
+
+
+def _with_place(hint: str, words: Sequence[str]) -> str:
+    """Return a hint whose commands name the repository or the context that the user's command names."""
+    place = ""
+    for number, word in enumerate(words):
+        option, mark, value = word.partition("=")
+        if option in _PLACES and (mark or number + 1 < len(words)):
+            place = f" {_PLACES[option]} {shlex.quote(value if mark else words[number + 1])}"
+            break
+    if not place or any(re.search(rf"(^| ){option}[ =]", hint) for option in _PLACES):
+        return hint
+    table: Any = typer.main.get_command(app)
+
+    def completed(found: re.Match[str]) -> str:
+        command = table.get_command(None, found[1])
+        options = () if command is None else [option for each in command.params for option in each.opts]
+        return found[0] + (place if place.split()[0] in options else "")
+
+    return re.sub(r"\brepo-manager ([a-z]+)\b", completed, hint)
+
+
 def main() -> None:
     """Run the command line. Only this function turns an error into an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -159,6 +183,8 @@ def main() -> None:
         sys.stderr.write("Aborted.\n")
         sys.exit(1)
     except RepoManagerError as error:
+        if error.hint is not None:
+            error.hint = _with_place(error.hint, sys.argv[1:])
         Terminal(as_json="--json" in sys.argv).error(error)
         sys.exit(error.exit_code)
     except ImportError:

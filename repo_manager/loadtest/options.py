@@ -76,7 +76,7 @@ class LoadTestOptions:
         request_count: measure a fixed number of requests instead.
         client: `native`, `perf_analyzer`, or `auto` (native).
         workers: processes of the native client. `None` takes one per four CPUs.
-        connections: gRPC connections of each worker.
+        connections: gRPC connections of each worker. `None` takes two for 8 or more requests kept in flight, else one.
         max_in_flight: open loop: requests open at once. Further due requests wait, and their waiting is latency.
         timeout_s: a request without an answer for this long is an error. A connection, and a question about the model,
             takes no longer either.
@@ -132,7 +132,7 @@ class LoadTestOptions:
     request_count: int | None = None
     client: str = "auto"
     workers: int | None = None
-    connections: int = 1
+    connections: int | None = None
     max_in_flight: int = 4096
     timeout_s: float = 30.0
     metrics_url: str | None = None

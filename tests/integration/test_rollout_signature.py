@@ -96,7 +96,7 @@ def test_a_served_version_that_was_tampered_with_is_not_confirmed(
         )
         assert "files: m:1 is damaged" in error["message"]
         assert "signature: the signature of m:1 does not hold" in error["message"]
-        assert "repo-manager rollback m" in error["hint"]
+        assert f"repo-manager rollback -r {root} m" in error["hint"]
         assert run(*command, *policy, "--dry-run")[0] == 3
         assert run(*command)[0] == 0  # without the policy nothing is asked of what is served
     status = run("status", "-r", root, "--to", urls[0], "--to", urls[1])[1]

@@ -84,6 +84,7 @@ class HttpConnection(WireConnection):
         self._received = b""
         self._missing = -1  # bytes of the body still to come; -1: the header block is not complete
         self._chunks: _Chunks | None = None  # where the body is, if it comes in chunks
+        self._is_awaited = False  # a request is in flight, and nothing of its answer has come
         self._status = 0
         self._keep_alive = True
         self._body = b""  # the beginning of the answer's body
@@ -125,6 +126,7 @@ class HttpConnection(WireConnection):
     def submit(self, count: int, starts_ns: Sequence[int] | None = None) -> None:
         """Queue one request. `flush` writes it. See `Connection.submit`."""
         self.in_flight = 1
+        self._is_awaited = True
         self._queued = next(self._requests)
         self._stamp_on_write = starts_ns is None
         if starts_ns is not None:
@@ -141,6 +143,7 @@ class HttpConnection(WireConnection):
     def _send_now(self) -> None:
         """Send the next request of a closed loop."""
         self.in_flight = 1
+        self._is_awaited = True
         request = next(self._requests)
         if len(request) > 1:
             self._write(request, stamped=True)
@@ -181,14 +184,9 @@ class HttpConnection(WireConnection):
             self._fail_all(f"the connection broke: {exc}")
             return
         now_ns = _now_ns()
-        if (
-            count == self._usual_bytes
-            and self._missing < 0
-            and self._chunks is None
-            and self.in_flight
-            and _SCRATCH.startswith(self._usual_head)
-        ):
+        if count == self._usual_bytes and self._is_awaited and _SCRATCH.startswith(self._usual_head):
             self.in_flight = 0
+            self._is_awaited = False
             if self._lane is not None:
                 self._note_sequence(self._lane, now_ns, is_good=True)
             if self._sink.completed(self, [now_ns - self._start_ns], now_ns):
@@ -201,6 +199,7 @@ class HttpConnection(WireConnection):
             self._take(bytes(_SCRATCH_VIEW[:count]), now_ns)
 
     def _take(self, data: bytes, now_ns: int) -> None:
+        self._is_awaited = False
         if self._chunks is not None:
             self._take_chunks(self._chunks, data, now_ns)
             return

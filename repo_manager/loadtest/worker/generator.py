@@ -180,7 +180,8 @@ class Generator:
     def _replace_connections(self, count: int = 1) -> list[GrpcConnection | HttpConnection]:
         """Open connections in the place of lost ones, or the ones still missing. After a failure 0.1 s later."""
         now_ns = time.monotonic_ns()
-        count = min(count, self._most_connections - len(self._connections))
+        opening = sum(1 for connection in self._connections.values() if connection.usable and not connection.ready)
+        count = min(count - opening, self._most_connections - len(self._connections))
         if now_ns < self._retry_ns or count < 1:
             return []
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from repo_manager import samples
+from repo_manager.cli.main import _with_place
 from repo_manager.repository.state import record_of
 from repo_manager.repository.tags import record_deployment, record_rollout
 from repo_manager.server.records import running_server
@@ -274,7 +275,24 @@ def test_loadtest_without_a_server_says_how_to_start_one(run: Run, repository: P
     repository.mkdir()
     ended = run("loadtest", "digits", "-r", repository)
     assert ended.code == 5
-    assert "repo-manager serve" in ended.err
+    assert f"repo-manager serve -r {repository}" in ended.err
+    assert " -r " not in run("loadtest", "digits").err
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["show", "m", "-r", "a b"], " -r 'a b'"),
+        (["show", "m", "--repository=d"], " -r d"),
+        (["show", "m", "--context", "lab"], " --context lab"),
+        (["show", "m"], ""),
+    ],
+)
+def test_a_hint_names_the_place_that_the_user_named(words: list[str], place: str) -> None:
+    expected = f"Run repo-manager verify{place}, or `repo-manager show{place} m`."
+    assert _with_place("Run repo-manager verify, or `repo-manager show m`.", words) == expected
+    for other in ("See: repo-manager show m -r x", "The other repo-manager command."):
+        assert _with_place(other, words) == other
 
 
 @pytest.mark.parametrize("command", ["deploy", "rollback"])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from hpack import Decoder, Encoder
+from support.waiting import eventually
 
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.worker.generator import Generator
@@ -42,6 +43,7 @@ class Scripted:
         self.requests = 0
         self.connections = 0
         self.bodies: list[bytes] = []
+        self.answered_ns: list[int] = []  # over HTTP
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -116,6 +118,7 @@ class ScriptedHttp(Scripted):
                 return
             if action.startswith("stall:"):
                 time.sleep(float(action[6:]))
+            self.answered_ns.append(time.monotonic_ns())
             if action == "error":
                 answer = b'{"error":"the model is on fire"}'
                 sock.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
@@ -312,8 +315,10 @@ class Load:
         slots: int = 1,
         schedule: Schedule | None = None,
         connections: int = 1,
+        ended: int = 0,
         watch: Callable[[Generator], None] = lambda generator: None,
     ) -> Slice:
+        """Load for `seconds`, and on until `ended` requests have ended, which takes longer on a busy machine."""
         slices: list[Slice] = []
 
         def take(piece: Slice) -> None:
@@ -331,9 +336,15 @@ class Load:
 
             generator = Generator(job, recorder, (theirs.fileno(), stop))
             generator.open()
-            timer = threading.Timer(seconds, ours.send, (b"x",))
+
+            def end() -> None:
+                eventually(lambda: sum(s.latencies.count + s.errors for s in [*slices]) >= ended, 60.0)
+                ours.send(b"x")
+
+            timer = threading.Timer(seconds, end)
             timer.start()
-            generator.run(time.monotonic_ns())
+            self.start_ns = time.monotonic_ns()
+            generator.run(self.start_ns)
             timer.cancel()
             timer.join()
         return Slice.merge(slices)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -7,6 +8,10 @@ import numpy as np
 import pytest
 
 from repo_manager.errors import InputError, UsageError
+from repo_manager.loadtest.level import jobs_of
+from repo_manager.loadtest.measure import Level
+from repo_manager.loadtest.options import LoadTestOptions
+from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.worker.schedule import Schedule, load_replay
 
 
@@ -98,3 +103,20 @@ def test_a_bad_replay_is_refused(tmp_path, name, text):
 def test_impossible_schedules_are_refused(arguments):
     with pytest.raises(UsageError):
         Schedule(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("level", "asked", "connections"),
+    [
+        (Level("concurrency", 16, ""), None, [2, 2]),
+        (Level("concurrency", 15, ""), None, [2, 1]),
+        (Level("concurrency", 16, ""), 3, [3, 3]),
+        (Level("rate", 2000.0, "constant"), None, [1, 1]),
+    ],
+)
+def test_many_requests_in_flight_take_two_connections(level: Level, asked: int | None, connections: list[int]) -> None:
+    options = LoadTestOptions("grpc://127.0.0.1:1", "m", concurrency=(1,), connections=asked)
+    endpoint = Endpoint("127.0.0.1", 1, "h", "/p", (), (b"m",), (0,), 10**9)
+    for changes, expected in (({}, connections), ({"decoupled": True}, [1, 1] if asked is None else connections)):
+        jobs = jobs_of(level, dataclasses.replace(endpoint, **changes), options, 2)
+        assert [job.connections for job in jobs] == expected
