@@ -133,7 +133,7 @@ def resolve(host: str, port: int, timer: Timer) -> list[Address]:
 
     Args:
         host: name or address of the server.
-        port: TCP port of the server.
+        port: TCP port, 1 to 65535.
         timer: deadline of the whole exchange.
 
     Raises:
@@ -160,7 +160,7 @@ def connect(host: str, port: int, timer: Timer) -> socket.socket:
 
     Args:
         host: name or address of the server.
-        port: TCP port of the server.
+        port: TCP port, 1 to 65535.
         timer: deadline of the whole exchange.
 
     Raises:

@@ -84,7 +84,7 @@ def speaks_tls(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
 
     Args:
         host: name or address of the server.
-        port: TCP port of the server.
+        port: TCP port, 1 to 65535.
         timeout_s: a later answer is none.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

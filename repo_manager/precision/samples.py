@@ -57,7 +57,7 @@ def reference_of(
         signature: the model's inputs and outputs.
         calibration: where inputs come from. `None` makes natural ones.
         samples: largest number of the calibration data, spread evenly over it.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers. Equal seeds give equal results.
         kind: what to call the calibration data.
         given: known sizes of natural inputs (`given_sizes`). `None`: usual sizes.
 

@@ -60,7 +60,7 @@ def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, Model
     """Return the view with the model's ensembles, and their pinned versions of it.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         view: the model as it was read, with the files beside its versions.
         ensembles: result of `ensembles_in`. `None` reads it now.
     """
@@ -74,7 +74,7 @@ def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] 
     """Return the models of the repository a model needs, directly or through others, in the order of loading.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
         ensembles: result of `ensembles_in`. `None` reads it now.
     """
@@ -86,7 +86,7 @@ def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[
     """Check the ensembles a model is, or is part of, with another configuration of this model.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         view: the model as it was read, with the files beside its versions.
         config: its configuration as it will be.
 
@@ -114,7 +114,7 @@ def ensembles_problems(
     """Check the ensembles of a repository against their models.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         names: these models, and the ensembles they are part of. `None`: all.
         serving: model -> the versions it will serve, if not those of its config.pbtxt. `None`: config.pbtxt holds for
             all.

@@ -38,7 +38,7 @@ def existing_model(store: Store, name: str, *, record: bool = False) -> ModelVie
     """Look at a model. It must exist.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
         record: also read its record: numbers, deployments, tags.
 
@@ -55,7 +55,7 @@ def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelV
     """Look at a model before a change, or for its record.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
         record: also read the model's record.
 
@@ -88,7 +88,7 @@ def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
     """Call a reading function for each item. As many at a time as the store bears.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         act: function that reads one item.
         items: the items, in order.
     """
@@ -160,7 +160,7 @@ def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None 
     """Return the view with the contents of its versions.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         view: as `Store.look` gave it.
         versions: these. `None`: all. One removed by then is left out.
     """

@@ -90,7 +90,7 @@ def sign_version(
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         key: a private elliptic curve key in PEM, or one with its password or certificate.
         dry_run: check and sign, but write nothing.
 
@@ -132,7 +132,7 @@ def check_signature(repository: LocationLike, name: str, version: int, keys: Seq
     Args:
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         keys: public keys or root certificates, PEM. One must fit.
 
     Raises:

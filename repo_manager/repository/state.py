@@ -218,7 +218,7 @@ class ModelState:
         """Return the state after `number_for` gave out a version. It remembers the numbers in between as free.
 
         Args:
-            version: version of the model.
+            version: number of the version.
             used: numbers of existing versions, as for `number_for`.
             kept: it stays free until the version is there, so a copy killed can be made again.
         """

@@ -62,7 +62,7 @@ def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model.
         tag: name for the version.
-        version: version of the model.
+        version: number of the version.
         dry_run: check only, and change nothing.
 
     Returns:
@@ -212,7 +212,7 @@ def begin_trial(repository: Location, name: str, version: int, before: tuple[int
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         before: the versions served until it is proven.
 
     Raises:

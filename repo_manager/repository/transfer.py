@@ -123,7 +123,7 @@ def copy_version(
     Args:
         source: the repository to copy from.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         target: the repository to copy to. A folder is made when it does not exist. May be `source` with another
             `target_name`.
         options: `None` takes the defaults.

@@ -171,9 +171,9 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
     """Sign the files beside a model's versions.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         view: the model as it was read, with the files beside its versions.
-        version: version of the model.
+        version: number of the version.
         key: private key and its certificates.
 
     Returns:
@@ -194,7 +194,7 @@ def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
     """Check the signatures of all Triton may read beside the versions and config.pbtxt.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         view: the model as it was read, with the files beside its versions.
         keys: public keys and root certificates, as PEM files.
 

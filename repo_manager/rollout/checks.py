@@ -318,7 +318,7 @@ def check_loaded(
     Args:
         repository: the model repository: a folder, or a place in object storage.
         entry: the model and its versions, as `scan` lists them.
-        version: version of the model.
+        version: number of the version.
         keys: public keys, of which one must fit.
         vouched: the signatures found valid before the load.
         config: the configuration the server runs the model with. `None`: it does not tell.

@@ -97,7 +97,7 @@ def cluster_status(repository: Location, target: str, api: Api) -> ClusterStatus
     Args:
         repository: the repository its snapshots were made from.
         target: address: `k8s://namespace/release` or `kserve://namespace/name`.
-        api: API of the cluster.
+        api: connected API of the cluster.
 
     Raises:
         UsageError: the target cannot be read.

@@ -109,7 +109,7 @@ def plan_deploy(
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         client: connected client of the server.
         keep_previous: keep the previous version loaded.
 

@@ -85,7 +85,7 @@ def smoke_test(
         client: connected client of the server.
         folder: the version's folder in the repository.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         config: the configuration the server runs it with.
         timeout_s: deadline of each request, and of the local run that answers it where no answer was recorded.
         readiness_only: made-up requests the server refuses say nothing of the version: its readiness is enough.

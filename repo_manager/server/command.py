@@ -108,7 +108,7 @@ def check_port_is_free(host: str, port: int, purpose: str) -> None:
 
     Args:
         host: name or address to listen on.
-        port: TCP port of the server.
+        port: TCP port, 1 to 65535.
         purpose: use of the port, for the message.
 
     Raises:

@@ -30,7 +30,7 @@ def block_weights(slices: int, resamples: int, seed: int) -> npt.NDArray[np.floa
     Args:
         slices: number of slices to draw from.
         resamples: number of resamples to draw.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers. Equal seeds give equal results.
     """
     length = max(round(slices ** (1 / 3)), 1)
     blocks = -(-slices // length)
@@ -49,7 +49,7 @@ def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: floa
         columns: one row an observation, in order of time, `[rows, columns]`.
         of: the number asked for, of resampled rows.
         alpha: the probability the interval misses. At least `2 / 300` in effect, as there are 300 resamples.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers. Equal seeds give equal results.
     """
     rows = len(columns)
     length = max(rows // _BLOCKS, 1)
@@ -133,7 +133,7 @@ def compared_numbers(
         of_b: the same of B.
         wholes: the numbers of A and of B over all pairs, for display.
         lower_is_better: the names to compare, in order of display, and whether less is better.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers. Equal seeds give equal results.
 
     Returns:
         The compared numbers, and each one's ratios B/A in order of time.
@@ -175,7 +175,7 @@ def ratio_interval(logs: Doubles, *, alpha: float, seed: int = 0) -> Interval:
     Args:
         logs: log ratio of each pair, float64 `[pairs]`.
         alpha: the share of such intervals without the true value.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers. Equal seeds give equal results.
     """
     count = logs.size
     mean, error = float(np.mean(logs)), float(np.std(logs, ddof=1) / np.sqrt(count))

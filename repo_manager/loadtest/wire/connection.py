@@ -148,7 +148,7 @@ class Endpoint:
 
     Attributes:
         host: name or address.
-        port: TCP port of the server.
+        port: TCP port, 1 to 65535.
         authority: value of the `:authority` or `Host` header.
         path: `:path` of the gRPC method or the HTTP request target.
         headers: further headers (lower-case names), such as the key of a restricted API.

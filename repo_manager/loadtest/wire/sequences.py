@@ -32,7 +32,7 @@ def drawn_lengths(text: str, seed: int) -> tuple[int, ...]:
     Args:
         text: `20` (always), `10:30` (each equally likely, the ends included) or `mean:20` (geometric: with the same
             probability after each request).
-        seed: seed of the random numbers.
+        seed: seed of the random numbers. Equal seeds give equal results.
 
     Raises:
         UsageError: any other text.

@@ -158,7 +158,7 @@ def first_config_text(version: int, config: ModelConfig, config_text: str | None
     """Return the config.pbtxt of a model whose first version is the only one to be served.
 
     Args:
-        version: version of the model.
+        version: number of the version.
         config: configuration of the model (config.pbtxt).
         config_text: text to keep instead of the canonical one, except for the policy. `None`: the canonical text.
     """

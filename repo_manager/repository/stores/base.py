@@ -208,7 +208,7 @@ class Store(Protocol):
 
         Args:
             name: name of the model.
-            version: version of the model.
+            version: number of the version.
             names: only these files, and the manifest. `None`: all.
             compare: refuse a fetched file different from its manifest.
             resume: digest of the content. Fetched files stay when the block fails, so the next attempt with the same

@@ -186,7 +186,7 @@ def place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -
     Args:
         folder: the model's folder in the root.
         staging: folder of the staged model.
-        version: version of the model.
+        version: number of the version.
         incoming: the version to publish.
     """
     model = staging / "model"

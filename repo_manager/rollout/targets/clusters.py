@@ -153,7 +153,7 @@ def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[i
     Args:
         repository: the model repository: a folder, or a place in object storage.
         text: address of the target.
-        api: API of the cluster.
+        api: connected API of the cluster.
 
     Raises:
         ServerRefusedError: its Deployments do not serve the same.

@@ -21,7 +21,7 @@ class Events:
     """The Events of one object. A roll-out never fails for want of an event.
 
     Args:
-        api: API of the cluster.
+        api: connected API of the cluster.
         item: the Deployment or InferenceService, as it was read.
         context: the roll-out's context: model, options, deadline, report.
     """

@@ -23,7 +23,7 @@ class GatewayWeights:
         namespace: namespace of the route.
         route: name of the HTTPRoute.
         services: the Service of the old version and the one of the new.
-        api: API of the cluster.
+        api: connected API of the cluster.
         timeout_s: how long a gateway may take to accept a change.
 
     Raises:
@@ -123,7 +123,7 @@ def backends_of(api: Api, namespace: str, route: str) -> tuple[str, str]:
     """Return the first two backends of the first rule with two.
 
     Args:
-        api: API of the cluster.
+        api: connected API of the cluster.
         namespace: namespace of the object.
         route: name of the HTTPRoute.
 

@@ -47,7 +47,7 @@ def previous_on_kserve(service: InferenceService, repository: Location, name: st
         service: address of the InferenceService.
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model.
-        api: API of the cluster.
+        api: connected API of the cluster.
 
     Raises:
         RepositoryError: no earlier snapshot is recorded.
@@ -103,7 +103,7 @@ class KServeWeights:
 
     Args:
         service: the InferenceService. Its newest revision is the new version.
-        api: API of the cluster.
+        api: connected API of the cluster.
         timeout_s: how long KServe may take to route so.
     """
 

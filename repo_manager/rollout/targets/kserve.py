@@ -66,7 +66,7 @@ class KServeTarget:
     Args:
         context: of the roll-out. `load_timeout_s` bounds the wait for each step.
         service: address of the InferenceService.
-        api: API of the cluster.
+        api: connected API of the cluster.
         trial: steps on the way. `None`: all of the traffic at once, when the revision is ready.
 
     Raises:

@@ -94,7 +94,7 @@ def see(api: Api, namespace: str, name: str) -> Sight:
     """Read an InferenceService and, in Standard mode, the Deployments it owns.
 
     Args:
-        api: API of the cluster.
+        api: connected API of the cluster.
         namespace: namespace of the object.
         name: name of the InferenceService.
 
@@ -120,7 +120,7 @@ def wait_for_service(
     """Wait until an InferenceService serves the wanted snapshot, with the wanted share of the traffic.
 
     Args:
-        api: API of the cluster.
+        api: connected API of the cluster.
         namespace: namespace of the InferenceService.
         name: name of the InferenceService.
         wanted: the snapshot and share to reach.
@@ -162,7 +162,7 @@ def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, second
     """See for a while an InferenceService stays ready with its newest revision's share.
 
     Args:
-        api: API of the cluster.
+        api: connected API of the cluster.
         namespace: namespace of the object.
         name: name of the InferenceService.
         wanted: snapshot and share to hold.

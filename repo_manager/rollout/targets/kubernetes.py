@@ -44,7 +44,7 @@ class KubernetesTarget:
     Args:
         context: of the roll-out. `load_timeout_s` is the longest time without progress.
         release: address of the release.
-        api: API of the cluster.
+        api: connected API of the cluster.
         connection: how to talk to the pods' gRPC endpoint.
     """
 

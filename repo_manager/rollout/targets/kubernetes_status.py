@@ -153,7 +153,7 @@ def wait_for_rollout(
     """Wait until every pod of a Deployment serves a snapshot. Return the Deployment as it is then.
 
     Args:
-        api: API of the cluster.
+        api: connected API of the cluster.
         namespace: namespace of the object.
         deployment: as it was read before.
         url: the snapshot its pods must serve.

@@ -37,7 +37,7 @@ def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
     Args:
         release: address of the release.
         name: name of the model.
-        api: API of the cluster.
+        api: connected API of the cluster.
 
     Raises:
         RepositoryError: the release's history has none.

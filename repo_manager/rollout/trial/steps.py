@@ -208,7 +208,7 @@ def untried(name: str, version: int, where: str) -> InconclusiveError:
 
     Args:
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         where: place of the value, as the error message names it.
     """
     return InconclusiveError(

@@ -31,7 +31,7 @@ class Claim:
     """A number of ours until `settled` or `claimed`'s end.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
         version: version of the model.
         holder: identity of this process.
@@ -119,7 +119,7 @@ def claimed(
     When the block fails the claim is released and stays in the ledger, so the same command goes on from there.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
         wanted: content and wanted number of the version.
         taken: numbers present in the store, whatever the ledger says.

@@ -22,7 +22,7 @@ def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact 
     within one second waits for the next and writes again.
 
     Args:
-        client: store of the repository.
+        client: the repository's open store.
         name: name of the model.
         data: new content of config.pbtxt.
         before: content and mark read before. `None`: nothing did.

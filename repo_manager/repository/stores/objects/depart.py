@@ -152,9 +152,9 @@ def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> boo
     Only the ledger's entries are touched, and only where its holder is dead or has not been heard of for long.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         seen: its entry from `abandoned_work`.
 
     Returns:

@@ -18,9 +18,9 @@ def read_manifest(store: ObjectClient, name: str, version: int) -> Manifest | No
     """Return a version's manifest, or `None` when it has none.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
 
     Raises:
         RepositoryError: it is no manifest.
@@ -45,9 +45,9 @@ def fetch_version(
     """Write a version's files into a folder, each as its manifest says.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
-        version: version of the model.
+        version: number of the version.
         target: the folder. Made when it is missing. Files present, whole or in part, are kept.
         names: the files wanted, missing ones are left out. `None`: all. The manifest always comes along.
         compare: refuse a file different from its manifest. Without it everything is fetched as it is.

@@ -36,7 +36,7 @@ def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterat
     there is one holder at most. It gives a function for the present other holder, empty while there is none.
 
     Args:
-        client: store of the repository.
+        client: the repository's open store.
         name: name of the model.
         timeout_s: deadline of the call in seconds.
 

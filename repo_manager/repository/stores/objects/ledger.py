@@ -117,7 +117,7 @@ def change_ledger(store: ObjectClient, name: str, change: Callable[[Ledger], Led
     """Change a model's record by compare-and-swap. When another writer was first, `change` is asked again.
 
     Args:
-        store: store of the repository.
+        store: the repository's open store.
         name: name of the model.
         change: the record as it is to the record as it will be. An equal one writes nothing. May raise to give up.
 
