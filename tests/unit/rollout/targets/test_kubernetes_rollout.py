@@ -255,9 +255,9 @@ def test_where_the_time_is_up_first_it_says_what_it_waited_for(
 ) -> None:
     """As the command does it: --timeout is the time without progress, and the time that all has."""
     deployed.behaviour = unschedulable
-    monkeypatch.setattr(cluster_api, "_POLL_S", 0.5)  # no look between the two ends
-    options = RolloutOptions(load_timeout_s=2.0, deadline_s=2.0)
-    with pytest.raises(RolloutUndoneError, match=r"2 s( of --timeout)?: .*Insufficient nvidia.com/gpu"):
+    monkeypatch.setattr(cluster_api, "_POLL_S", 2.0)  # no look between the two ends
+    options = RolloutOptions(load_timeout_s=8.0, deadline_s=8.0)
+    with pytest.raises(RolloutUndoneError, match=r"8 s( of --timeout)?: .*Insufficient nvidia.com/gpu"):
         deploy(repository, "scale", 2, TARGET, options=options)
 
 
