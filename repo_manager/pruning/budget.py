@@ -19,7 +19,7 @@ from repo_manager.pruning.judge import Judge
 from repo_manager.pruning.layers import Layer
 from repo_manager.sparsity.prune_report import FrontPoint
 
-__all__ = ["Budget", "Meter", "Step", "gain_of", "greedy", "points_of"]
+__all__ = ["Budget", "Meter", "Step", "gain_of", "greedy", "loss_of", "points_of"]
 
 _BEYOND = 1.5  # times the budget; up to there a set may still fit once its layers are solved one behind the other
 _LOTS = 6
@@ -65,7 +65,7 @@ class Step:
     def cost(self, budget: Budget) -> float:
         """Return the quantity the budget limits."""
         if budget.dense_metric is not None:
-            return budget.dense_metric - (self.metric or 0.0)
+            return loss_of(budget.dense_metric, self.metric)
         return self.upper or 0.0
 
     def harm(self, budget: Budget) -> float:
@@ -73,6 +73,16 @@ class Step:
         if budget.dense_metric is not None:
             return max(self.cost(budget), 0.0)
         return (self.drift or 0.0) ** 2
+
+
+def loss_of(dense: float, metric: float | None) -> float:
+    """Return how far a metric falls, to 12 digits: 0.99 - 0.98 is one of 100 samples, and no more than 0.01.
+
+    Args:
+        dense: the dense model's metric.
+        metric: the pruned model's. `None`: 0.
+    """
+    return round(dense - (metric or 0.0), 12)
 
 
 def gain_of(layer: Layer) -> float:

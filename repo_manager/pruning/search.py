@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from repo_manager.errors import GateError
 from repo_manager.onnx_model.draft import Weight
-from repo_manager.pruning.budget import Budget, Meter, Step, gain_of, greedy, points_of
+from repo_manager.pruning.budget import Budget, Meter, Step, gain_of, greedy, loss_of, points_of
 from repo_manager.pruning.calibrate import Progress, Run, Solved, replacements, solve_alone, solve_layers
 from repo_manager.pruning.judge import Judge, Measured, is_shared
 from repo_manager.pruning.layers import Layer
@@ -183,7 +183,7 @@ def within_budget(
     while True:
         tried, looks = search.best(limit), looks + 1
         found = judge.measure(run.graph.draft, tried.constants, alpha=spent(_ALPHA, looks))
-        loss = found.worst if judge.dense_metric is None else judge.dense_metric - (found.metric or 0.0)
+        loss = found.worst if judge.dense_metric is None else loss_of(judge.dense_metric, found.metric)
         if loss <= wanted or looks > _LOOKS:
             break
         limit = tried.step.cost(search.budget) * min(wanted / loss, _SMALLER)

@@ -33,7 +33,8 @@ __all__ = ["Solution", "best_damping", "judged_rows", "reconstruction_error", "s
 
 _LEAST_ROWS, _MOST_ROWS, _CHUNKS = 128, 512, 4  # of a chunk, and how many a layer of middle size has
 _MAX_SWEEPS = 8
-_WORTH = 0.02  # a sweep that gains less than this share of the error is the last one
+_WORTH = 0.05  # a sweep that gains less than this share of the error is the last one
+_NEAR_NOTHING = 1e-3  # of the energy: float32 is too coarse for squared errors below
 _ALL_TRIED_UP_TO = 16  # columns: 6^4 masks
 _ANY_ORDER_UP_TO = 128
 _RETRIED_UP_TO = 64
@@ -126,14 +127,24 @@ def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
 
 def reconstruction_error(problem: Problem, weights: Array) -> float:
     """Return the relative error of a layer's answers with other weights."""
-    square = 0.0
+    energy = float(problem.energy.sum())
+    if energy <= 0:
+        return 0.0
+    exact = weights.shape[1] <= DOUBLE_UP_TO
+    square = _square_error(problem, weights, problem.moments if exact else problem.moments.astype(np.float32))
+    if not exact and square < _NEAR_NOTHING * energy:  # a small difference of large sums
+        square = _square_error(problem, weights, problem.moments)
+    return float(np.sqrt(max(0.0, square) / energy))
+
+
+def _square_error(problem: Problem, weights: Array, moments: Array) -> float:
+    square = float(problem.energy.sum())
     for start in range(0, len(weights), _LEAST_ROWS):
-        part = weights[start : start + _LEAST_ROWS].astype(problem.moments.dtype)
-        products = (part @ problem.moments).astype(np.float64)
+        part = weights[start : start + _LEAST_ROWS].astype(moments.dtype)
+        products = (part @ moments).astype(np.float64)
         products -= 2 * problem.target[start : start + _LEAST_ROWS]
         square += float(np.einsum("ij,ij->", products, part))
-    energy = float(problem.energy.sum())
-    return float(np.sqrt(max(0.0, square + energy) / energy)) if energy > 0 else 0.0
+    return square
 
 
 def _solve_rows(system: System, wanted: Array) -> Array:

@@ -19,6 +19,7 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.pruning import PruneOptions, prune_with_data
+from repo_manager.pruning.budget import Budget, Step
 from repo_manager.pruning.judge import Judge, errors_by_sample, upper_bound
 from repo_manager.sparsity import Verdict, sparsity_report
 from repo_manager.types import as_json
@@ -179,6 +180,12 @@ def test_a_metric_chooses_and_is_told_what_for(tmp_path: Path) -> None:
         prune_with_data(model, data, PruneOptions(metric=broken))
     with pytest.raises(CalibrationError, match="expected a finite number"):
         prune_with_data(model, data, PruneOptions(metric=lambda run: float("nan")))
+
+
+def test_one_wrong_answer_of_a_hundred_is_a_loss_of_a_hundredth() -> None:
+    assert 0.99 - 0.98 > 0.01  # in float64
+    assert Step(("fc",), 1.0, None, None, metric=0.98).cost(Budget(0.01, dense_metric=0.99)) <= 0.01
+    assert Step(("fc",), 1.0, None, None, metric=0.97).cost(Budget(0.01, dense_metric=0.99)) > 0.01
 
 
 def test_small_layers_stay_dense_where_large_ones_hold_the_work(tmp_path: Path) -> None:
