@@ -294,13 +294,13 @@ def test_a_search_for_saturation_and_the_regression_gate_from_the_shell(target, 
     assert points[-1]["throughput_per_s"] < 1.05 * points[-2]["throughput_per_s"]
     document = json.loads(base.read_text())
     for point in document["points"]:
-        point["throughput_per_s"] *= 3
+        point["throughput_per_s"] *= 1000  # more than any change of the load on this machine
         point["intervals"]["throughput_per_s"] = None
     better.write_text(json.dumps(document))
     again = [*common, "-c", "1,2", "--duration", "0.5", "-q", "--tolerance"]
     outcomes = [
         subprocess.run([*again, tolerance, "--baseline", str(file)], capture_output=True, text=True, check=False)
-        for tolerance, file in (("10000", base), ("5", better))
+        for tolerance, file in (("1000000", base), ("5", better))
     ]
     assert [ended.returncode for ended in outcomes] == [0, 4], [ended.stdout for ended in outcomes]
     assert "throughput against the baseline, at most 5% worse" in outcomes[1].stdout
