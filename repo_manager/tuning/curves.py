@@ -12,7 +12,7 @@ from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import Loads
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE
-from repo_manager.tuning.space import BatchTime, Bounds, Setting, Space, curve_sizes, runs_on_gpu
+from repo_manager.tuning.space import LEAST_GAIN, BatchTime, Bounds, Setting, Space, curve_sizes, runs_on_gpu
 from repo_manager.tuning.subjects import Subject, Subjects
 
 __all__ = ["Curves", "latency_limit"]
@@ -21,6 +21,7 @@ _MEMORY_SHARE = 0.8
 _COPIES_IN_MEMORY = 2
 _MOST_INSTANCES = 16
 _LARGEST_BATCH = 64
+_MISSES = 2  # in a row: one size alone may be a dent
 
 
 def latency_limit(options: TuneOptions, subjects: Subjects) -> float | None:
@@ -124,6 +125,7 @@ class Curves:
         share = self._options.budget_s * (
             1 - 0.5 * (self._subjects.tunable.index(name) + 1) / len(self._subjects.tunable)
         )
+        misses = 0
         for size in (size for size in sizes if size not in known):
             found = self._loads.batch_time(CANDIDATE, name, size)
             if found is None and self._copies.revive():
@@ -131,7 +133,8 @@ class Curves:
                 found = self._loads.batch_time(CANDIDATE, name, size)
             if found is None:
                 break
-            if found.per_s < max((each.per_s for each in known.values()), default=0.0):
+            most = max((each.per_s for each in known.values()), default=0.0)
+            if found.per_s < most:
                 # Larger batches mostly answer more: see whether something disturbed this one.
                 again = self._loads.batch_time(CANDIDATE, name, size) or found
                 found = min(found, again, key=lambda each: each.median_ns)
@@ -139,7 +142,8 @@ class Curves:
             known[size] = found
             self._tell(f"{name}, batch of {size}: {found.median_ns / 1e6:.3g} ms, {found.per_s:,.0f} samples/s")
             limit = latency_limit(self._options, self._subjects)
-            if limit is not None and found.median_ns > limit:
+            misses = misses + 1 if found.per_s < most * LEAST_GAIN else 0
+            if (limit is not None and found.median_ns > limit) or misses == _MISSES:
                 break
             if self._left_s() < share:
                 return tuple(known[size] for size in sorted(known))

@@ -11,6 +11,7 @@ from repo_manager.triton_config.config import ModelConfig
 
 __all__ = [
     "AXES",
+    "LEAST_GAIN",
     "THREADS",
     "BatchTime",
     "Bounds",
@@ -27,7 +28,7 @@ THREADS = "intra_op_thread_count"
 AXES = ("max_batch_size", "queue_delay", "preferred", "threads", "instances")
 """In the order of appearance searched: a change of `instances` alone reloads no model, so it comes last."""
 _LARGEST_BATCH = 64
-_LEAST_GAIN = 0.97  # by a measured curve, one that answers as many is not told from one that answers hardly more
+LEAST_GAIN = 0.97  # by a measured curve, one that answers as many is not told from one that answers hardly more
 _DELAYS = (0.25, 0.5, 1.0)
 _ENGINES = ("tensorrt", "tensorrt_rtx")
 
@@ -308,7 +309,7 @@ def _useful(curve: Sequence[BatchTime], latency_ns: float | None) -> list[BatchT
     for each in sorted(curve, key=lambda point: point.size):
         if latency_ns is not None and each.median_ns > latency_ns:
             break
-        if not useful or each.per_s > useful[-1].per_s * _LEAST_GAIN:
+        if not useful or each.per_s > useful[-1].per_s * LEAST_GAIN:
             useful.append(each)
     return useful
 

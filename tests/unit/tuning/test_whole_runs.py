@@ -221,3 +221,21 @@ def test_a_curve_that_the_budget_cut_short_is_measured_to_its_end_by_the_next_ru
     second, _ = machine.run(config(1), tmp_path / "run", 1)
     short, whole = (len(run.go().curves["m"]) for run in (first, second))
     assert short < whole == 7
+
+
+@pytest.mark.parametrize(("slow", "sizes"), [((), SIZES), ((8,), SIZES), ((8, 16, 32, 64), SIZES[:5])])
+def test_a_curve_ends_where_two_larger_batches_in_a_row_answer_fewer(
+    slow: tuple[int, ...], sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    run, _ = simulated(
+        subjects_of({"m": part("m").replace("max_batch_size: 1", "max_batch_size: 8")}, ["m"]),
+        TuneOptions(gates=(parse_slo("p99<9s"),), budget_s=600.0),
+        tmp_path,
+        cores=4,
+        rate_of=lambda _: 100.0,
+        batch_ms=lambda _model, size: (10.0 if size in slow else 1.0) * size**0.9,
+        seed=0,
+        noise=0.0,
+    )
+    run.prepare()
+    assert tuple(each.size for each in run.go().curves["m"]) == sizes
