@@ -157,7 +157,12 @@ class Loads:
         held: Measured | None = None
         levels: tuple[Mapping[str, Any], ...] = ()
         for low, high in _STEPS_UP:
-            found = measure(copy, (against * low, against * high))
+            try:
+                found = measure(copy, (against * low, against * high))
+            except BudgetEndedError:
+                if held is None:
+                    raise
+                break
             levels += found.levels
             if found.value is None:
                 held = held or found
@@ -262,13 +267,14 @@ class Loads:
                     found[model] = found.get(model, 0.0) + spent_ns / 1e9 / told[-1].duration_s
         return found
 
-    def least_proof_s(self, rate: float | None) -> float:
-        """Return the time of the shortest comparison, with the load of its copies, in seconds.
+    def proof_s(self, rate: float | None) -> tuple[float, float]:
+        """Return the times of the shortest and the longest comparison, with the load of its copies, in seconds.
 
         Args:
             rate: requests a second, of all models together. `None`: not known yet.
         """
-        return (_FEWEST_PAIRS + 1) * self._pair_s(rate)
+        most = max(pairs for _, pairs in _PAIRS)
+        return (_FEWEST_PAIRS + 1) * self._pair_s(rate), (most + 1) * self._pair_s(rate)
 
     def _block_s(self, rate: float | None) -> float:
         """Return the length of a block of the comparison, in seconds: as many requests as give an interval."""

@@ -54,7 +54,7 @@ class TuneOptions:
         mix: model -> how many of the requests it gets beside the others', where several are tuned together. Where none
             are given, as many as it answers when it is asked alone, one request at a time.
         arrival: `poisson`, `constant` or another arrival of requests, as in `loadtest`.
-        budget_s: longest duration of the whole tuning. A quarter of it is kept for the proof.
+        budget_s: longest duration of the whole tuning. Up to a quarter of it is kept for the proof.
         search: the axes searched. Others keep today's value.
         fixed: fields of config.pbtxt (of one of several models: MODEL:FIELD) set in advance, in today's configuration
             as well as in all others.

@@ -243,7 +243,8 @@ class TuningRun:
     def _reserve_s(self) -> float:
         """What the comparison at the end may take, in seconds."""
         rate = self.loads.rate or (self._trials[0].value if self._options.seeks == "throughput" else None)
-        return max(self._options.budget_s * _PROOF_SHARE, self.loads.least_proof_s(rate))
+        shortest, longest = self.loads.proof_s(rate)
+        return max(min(self._options.budget_s * _PROOF_SHARE, longest), shortest)
 
     def _accuracy(self, best: Trial, copy: str) -> Accuracy | None:
         """Score the best settings on the held-out data. A set of copies with these settings already stays."""

@@ -239,3 +239,23 @@ def test_a_curve_ends_where_two_larger_batches_in_a_row_answer_fewer(
     )
     run.prepare()
     assert tuple(each.size for each in run.go().curves["m"]) == sizes
+
+
+def test_a_better_setting_counts_although_the_budget_ends_before_its_largest_rate_is_known(tmp_path: Path) -> None:
+    """It holds what beats the best, which is what was asked."""
+    run, surface = simulated(
+        subjects_of({"m": part("m")}, ["m"]),
+        TuneOptions(gates=(parse_slo("p99<1s"),), budget_s=600.0),
+        tmp_path,
+        cores=4,
+        rate_of=lambda state: 100.0 if state["m"].instances == 1 else 9000.0,
+        batch_ms=lambda _model, size: float(size),
+        seed=0,
+        noise=0.0,
+    )
+    run.copies.load("candidate", {"m": {"instance_group.count": "4"}})
+    asked = iter([False] * 3)
+    surface.is_over = lambda: next(asked, True)
+    found = surface.measured("candidate", 104.0)
+    assert found.value is not None
+    assert 104.0 <= found.value < 9000.0
