@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from repo_manager.precision.calibration.load import CalibrationData
 __all__ = ["Reference", "reference_of"]
 
 _NATURAL_SAMPLES = 3
+_OUT_OF_MEMORY = re.compile(r"alloc", re.IGNORECASE)  # ONNX Runtime: "Failed to allocate memory"; C++: bad_alloc
 _LARGE_BYTES = 100 << 20  # a larger model takes seconds a run, and made-up inputs say little more the second time
 
 Outputs = dict[str, Array]
@@ -96,7 +98,8 @@ def _first_run(
     except ModelError as exc:
         raise ModelError(
             f"{model.path}: it does not run on made-up inputs, so its precision cannot be judged: {exc.message}",
-            hint="Give the sizes that it takes with --shape NAME:SIZES (all axes), or real inputs with --calibration; "
+            hint=("It may need more than --memory allows. " if _OUT_OF_MEMORY.search(exc.message) else "")
+            + "Give the sizes that it takes with --shape NAME:SIZES (all axes), or real inputs with --calibration; "
             f"{document('dynamic-axes.md')}.",
         ) from exc
     inputs = natural_inputs(signature, seed=seed, sizes=sizes)

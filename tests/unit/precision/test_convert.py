@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from repo_manager.errors import CalibrationError, GateError, ModelError, UsageError
 from repo_manager.files import sha256_file
 from repo_manager.onnx_model.model import load_model
+from repo_manager.onnx_model.runtime import RuntimeLimits, end_runtime, runtime_limits
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.source import draft_of
@@ -179,6 +180,23 @@ def test_source_that_does_not_run(save, out):
     with pytest.raises(ModelError, match=r"does not run on made-up inputs[\s\S]*--calibration"):
         convert(model, Precision.FP16, out)
     assert not out.exists()
+
+
+def test_source_that_needs_more_memory_than_it_may_have(tmp_path, out):
+    sizes = "[1000, 1000, 1600]"
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float{sizes} y)'
+    onnx.save(
+        onnx.parser.parse_model(f"{text} {{ s = Constant<value_ints = {sizes}>() y = Expand(x, s) }}"),
+        tmp_path / "m.onnx",
+    )
+    try:
+        with (
+            runtime_limits(RuntimeLimits(memory_bytes=1 << 29)),
+            pytest.raises(ModelError, match="more than --memory allows"),
+        ):
+            convert(load_model(tmp_path / "m.onnx"), Precision.FP16, out)
+    finally:
+        end_runtime()
 
 
 def test_folder_that_is_not_there(cnn, tmp_path):
