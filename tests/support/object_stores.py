@@ -34,10 +34,24 @@ AZURE_ACCOUNT = "devstoreaccount1"
 # Azurite's well-known key of its only account; it is in its documentation.
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
+# S3 decides on a conditional write and makes it in one step. Moto compares, then writes, in a thread of each request:
+# of two writers with the same ETag both could pass, and one's change was lost.
 _MOTO = """
 import logging, sys, threading
 logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+
+def in_one_step(method):
+    def locked(*arguments, **named):
+        with changing:
+            return method(*arguments, **named)
+    return locked
+
+changing = threading.RLock()
+for name in ("put_object", "delete_object"):
+    if hasattr(S3Response, name):
+        setattr(S3Response, name, in_one_step(getattr(S3Response, name)))
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
