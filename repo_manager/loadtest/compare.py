@@ -104,10 +104,10 @@ class Comparison(Summarized):
 
     Attributes:
         verdict: one sentence. "no difference shown" when there is none.
-        is_different: whether any number differs.
+        is_different: `True` when the interval of any of `numbers` leaves the ratio 1 out.
         ratios: name -> each pair's ratio B/A, in order of time.
         notes: errors, and numbers not reported.
-        started: UTC, ISO 8601.
+        started: when it began, before it connected: UTC, ISO 8601, whole seconds.
         command: the command line. Empty from Python.
         precisions: of A and of B, from their manifests. Empty where they are not known.
     """

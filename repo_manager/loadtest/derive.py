@@ -99,7 +99,7 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
     Args:
         series: all slices from the start of the load, in order of time.
         used: the measured slices, in order of time.
-        rate: requests due a second.
+        rate: requests a second due by the schedule, held against those ended.
         in_flight_limit: how many may be open at once. Further due requests wait in the client.
     """
     third = len(used) // 3
@@ -161,9 +161,9 @@ def client_use(whole: Slice, seconds: float, workers: int, *, is_open: bool) -> 
     """Judge the client itself: it is the bottleneck when its CPUs were not enough or its sends came late.
 
     Args:
-        whole: all measured slices, merged.
-        seconds: measured time in seconds.
-        workers: number of worker processes.
+        whole: the measured slices of all workers as one, by `Slice.merge`.
+        seconds: measured time in seconds. 0 returns a `ClientUse` without numbers.
+        workers: load processes. CPU and waiting times are divided by it.
         is_open: whether the loop is open (requests sent at a rate).
     """
     if not seconds:
@@ -198,7 +198,7 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
 
     Args:
         slices: measured slices of equal length, in order of time.
-        batch_size: inferences in a request.
+        batch_size: inferences in a request: turns requests into `throughput_per_s`.
         seed: seed of the random numbers. Equal seeds give equal results.
     """
     slices = _grouped(slices)

@@ -56,7 +56,7 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
 
     Args:
         report: called with one line per step.
-        gates: limits and their metrics.
+        gates: limits, by `parse_slo`. One bound to a level is judged only there.
         over: `every`: each level must hold them. `some`: one level that passes every gate is enough.
 
     Raises:
@@ -89,7 +89,7 @@ def judge_point(point: LoadPoint, gate: Gate, *, looks: int = 1) -> GateResult:
 
     Args:
         point: row of the load level.
-        gate: limit and its metric.
+        gate: limit, by `parse_slo`. It is judged here even if bound to another level.
         looks: how often the level is judged while it runs. The interval is widened so that all of these looks
             together miss the number with 5 % (Bonferroni).
     """
@@ -192,14 +192,14 @@ class LoadDifference:
     """One number of one load level in two load tests.
 
     Attributes:
-        level: label of the level.
-        metric: name of the number.
+        level: as `LoadPoint.label`: `concurrency 8`.
+        metric: as `Metric.title`: `throughput`, `p99 latency`.
         before: in the first, as text. `-` where it was not measured.
-        after: in the second.
+        after: the same in the second.
         change: in words, with its 95 % interval.
         outcome: `better`, `worse`, or `no difference shown`.
         ratio: a factor above 1 is worse. `None` where a number is missing.
-        interval: of it.
+        interval: of `ratio`, 95 %. `None` where a number is missing.
     """
 
     level: str
@@ -221,7 +221,7 @@ class LoadComparison:
 
     Attributes:
         before: the earlier one, or the first version's.
-        after: the other one.
+        after: the later one, or the second version's. A ratio above 1 means it is worse.
         differences: a row for each number of a baseline at each level both have.
         notes: reasons against the comparison: other servers, machines or options.
     """

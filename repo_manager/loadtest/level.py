@@ -46,7 +46,7 @@ def measure_level(
     If the server goes away in the middle, the row has the outcome `failed`.
 
     Args:
-        pool: the running load workers.
+        pool: running load workers. Restarted when the server goes away, closed by other exceptions.
         level: the load: requests in flight, or a rate.
         endpoint: address, path, headers and messages of the requests.
         options: settings of the load test.
@@ -94,7 +94,7 @@ def jobs_of(level: Level, endpoint: Endpoint, options: LoadTestOptions, workers:
         level: the load: requests in flight, or a rate.
         endpoint: address, path, headers and messages of the requests.
         options: settings of the load test.
-        workers: number of worker processes.
+        workers: how many processes share the level. As many jobs are returned.
     """
     is_closed = level.mode == "concurrency"
     sequences = 0 if endpoint.sequences is None else int(level.level) if is_closed else options.sequences

@@ -99,7 +99,7 @@ class Measurement:
     Args:
         level: the load: requests in flight, or a rate.
         options: settings of the load test.
-        target: the model under load.
+        target: connection to the server. Asked for the model's counters around windows.
         metrics: reads the server's metrics page.
         progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
         early_stop: decides after each slice whether the level can end. `None`: it runs to its end.

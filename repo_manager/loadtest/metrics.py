@@ -23,7 +23,7 @@ class Block:
     """One measured block of a comparison, or all of one side.
 
     Attributes:
-        latencies: of the successful requests.
+        latencies: of the successful requests, in nanoseconds. Failed ones are in `errors` only.
         energy_j: joules used. `None` when nothing reports it.
     """
 
@@ -59,7 +59,7 @@ class Metric:
 
     Attributes:
         key: name in gates, and head of a column.
-        title: name in comparisons.
+        title: name in comparisons: `p99 latency`. `metric_of` takes it, too.
         unit: unit of the number from `get`.
         get: the number of a level. `None` when it was not reported.
         interval: its 95 % interval. `None` without one.
@@ -67,7 +67,7 @@ class Metric:
         places: where it is a column, and where it is compared.
         of_window: the number of one measuring window.
         of_block: the number of one block of a comparison, above 0.
-        aliases: other names in gates.
+        aliases: further names a gate may use: `avg` for `mean`.
         is_gate: whether a gate may name it.
         is_latency: whether its gates are limits in the chart of latencies.
         export: to OpenMetrics. `None` is not exported.

@@ -50,7 +50,7 @@ class LoadTestOptions:
         concurrency: closed-loop levels (requests kept in flight), measured in this order.
         rate: open-loop levels in requests a second, measured after the closed-loop ones.
         arrival: open loop: `constant`, `poisson`, `burst` or `ramp`.
-        burst_size: requests in a burst.
+        burst_size: requests sent at once by the arrival `burst`. The mean rate stays `rate`.
         ramp_from_per_s: requests a second at the beginning of a ramp. Its length is the warm-up plus `duration_s`.
         replay: JSON or CSV file of recorded moments in seconds. One more level, run once.
         until_saturation: double the concurrency, from the first level on (or 1), until throughput saturates.
@@ -66,7 +66,7 @@ class LoadTestOptions:
         allow_zeros: accept input data of zeros only.
         int_range: random integers are drawn from `[low, high)`.
         int_ranges: input name -> the same for that input, with better knowledge of it (rows of a table, a mask).
-        seed: of everything random.
+        seed: of random inputs, sequence lengths, arrivals and bootstraps. Equal seeds repeat them.
         warmup_s: seconds of load before each level, not measured.
         window_s: length of a measuring window.
         stable_windows: how many consecutive windows must agree.

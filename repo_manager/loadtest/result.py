@@ -71,8 +71,8 @@ class Detail:
 
     Attributes:
         count: how many ended in the measured time: sequences, first responses, or further ones.
-        per_s: the same by second.
-        histogram: as of `LoadPoint`.
+        per_s: `count` divided by the measured seconds.
+        histogram: of these times, in the form of `LoadPoint.histogram`.
     """
 
     count: int
@@ -162,10 +162,10 @@ class ClientUse:
     """The load client's own use of the machine.
 
     Attributes:
-        name: `native` or `perf_analyzer`.
-        workers: number of worker processes.
+        name: client behind the numbers: `native`, or `perf_analyzer` (its CPU use and lateness are unknown).
+        workers: processes of the native client. 1 for perf_analyzer.
         cpu_share: CPU time by wall time and worker. 1 is a whole CPU each. `None`: unknown.
-        cpu_us_per_request: CPU microseconds a request.
+        cpu_us_per_request: CPU microseconds of all workers for each ended request, failed ones too. `None`: unknown.
         run_queue_share: share of time a worker was ready to run and had no CPU (scheduling delay).
         late_share: open loop: share of the sends more than 0.5 ms after their scheduled moment.
         max_late_ns: open loop: the largest such delay.
@@ -206,7 +206,7 @@ class LoadPoint:
     """One load level's row. There is one for every level, in any case.
 
     Attributes:
-        mode: `concurrency`, `rate` or `replay`.
+        mode: kind of load, and so the unit of `level`: `concurrency`, `rate` or `replay`.
         level: requests in flight, requests a second, or the mean rate of the replayed schedule.
         outcome: `stable`, `unstable` (the windows never agreed), `overloaded` (the queue of an open loop
             grows), `over_limit` (the client stopped at a latency limit) or `failed` (nothing to measure).
@@ -214,7 +214,7 @@ class LoadPoint:
         duration_s: length of the measured time.
         requests: successful requests in the measured time.
         throughput_per_s: inferences (requests times batch size) a second.
-        curve: (quantile, nanoseconds) pairs.
+        curve: (quantile, nanoseconds) pairs of the latency, quantiles ascending from 0 to 1.
         histogram: of all measured latencies, without loss, mergeable. `None` when the client only reports percentiles.
         details: `sequence` (from a sequence's first request to its last answer), `first` (from a request to its first
             response), `between` (from one response to the next). Empty where the model has none.
@@ -270,8 +270,8 @@ class SearchStep:
 
     Attributes:
         level: requests in flight, or requests a second.
-        label: as `LoadPoint.label`.
-        decision: `holds`, `fails` or `undecided`.
+        label: `level` in words, as `LoadPoint.label`: `rate 200/s`.
+        decision: `holds` (every gate passes), `fails` (one fails) or `undecided` (none fails, not all pass).
         reason: the deciding gate, with its numbers.
         seconds: seconds measured until the decision.
     """
@@ -288,7 +288,7 @@ class LoadSearch:
     """The search for the largest load within gates.
 
     Attributes:
-        gates: as they were given.
+        gates: each as it was written: `p99<20ms`.
         mode: kind of load searched: `concurrency` or `rate`.
         outcome: `pass` (found), `fail` (no load holds) or `inconclusive`.
         reason: the answer in one sentence.
@@ -315,7 +315,7 @@ class Progress:
     Attributes:
         decision: of a search, with `point`: the decision on the level. Empty otherwise.
         elapsed_s: since the level's start, the warm-up included.
-        windows: measured so far.
+        windows: ended windows of this level. The one being filled is not counted.
         remaining_s: until the level ends for certain. It may be stable earlier.
         spread: how far the last windows are from agreeing, as a share. `None` before there are enough.
         allowed: largest spread of agreeing windows.
@@ -350,7 +350,7 @@ class LoadTestReport(Summarized):
         knee: label of the knee of the closed-loop levels, and the rule behind it. `None` when there is none.
         notes: remarks for a reader (a response cache, inputs in rotation, ...).
         environment: the client's machine and versions.
-        started: UTC, ISO 8601.
+        started: when the test began: UTC, ISO 8601, whole seconds. Of merged reports the earliest.
         search: for the largest load. `None` when none was asked for.
     """
 

@@ -54,9 +54,9 @@ class LoadSpace:
 
     Attributes:
         mode: `concurrency` (whole numbers) or `rate` (requests a second).
-        start: the first level.
-        lowest: the smallest level tried.
-        highest: the largest level tried.
+        start: level measured first. The load doubles or halves from it.
+        lowest: smallest level tried. If it fails, the search ends with `fail`.
+        highest: largest level tried. If it holds, it is the answer.
         arrival: how the requests of a rate come.
         resolution: share of the smaller level. Between two levels closer than this, no third one is tried.
     """
@@ -187,7 +187,7 @@ def decided(point: LoadPoint, gates: Sequence[Gate], looks: int) -> tuple[Outcom
 
     Args:
         point: row of the load level.
-        gates: limits and their metrics.
+        gates: limits for the level to hold, all of them. Not bound to a level.
         looks: how often the level is judged while it runs, see `judge_point`.
     """
     if point.outcome in ("failed", "overloaded"):
@@ -255,7 +255,7 @@ def conclude(space: LoadSpace, gates: Sequence[Gate], steps: Sequence[SearchStep
 
     Args:
         space: the loads of the search.
-        gates: limits and their metrics.
+        gates: gates of the search. Only their texts are kept, the decisions are in `steps`.
         steps: the measured levels, in order.
     """
     holds, fails, undecided = _bracket(steps)

@@ -57,7 +57,7 @@ class CudaMemory:
     """A piece of a GPU's memory.
 
     Args:
-        driver: the CUDA driver's library.
+        driver: the opened driver. A context of the memory's GPU must be current.
         address: address in the GPU's memory.
         key: handle by which a server maps the memory.
 

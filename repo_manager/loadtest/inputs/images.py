@@ -80,8 +80,8 @@ def image_samples(
     """Return a sample for each image, as the recipe has it, up to a limit in bytes.
 
     Args:
-        files: paths of the images.
-        item: the input they fill.
+        files: images, as `image_files` finds them. Read in this order, at least one in any case.
+        item: the input they fill. Gives each sample's key, and the type and rank of the arrays.
         recipe: `None` for an input of whole files.
         limit_bytes: images beyond this many bytes of input are left out.
 

@@ -65,7 +65,7 @@ def shared_samples(
     Args:
         target: connection to the server under load.
         facts: the model's inputs, outputs and limits, as the server reports them.
-        samples: inputs of each request.
+        samples: input name -> array of each request. Their bytes are copied into the region at the start.
         options: with `shared_memory="none"` nothing happens and the placement is `None`.
 
     Raises:

@@ -81,7 +81,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
         level: the load: requests in flight, or a rate.
         facts: the model's inputs, outputs and limits, as the server reports them.
         options: settings of the load test.
-        files: folder for its results.
+        files: folder perf_analyzer is to write both results to.
 
     Raises:
         UsageError: the options are beyond perf_analyzer.

@@ -147,7 +147,7 @@ class Endpoint:
     """A server's address and the prebuilt requests for one model.
 
     Attributes:
-        host: name or address.
+        host: name or address, IPv6 without brackets. TLS expects this name unless `tls` gives another.
         port: TCP port, 1 to 65535.
         authority: value of the `:authority` or `Host` header.
         path: `:path` of the gRPC method or the HTTP request target.
@@ -156,7 +156,7 @@ class Endpoint:
             HTTP: the body alone.
         json_bytes: HTTP only: the length of the JSON part of each body (`Inference-Header-Content-Length`).
         timeout_ns: a request without an answer for this long is an error.
-        protocol: `grpc` or `http`.
+        protocol: `grpc` or `http`. Decides the protocol TLS negotiates.
         sequences: the requests belong to sequences, and `messages` lack their parameters. `None`: they do not.
         decoupled: gRPC: a request has any number of responses.
         keeps_streams: gRPC: calls of `ModelStreamInfer` stay open and carry one request after another. Without it, a
@@ -190,7 +190,7 @@ class Sink(Protocol):
         Args:
             connection: the connection the requests used.
             latencies_ns: latency of each request in nanoseconds.
-            now_ns: present time in nanoseconds.
+            now_ns: when the answers were read, by `time.monotonic_ns`.
 
         Returns:
             How many new requests the connection must send at once, without being told again.
@@ -202,8 +202,8 @@ class Sink(Protocol):
         Args:
             connection: the connection the requests used.
             count: number of requests that ended.
-            message: text of the error.
-            now_ns: present time in nanoseconds.
+            message: the one reason for all `count` of them, as the report shows it.
+            now_ns: when the errors were noticed, by `time.monotonic_ns`.
         """
 
     def noted(self, name: str, values_ns: list[int], now_ns: int) -> None:
@@ -218,7 +218,7 @@ class Sink(Protocol):
         Args:
             connection: the connection the requests used.
             message: the error's text, or the reason of the end.
-            now_ns: present time in nanoseconds.
+            now_ns: when the loss was noticed, by `time.monotonic_ns`.
         """
 
 

@@ -179,7 +179,7 @@ def encode_literal(name: str, value: str, *, indexed: bool) -> bytes:
 
     Args:
         name: field name in lower case.
-        value: field value, in ASCII.
+        value: field value, written as UTF-8.
         indexed: the peer enters the field into its dynamic table.
     """
     raw_name, raw_value = name.encode("ascii"), value.encode("utf-8")

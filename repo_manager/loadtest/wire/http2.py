@@ -54,7 +54,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
         kind: type of the frame (RFC 9113, section 6).
         flags: flag bits of the frame.
         stream: stream number; 0 is the connection.
-        payload: content of the frame.
+        payload: content after the header, not split: at most the peer's largest frame.
     """
     size = len(payload)
     return FRAME_HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload

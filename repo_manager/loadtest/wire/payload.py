@@ -38,8 +38,8 @@ def build_endpoint(
 
     Args:
         facts: the model's inputs, outputs and limits, as the server reports them.
-        samples: inputs of each request.
-        options: of the load test.
+        samples: input name -> array of each request. The messages keep this order.
+        options: give address, protocol, headers, compression and time-out.
         placement: where the tensors are in shared memory. `None` puts them into the messages.
         streams: recorded sequences, each the numbers of its samples. Of a sequence model only.
 

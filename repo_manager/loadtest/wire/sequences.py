@@ -92,7 +92,7 @@ class Lanes:
     """Where a worker's live sequences take their IDs and their requests from.
 
     Args:
-        plan: the material of sequences.
+        plan: messages of the sequences. Worker n begins at number n of its rotation.
         worker: number of this worker, from 0.
         workers: how many workers there are. No two give the same ID.
         seed: of the first ID, so a test soon after another does not meet its sequences.

@@ -323,7 +323,7 @@ class Generator:
         Args:
             connection: the connection the requests used.
             latencies_ns: latency of each request in nanoseconds.
-            now_ns: present time in nanoseconds.
+            now_ns: when the answers were read (monotonic clock): decides their slice.
         """
         recorder = self._recorder
         if now_ns < recorder.boundary_ns:
@@ -340,8 +340,8 @@ class Generator:
         Args:
             connection: the connection the requests used.
             count: number of requests that ended.
-            message: text of the error.
-            now_ns: present time in nanoseconds.
+            message: reason of the errors. The report counts equal texts together.
+            now_ns: when they were noticed (monotonic clock): decides their slice.
         """
         self._recorder.add_errors(count, message, now_ns)
         return self._after(connection, count)
@@ -359,8 +359,8 @@ class Generator:
 
         Args:
             name: name of the measured quantity.
-            values_ns: measured times in nanoseconds.
-            now_ns: present time in nanoseconds.
+            values_ns: one time for each response or sequence, in nanoseconds.
+            now_ns: when the answers were read (monotonic clock): decides their slice.
         """
         self._recorder.add_details(name, values_ns, now_ns)
 
@@ -375,8 +375,8 @@ class Generator:
 
         Args:
             connection: the connection the requests used.
-            message: text of the error.
-            now_ns: present time in nanoseconds.
+            message: reason of the loss. The error of `open` names the last one.
+            now_ns: when the loss was noticed. Not used here.
         """
         self._last_loss = message
         descriptor = connection.fileno()

@@ -31,7 +31,7 @@ class Slice:
         messages: error message -> how often, at most 8 kinds.
         sent: requests due in the slice and sent (open loop only; 0 in a closed loop).
         late: how many of them were sent more than 0.5 ms after their scheduled moment.
-        max_late_ns: the largest such delay.
+        max_late_ns: longest delay of a send behind its scheduled moment, also below 0.5 ms.
         cpu_ns: CPU time the process used.
         run_queue_ns: time the process was ready to run and had no CPU.
         details: more than whole requests: `sequence` (from a sequence's first request to its last answer), `first`
@@ -80,7 +80,7 @@ class Recorder:
     """Collects latencies and hands a `Slice` on whenever one is over and the loop has a moment for it.
 
     Args:
-        slice_ns: length of a slice.
+        slice_ns: length of each slice in nanoseconds, the last one excepted.
         emit: takes each finished slice, in order, none left out.
     """
 
@@ -120,8 +120,8 @@ class Recorder:
 
         Args:
             count: number of requests that ended.
-            message: text of the error.
-            now_ns: present time in nanoseconds.
+            message: reason of all of them. A ninth kind in a slice is counted without its text.
+            now_ns: when they came (monotonic clock). Slices over by then are ended first.
         """
         if now_ns >= self.boundary_ns:
             self.roll(now_ns)
@@ -134,7 +134,7 @@ class Recorder:
 
         Args:
             sent: number of sends in this round.
-            late: number of late sends.
+            late: how many of `sent` missed their moment by more than 0.5 ms.
             max_late_ns: delay of the latest send in nanoseconds.
         """
         self._sent += sent

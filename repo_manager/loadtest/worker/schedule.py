@@ -40,8 +40,8 @@ class Schedule:
             (`burst_size` at once, bursts evenly spaced), `ramp` (the rate rises linearly from `ramp_from_per_s` to
             `rate_per_s` over `ramp_s`, then stays), `replay` (recorded moments).
         rate_per_s: mean rate in requests a second. The final one of a ramp. Ignored by `replay`.
-        seed: of `poisson`.
-        burst_size: requests in a burst.
+        seed: of the random gaps of `poisson`. Equal seeds give equal moments.
+        burst_size: `burst`: requests due at the same moment, 1 or more.
         ramp_from_per_s: rate at the start of a ramp.
         ramp_s: length of a ramp in seconds.
         offsets_ns: the recorded moments of `replay`, ascending, from 0.
@@ -185,7 +185,7 @@ class Job:
     """One worker's part of one load level.
 
     Attributes:
-        protocol: `grpc` or `http`.
+        protocol: `grpc` or `http`: the kind of connections to open.
         endpoint: the server and the prebuilt requests.
         slots: closed loop: requests kept in flight. Open loop: connections opened in advance over HTTP.
         connections: gRPC connections (HTTP opens one a slot).
@@ -196,7 +196,7 @@ class Job:
         max_in_flight: open loop: most requests open at once. Further due ones wait, and their waiting counts as
             latency.
         sequences: live sequences of this worker. 0 where requests belong to none.
-        seed: of the sequences' IDs.
+        seed: of the worker's first sequence ID. Taken from the clock, new for each level.
     """
 
     protocol: str
