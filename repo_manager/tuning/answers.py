@@ -40,7 +40,7 @@ class HeldOut:
     """Held-out data the copies of a model are scored on, and the limits of the score.
 
     Attributes:
-        evaluator: computes the score.
+        evaluator: holds the data, and scores a model by its answers to them.
         limits: limits for today's configuration and every other one.
     """
 

@@ -36,8 +36,8 @@ class Curves:
     Args:
         options: goal and limits of the search.
         loads: puts load on the copies.
-        journal: record of earlier measurements.
-        tell: called after each measurement.
+        journal: keeps each time. Batch sizes already in it are not measured again.
+        tell: called with one line of text after each batch size measured.
         left_s: seconds of the budget left.
     """
 

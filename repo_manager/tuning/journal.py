@@ -25,10 +25,10 @@ class Journal:
     """A file of JSON lines, only ever extended.
 
     Args:
-        folder: folder of the file.
+        folder: existing folder of the file. `facts` give the file's name.
         facts: the facts behind a measurement beside the setting: another model, version, objective or machine has
             another file.
-        fresh: forget earlier measurements.
+        fresh: delete the file of an earlier run first, instead of going on with it.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], *, fresh: bool = False) -> None:

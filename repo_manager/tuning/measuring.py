@@ -48,7 +48,7 @@ class Measured:
     Attributes:
         value: in the objective's unit. `None` when it fails at every load.
         reason: the evidence, with its numbers.
-        levels: each load level.
+        levels: each load level as the journal keeps it, see `Trial.levels`.
         busy: model -> time a second its requests waited and were computed, by the server's counters.
     """
 
@@ -64,7 +64,7 @@ class Loads:
     Args:
         copies: sets of copies on the server.
         options: goal and limits of the search.
-        inputs: requests of each model.
+        inputs: called with a model and its version: its requests' settings of `LoadTestOptions`.
 
     Attributes:
         rate: requests a second for objectives other than throughput. `None` as long as it is not known.
@@ -122,9 +122,9 @@ class Loads:
         """Measure the time of a batch. `None` when no request of this size is answered.
 
         Args:
-            copy: name of the set.
-            model: name of the model.
-            size: samples of the batch.
+            copy: the served set to ask: `candidate`, `today` or `winner`.
+            model: its name in the repository, not the copy's.
+            size: samples in each request. One request is in flight at a time.
         """
         options = self.options_of(
             copy, model, concurrency=(1,), batch_size=size, duration_s=_CURVE_S, window_s=_CURVE_S / 3
@@ -136,7 +136,7 @@ class Loads:
         """Measure the load a set holds.
 
         Args:
-            copy: name of the set.
+            copy: the served set to put under load: `candidate`, `today` or `winner`.
             against: value it must hold or beat for further measurements. `None`: nothing.
 
         Raises:

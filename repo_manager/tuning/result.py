@@ -154,7 +154,7 @@ class TuneProgress:
 
     Attributes:
         text: the measurement, and its result.
-        remaining_s: of the budget.
+        remaining_s: seconds left of the budget, never below 0.
         best: the best setting so far, and its value. Empty as long as there is none.
     """
 
@@ -175,8 +175,8 @@ class Tuning:
         reason: the outcome in one sentence.
         seeks: `throughput`, `latency` or `energy`, and so the unit of values: requests a second, nanoseconds, joules
             an inference.
-        objective: the aim, in words.
-        today: today's setting, measured.
+        objective: the aim in words, with its gates and rate, by `objective_of`.
+        today: the trial of today's setting. Its `seconds` are 0 if the budget ended before it.
         best: the best found. `today` where nothing beat it.
         changes: model -> fields of config.pbtxt from today's to the best. Empty unless the outcome is `better`.
         trials: every setting measured, in order. Empty where the budget ended before today's was.
@@ -220,7 +220,7 @@ def conclude(
     Args:
         options: goal and limits of the search.
         trials: the measurements, today's setting first.
-        best: the best of them.
+        best: the best of `trials`. Its `value` is `None` where none is shown to hold.
         comparisons: today's against the best. None where nothing holds, or they are the same.
         is_complete: whether the search ended on its own.
     """
@@ -280,7 +280,7 @@ def _show(comparisons: Sequence[Comparison], seeks: Objective, *, is_enough_not_
 
     Args:
         comparisons: today's, A, against the best, B.
-        seeks: what is sought.
+        seeks: the objective. Decides the numbers in which A may not be better.
         is_enough_not_worse: the measurements of the search show that B holds the limits and A does not.
     """
     told = [{number.name: number.better for number in each.numbers if number.shown} for each in comparisons]

@@ -53,7 +53,7 @@ def tune(
         versions: model -> the version measured.
         options: goal and limits of the search.
         inputs: gives the facts of a model's requests.
-        progress: called after each measurement.
+        progress: called after each measurement: its result, the time left, the best so far.
 
     Raises:
         UsageError: a model is of an untunable kind, or energy is sought and nothing reports it.
@@ -80,7 +80,7 @@ def tuning_run(
         repository: the model repository: a folder, or a URL of object storage.
         versions: name of the model -> its version.
         options: goal and limits of the search.
-        inputs: requests of each model.
+        inputs: called with a model and its version: its requests' settings of `LoadTestOptions`.
         progress: called with each step of the search.
 
     Raises:
@@ -147,7 +147,7 @@ class TuningRun:
         options: goal and limits of the search.
         loads: puts load on the copies.
         answers: checks the answers of the copies.
-        journal: record of the measurements.
+        journal: keeps each measurement. Those already in it are not repeated.
         progress: called with each step of the search.
         clock: returns the time in seconds.
         began: when the budget began to run. `None`: now.

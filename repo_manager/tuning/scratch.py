@@ -61,7 +61,7 @@ class Copies(ABC):
     """Sets of copies of the models of a tuning, each with its own configurations.
 
     Args:
-        subjects: the models to copy.
+        subjects: the models of each set, loaded in their order: needed models first.
         client: connected client of the server.
         reach: URL of the server, URL of its metrics (`None`: the default port), and options of its client.
         cores: number of CPU cores of the server.
@@ -98,8 +98,8 @@ class Copies(ABC):
         """Load one copy.
 
         Args:
-            served: name of the copy.
-            model: name of the model.
+            served: the copy's name on the server, by `named`.
+            model: name in `subjects.models`. The copy gets the files of this one.
             config: configuration of the model (config.pbtxt).
 
         Raises:
@@ -181,7 +181,7 @@ def copies_of(subjects: Subjects, *, url: str | None = None, access: ClientOptio
     """Make ready to serve copies of models. They are gone at the end of the block.
 
     Args:
-        subjects: the models to copy.
+        subjects: models to copy. Their files must stay for as long as the block lasts.
         url: a server for the copies. `None` starts one.
         access: options of the server's client. `None`: the server is this machine's.
 

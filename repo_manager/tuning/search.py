@@ -24,12 +24,12 @@ class Trial:
     """One setting, measured.
 
     Attributes:
-        setting: the measured setting.
+        setting: the setting of `model`, where there are several. Else the only one.
         is_better: it beats the trial it was compared with. The first one always does.
         value: its value (the largest passing rate, in requests a second, or the p99 in nanoseconds). `None` where it
             was given up before known.
         reason: the deciding fact, with its numbers.
-        seconds: duration of the measurement.
+        seconds: time from loading the copies to the result. 0: the budget ended before.
         against: the value it had to hold. `None` for the first one.
         model: owner of the setting, where there are several.
         state: the settings of all models, where there are several. Empty for one.
@@ -83,9 +83,9 @@ def descend(
     """Return the best trial found.
 
     Args:
-        space: settings free to change.
+        space: axes to walk along. Settings it does not allow are skipped.
         start: today's, and others known already.
-        guesses: settings to try first.
+        guesses: settings tried first, in this order, before any axis.
         evaluate: measures. It may raise to end the search: its results until then are known to the caller.
         is_enough: asked of each better trial. The search ends with the first one it is true of.
     """
@@ -139,9 +139,9 @@ def likely_good(
     """Return likely good settings: one instance with the whole machine, and as many instances as allowed.
 
     Args:
-        space: settings free to change.
-        today: the setting of today.
-        curve: the time of batches.
+        space: values of each axis. The returned settings are all allowed in it.
+        today: present setting, never returned. Gives the values not searched.
+        curve: measured times of batches. Empty: today's batch size is kept.
         latency_ns: the upper limit of the latency. `None` has none.
     """
     sizes, delays = space.axes["max_batch_size"], space.axes["queue_delay"]

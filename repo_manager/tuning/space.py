@@ -95,7 +95,7 @@ class BatchTime:
     """How long one batch takes: a point of the curve measured first.
 
     Attributes:
-        size: samples in it.
+        size: samples in the batch, all sent in one request.
         median_ns: of requests with the whole batch, one at a time.
     """
 
@@ -172,7 +172,7 @@ class Space:
 
     Attributes:
         axes: axis -> its values, in rising order (`None` first).
-        cores: see `Bounds`.
+        cores: CPUs that instances times threads may use. 0: on a GPU, or not known.
         today: today's `max_batch_size` and `queue_delay`, allowed together whatever they are.
     """
 
@@ -343,10 +343,10 @@ def left_out(
     """Yield the values of a model's axes not tried, and why.
 
     Args:
-        space: settings of the model.
+        space: the searched axes of one model, with their values.
         curve: the time of its batches.
-        tried: settings measured so far.
-        search: the axes to search.
+        tried: measured settings of this model. A value in none of them is reported.
+        search: names of the axes searched. Each of the others is reported as such.
         config: configuration of the model (config.pbtxt).
     """
     missing = [axis for axis in AXES if axis not in search]

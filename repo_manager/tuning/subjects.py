@@ -28,7 +28,7 @@ class Subject:
     """One model in the version measured.
 
     Attributes:
-        name: name of the model.
+        name: its name in the repository. Copies have others, by `Copies.named`.
         version: number of the version measured.
         written: the configuration as the repository has it.
         config: the same with the fields fixed in advance: today's, for the tuning.
@@ -57,7 +57,7 @@ class Subjects:
     """All models of a tuning.
 
     Attributes:
-        tops: the models asked.
+        tops: names of the models put under load. Others are parts of ensembles.
         models: name -> model, needed models first.
         tunable: the models whose configuration is searched: all but ensembles.
     """
