@@ -50,7 +50,7 @@ class Accuracy:
         drop_interval: 95 % interval of `source - value`, from the same samples in pairs. `None` as for `interval`.
         min_accuracy: the smallest value accepted. `None` for none.
         max_drop: the largest accepted drop below `source`. `None` for none.
-        passed: whether both hold.
+        passed: whether `value` is finite and holds both limits.
         detail: the numbers and the deciding rule, in words.
     """
 
@@ -114,10 +114,10 @@ def judge_accuracy(
 
     Args:
         source: the score of the model it was made from.
-        found: score of the model.
+        found: score of the judged model. A value of NaN or infinity does not pass.
         data: where the data came from.
         digest: digest of the held-out data. `None`: unknown.
-        metric: what the score is.
+        metric: what the score is, such as `top-1 accuracy`. Only named in the result.
         min_accuracy: smallest accepted accuracy, as in `Accuracy`. `None`: no limit.
         max_drop: largest accepted loss against the source, as in `Accuracy`. `None`: no limit.
         beside: what `source` is, in words.

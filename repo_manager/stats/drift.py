@@ -18,15 +18,16 @@ class OutputDrift:
     """How far one output is from the source's, over all samples.
 
     Attributes:
-        output: name of the output.
+        output: name of the output, or of the inner value if `is_output` is `False`.
         cosine: of the two, all samples joined. 1.0 is equal. `None` for types with no angle.
         relative_error: |candidate - source| / |source|. For integers, booleans and strings the share of elements that
             differ. Infinite when shapes differ or a number became NaN or infinite.
-        max_abs_error: largest single difference.
+        max_abs_error: largest difference of one element. 0 for integers, booleans and strings, infinite for other
+            shapes or NaN.
         top1_agreement: share of rows with the same top class. `None` when the output is no class score.
         rounded_relative_error: the relative error when each 16-bit value is rounded as it is written, as a GPU does.
             ONNX Runtime's CPU computes FP16 in FP32 and shows less. `None`: not 16-bit.
-        samples: how many samples.
+        samples: samples the numbers are over, one for each `DriftMeter.add`.
         rows: how many rows `top1_agreement` was counted over.
         calibration_relative_error: INT8: the relative error on samples the scales were calibrated with. The other
             numbers are of held-out ones. `None`: no samples were held out.
@@ -145,7 +146,7 @@ class DriftMeter:
     """Accumulates the drift of every output, sample by sample, holding no sample.
 
     Args:
-        outputs: names of the outputs.
+        outputs: names to measure. Both mappings given to `add` must have each.
         tie: two classes whose scores differ, in the source, by less than this share of the spread (standard
             deviation) of the row's scores are level: either may come first.
     """

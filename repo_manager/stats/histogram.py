@@ -28,7 +28,7 @@ def bins_of(values_ns: Sequence[int] | Ints) -> Ints:
     """Return the bin number of each value. Negative values count as 0.
 
     Args:
-        values_ns: integers, any shape `[N]`.
+        values_ns: integers in nanoseconds, of any shape. The result has the same shape.
     """
     values = np.maximum(np.asarray(values_ns, dtype=np.int64), 0)
     # frexp gives value = m * 2**e with 0.5 <= m < 1. Exact for every int64 below 2**53 ns (104 days).
@@ -53,7 +53,7 @@ class Histogram:
     Attributes:
         bins: bin numbers, int64 `[B]`, ascending.
         counts: values in each bin, int64 `[B]`.
-        total_ns: sum of all values.
+        total_ns: exact sum of all values, in nanoseconds. Negative ones count as 0.
         squares: sum of all squared values, in ns².
         min_ns: smallest value. `None` when the histogram is empty.
         max_ns: largest value. `None` when the histogram is empty.
@@ -128,7 +128,7 @@ class Histogram:
         """Return the smallest value not exceeded by at least `quantile` of all values, within 1/2048.
 
         Args:
-            quantile: from 0 to 1.
+            quantile: share of the values, 0 to 1: 0.99 for the p99.
 
         Returns:
             Nanoseconds, never outside the exact minimum and maximum. `None` when empty.

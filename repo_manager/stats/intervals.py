@@ -33,8 +33,8 @@ def share_bounds(hits: int, total: int, alpha: float) -> Interval:
     """Return the confidence sequence's interval of a share, with Jeffreys' mixture Beta(1/2, 1/2).
 
     Args:
-        hits: how often it happened.
-        total: out of how many.
+        hits: observations with the event so far, 0 to `total`.
+        total: all observations so far. 0 returns the interval from 0 to 1.
         alpha: the probability of ever leaving the true share out.
     """
     if total == 0:

@@ -22,7 +22,7 @@ def _row(share: float, *places: Place, has_interval: bool = True) -> dict[str, A
     """Return the names of a percentile.
 
     Args:
-        share: 0 to 1.
+        share: the quantile, 0 to 1: 0.99 for `p99`.
         places: where it is shown. Gates and OpenMetrics take every percentile.
         has_interval: whether a bootstrap over a few thousand requests can give it one.
     """
@@ -48,7 +48,7 @@ class Percentile:
     """One field of `Quantiles`.
 
     Attributes:
-        key: `p99.9`.
+        key: name in gates and reports, as a percentage: `p99.9`.
         field: name of the field: `p999_ns`.
     """
 

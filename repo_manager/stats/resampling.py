@@ -95,7 +95,7 @@ class ComparedNumber:
     """One number of A and B.
 
     Attributes:
-        name: `throughput`, `p99 latency`, ...
+        name: title of the metric: `throughput`, `p99 latency`, ...
         a: over all blocks of A (nanoseconds for latencies).
         b: over all blocks of B.
         ratio: B by A, the geometric mean over pairs.
@@ -130,7 +130,7 @@ def compared_numbers(
 
     Args:
         of_a: for each pair, name -> A's number. Above 0.
-        of_b: the same of B.
+        of_b: B's numbers of the same pairs, in the same order. Above 0.
         wholes: the numbers of A and of B over all pairs, for display.
         lower_is_better: the names to compare, in order of display, and whether less is better.
         seed: seed of the random numbers. Equal seeds give equal results.
