@@ -121,7 +121,7 @@ def read_streams(
 
     Args:
         path: .npz, .npy, .json or .jsonl file of requests.
-        inputs: inputs of the model.
+        inputs: inputs of the model. Each request must have all but the optional ones.
         flat: input name -> shape of its flat lists. `None`: no list is flat.
         ignore_others: skip names other than inputs, else refuse them.
 

@@ -58,7 +58,7 @@ class InputFacts:
     """One input (or output) as the server describes it.
 
     Attributes:
-        name: the input's name.
+        name: name on the server, and key of its array in a request.
         datatype: Triton's name of its type (`FP32`, `INT64`, `BYTES`, ...).
         shape: dimensions without the batch axis added by `max_batch_size`. `-1` is dynamic.
         optional: whether a request may leave it out.
@@ -209,8 +209,8 @@ def decoded(text: Any, datatype: str, *, framed: bool = False) -> Array:
     For `BYTES` it is Triton's binary form, each string after its length in 4 bytes.
 
     Args:
-        text: content of the field.
-        datatype: Triton's type, without `TYPE_`.
+        text: base64 without line breaks. Anything but a string is refused.
+        datatype: type of the elements without `TYPE_`: `FP32`, or `BYTES` for strings.
         framed: perf_analyzer's own files, which require the lengths. Else bytes whose first 4 are no length of a string
             in them are one string (an image, for instance), as in TensorFlow Serving's requests.
 

@@ -33,13 +33,13 @@ class ImageRecipe:
     Attributes:
         size: height and width the model takes.
         resize: shorter side before a centre crop to `size`. `None` stretches straight to `size`.
-        layout: `nchw` or `nhwc`.
-        color: `rgb`, `bgr` or `gray`.
+        layout: `nchw` (`[C, H, W]` for each image) or `nhwc` (`[H, W, C]`).
+        color: order of the channels: `rgb`, `bgr`, or `gray` (one channel).
         scale: factor of each 0..255 value, applied first.
         mean: subtracted, per channel, after `scale`.
-        std: divided by, per channel.
+        std: divisor of each channel, after `mean`. As many numbers as `mean`.
         input: the model's input. `None`: its only one.
-        folder: of the images.
+        folder: of the calibration images, sub-folders included. Not part of `served`.
     """
 
     size: tuple[int, int]
@@ -73,7 +73,7 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
     """Return an image as the recipe wants it, float32 `[C, H, W]` or `[H, W, C]`.
 
     Args:
-        pillow: Pillow's module `PIL.Image`, imported.
+        pillow: the imported module `PIL.Image`. Its `MAX_IMAGE_PIXELS` limits the image.
         image: a file, or an open one.
         recipe: how an image becomes the input.
 
