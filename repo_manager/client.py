@@ -285,7 +285,7 @@ class VersionedClient:
         A version that is not there is replaced by another one, as in `infer`. No response is lost or repeated.
 
         Args:
-            inputs: as for `infer`.
+            inputs: inputs of the one request: name -> array, batch axis included.
             key: as for `infer`. `None` draws for each request.
             timeout_s: deadline of each attempt, until its final response. `None` takes the options' `timeout_s`.
 

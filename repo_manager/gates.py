@@ -95,7 +95,7 @@ class Gate:
     """One limit.
 
     Attributes:
-        text: as it was given.
+        text: the gate as it was given, without spaces around it.
         metric: `p99`, `throughput`, `errors`, `drift`, ...
         below: whether the number must be below the limit (else above).
         limit: in the base unit of the metric, or with `relative` a factor of the old version's number.
@@ -116,7 +116,7 @@ class Subject:
     """A metric a gate may name.
 
     Attributes:
-        unit: of the limit.
+        unit: accepted spellings of the limit's unit, with their sizes in the base unit.
         side: the only sense the gate may have, `<` or `>`. `None` allows both.
         has_factor: whether the limit may also be a multiple of the old version's number (`1.2x`).
         is_share: whether a limit above 1 is a mistake.
@@ -205,13 +205,13 @@ class GateResult:
     """One gate, judged.
 
     Attributes:
-        gate: as it was given.
+        gate: text of the gate as it was given, or of the comparison with a baseline.
         level: of a load test, the load level. Of a trial, the evidence: `shadow` (mirrored requests) or `traffic` (the
             server's counters).
-        outcome: result of the gate.
-        reason: the numbers, in words.
+        outcome: pass or fail. Inconclusive: the interval holds the limit, or there is no number.
+        reason: the measured number and its interval in words, or why there is none.
         value: the measured number, in the gate's unit. `None` when it was not reported. Trials give words alone.
-        interval: around it.
+        interval: confidence interval of `value`, in its unit. `None`: there is none.
         needed_s: likely seconds of measuring to decide an inconclusive gate. `None`: more do not help.
         needed_requests: the same for a trial, those seen included. `None`: no number would, or unknown.
     """

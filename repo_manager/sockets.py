@@ -188,7 +188,7 @@ class TimedSocket:
     """A connected socket as `http.client` uses one, with one deadline and one limit for each exchange.
 
     Args:
-        sock: it. Encrypted or not.
+        sock: a connected socket, plain or TLS. Each wait sets its time limit.
     """
 
     def __init__(self, sock: socket.socket | ssl.SSLSocket) -> None:

@@ -28,7 +28,7 @@ def choice(kind: type[E], value: E | str, what: str) -> E:
     """Return the member of an enumeration a value names.
 
     Args:
-        kind: class of the enumeration.
+        kind: class of the enumeration. The values of its members are the accepted texts.
         value: a member, or a member's value.
         what: the option, for the message.
 
@@ -47,8 +47,8 @@ def check_range(what: str, value: float | None, *, least: float = 0.0, most: flo
     Args:
         what: subject of the message: name of the number, for the message.
         value: the number. `None` is accepted.
-        least: the smallest accepted number.
-        most: the largest accepted number.
+        least: the smallest accepted number. By default negative ones are refused.
+        most: the largest accepted number. By default there is no such limit.
 
     Raises:
         UsageError: it is not, or is not a number (NaN).

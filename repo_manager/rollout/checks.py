@@ -117,9 +117,9 @@ def check_pinned(
     """Check whether an ensemble would lose a version it asks for by number.
 
     Args:
-        name: name of the model.
+        name: name of the model whose versions change, for the findings.
         pinned: version -> the ensembles pinned to it.
-        before: versions served now.
+        before: versions served now. Those absent from `after` count as lost.
         after: the versions served after the roll-out.
         options: `drop_pinned` allows the loss of a version an ensemble asks for.
         served: models that the server serves. An ensemble that is not among them loses nothing now, which is a warning.
@@ -184,7 +184,7 @@ def refuse(
         checks: results of all checks. One that failed stops the roll-out, unless `force` covers it.
         options: how to roll out. `force` goes on against an estimate.
         served_by: URLs of the servers with this version loaded already. They go on doing so, and the message says it.
-        action: `deploy`, `rollback` or `undeploy`.
+        action: `deploy`, `rollback` or `undeploy`. Decides the verb of the message alone.
 
     Raises:
         RepositoryError: with everything that was found.
@@ -286,8 +286,8 @@ def check_signatures(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
-        versions: those a load runs.
+        name: name of the model. The models of an ensemble are checked with it.
+        versions: versions of this model a load runs. Those of an ensemble's models come from their policies.
         keys: public keys, of which one must fit each version.
         vouched: list, extended by the valid signatures. `None`: they are not kept.
     """
@@ -318,7 +318,7 @@ def check_loaded(
     Args:
         repository: the model repository: a folder, or a place in object storage.
         entry: the model and its versions, as `scan` lists them.
-        version: number of the version.
+        version: the loaded version. The configuration in its manifest is compared with `config`.
         keys: public keys, of which one must fit.
         vouched: the signatures found valid before the load.
         config: the configuration the server runs the model with. `None`: it does not tell.

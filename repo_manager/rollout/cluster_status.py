@@ -24,7 +24,7 @@ class PodStatus:
     """One pod.
 
     Attributes:
-        name: name of the pod.
+        name: name of the pod, without its namespace.
         ready: whether it is in service: Triton is ready when every model of the snapshot has loaded.
         url: the snapshot or repository it serves. Empty when its containers do not say so.
         models: model -> the READY versions. Empty when it is not ready, or its repository cannot be read.
@@ -50,7 +50,7 @@ class PartStatus:
 
     Attributes:
         name: name of the Deployment or the InferenceService.
-        kind: `Deployment` or `InferenceService`.
+        kind: `Deployment`, or `InferenceService` (then `wanted` and `observed` are `None`).
         url: the snapshot, or the repository, it points at.
         models: model -> versions of it. Empty when it cannot be read.
         wanted: how many pods there will be. `None` when it does not say so.
@@ -59,7 +59,7 @@ class PartStatus:
         owners: field of a roll-out or an upgrade (`snapshot`, `replicas`, `image`) -> its latest field manager, as in
             `metadata.managedFields`. Fields without a manager are left out.
         keeper: the GitOps controller it is applied by. `None`: none known.
-        pods: its pods, oldest first.
+        pods: its pods, oldest first, terminating ones included.
     """
 
     name: str
@@ -79,7 +79,7 @@ class ClusterStatus:
     """A target in a cluster.
 
     Attributes:
-        target: `k8s://namespace/release` or `kserve://namespace/name`.
+        target: the address as given: `k8s://namespace/release` or `kserve://namespace/name`.
         cluster: the API server's address and the context of the kubeconfig.
         parts: its Deployments, or the InferenceService.
         differences: deviations from the declared state, in words. Empty when all is.
@@ -96,7 +96,7 @@ def cluster_status(repository: Location, target: str, api: Api) -> ClusterStatus
 
     Args:
         repository: the repository its snapshots were made from.
-        target: address: `k8s://namespace/release` or `kserve://namespace/name`.
+        target: `k8s://namespace/release` or `kserve://namespace/name`. `api` decides the cluster, not its `?context=`.
         api: connected API of the cluster.
 
     Raises:

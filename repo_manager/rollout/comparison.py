@@ -32,7 +32,7 @@ class OutputComparison:
         output: its name. In a sequence with the request's number, of several responses with the response's.
         error: largest `|served - reference|`, divided by the largest `|reference|`. For other than floats the share of
             elements that differ.
-        tolerance: the largest error allowed.
+        tolerance: the largest `error` accepted. 0 where values other than floats were compared.
     """
 
     output: str
@@ -94,7 +94,7 @@ def type_name(output: Any) -> str:
     """Return the name of an output's data type, as `TYPE_FP32`.
 
     Args:
-        output: entry of the configuration.
+        output: an `output` entry of the configuration's message. Only its `data_type` is read.
     """
     return str(DATA_TYPE.values_by_number[output.data_type].name)
 
@@ -127,7 +127,7 @@ def unlike_promised(config: ModelConfig, responses: Iterable[Mapping[str, Array]
 
     Args:
         config: configuration of the model (config.pbtxt).
-        responses: outputs of each response.
+        responses: output name -> array, of each response. Outputs unknown to `config` are skipped.
     """
     outputs = {entry.name: entry for entry in config.message().output}
     batched = config.max_batch_size > 0
@@ -153,7 +153,7 @@ def compare_outputs(
     """Compare a response's outputs with the reference. A missing output is infinitely far off.
 
     Args:
-        served: output name -> array.
+        served: output name -> array of the response. `None` counts as missing.
         expected: output name -> the reference. Other outputs are not compared.
         tolerance: largest accepted error of each output.
         where: the request and the response, where there are several.

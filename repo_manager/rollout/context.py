@@ -221,7 +221,7 @@ class Context:
         """Check whether an ensemble would lose a version it asks for by number.
 
         Args:
-            before: versions served now.
+            before: versions served now. Those absent from `after` count as lost.
             after: the versions served after the roll-out.
             served: models that the server serves. `None`: all ensembles are to be served.
         """

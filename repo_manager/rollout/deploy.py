@@ -57,8 +57,8 @@ def deploy(
 
     Args:
         repository: the repository the target serves.
-        name: name of the model.
-        version: the version to serve.
+        name: name of the model to deploy. Models it needs are served with it where they are not yet.
+        version: a version in the repository. It replaces those served, except with `keep_previous`.
         to: connected clients, one a server; or URLs (`grpc://host:port`, `http://host:port`, `dns://name:port`,
             `@FILE`); or one `k8s://namespace/release` or `kserve://namespace/name`.
         options: deadline, trial, batch size and the like. `None` takes the defaults.
@@ -120,7 +120,7 @@ def rollback(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: name of the model. Its recorded roll-outs give the version to go back to.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
         options: settings of the roll-out. `None`: the defaults.
         connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
@@ -165,7 +165,7 @@ def undeploy(
 
     Args:
         repository: the repository the target serves.
-        name: name of the model.
+        name: name of the model to take out of service. Models it needs stay served.
         version: one version. `None`: all of them.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
         options: deadline and the like. `None` takes the defaults.

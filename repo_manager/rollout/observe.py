@@ -84,7 +84,7 @@ def load_model(
     Args:
         client: connected client of the server.
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: name of the model, in `repository` and on the server.
         timeout_s: deadline of the call in seconds.
         signed_by: keys one of which must vouch for each version that is loaded. Empty: the server reads the folder.
 
@@ -201,7 +201,7 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
     Args:
         state: the model's versions on the server.
         client: connected client of the server.
-        name: name of the model.
+        name: name of the model. Where `state` has no READY version, its configuration is asked for.
 
     Raises:
         ServerRefusedError: it does not show the model's configuration, or has several models of this name.
@@ -251,7 +251,7 @@ def wait_until_only_ready(
 
     Args:
         client: connected client of the server.
-        name: name of the model.
+        name: name of the model to observe again and again. Other models do not matter.
         wanted: numbers of the versions, ascending.
         timeout_s: deadline of the call in seconds.
         settled: wait also until nothing is on its way (a dropped version stays UNLOADING until its last request has

@@ -25,14 +25,14 @@ class Pin:
     """A snapshot, and the names that lead to it.
 
     Attributes:
-        id: digest of its content.
+        id: digest of its content: 16 hexadecimal digits, the last part of `url`.
         url: of the snapshot, as the pods see it: the chart's `repository.snapshot`, or KServe's `storageUri`.
         repository: of the repository, as the pods see it: the chart's `repository.url`.
         models: model -> the versions it holds.
         previous: URL of the snapshot pinned before. `None` for the first one.
         before: model -> the versions pinned before. The versions the policies serve where nothing was pinned.
         created: whether it was written now, or was there already.
-        checks: findings about the versions.
+        checks: findings about the pinned versions, warnings included. None of them stopped the pinning.
         dry_run: true when the snapshot was only named, not written.
     """
 

@@ -64,11 +64,11 @@ class RolloutPlan:
     Attributes:
         model: name of the model to roll out.
         version: the version to serve. `None`: none of the model will be.
-        url: address of the server.
-        ready_before: versions READY now.
+        url: address of the server, as given, or `a server to be started`.
+        ready_before: versions READY when the server was asked, ascending.
         ready_after: versions READY after the roll-out.
         policy_before: the repository's policy as it is in config.pbtxt: versions, `latest:n` or `all`.
-        steps: every version's fate.
+        steps: action and reason for each version served now or afterwards, ascending.
         peak_bytes: size of the version folders loaded at the same time, at the worst moment.
         new_bytes: size of the folders still to be loaded, the room the server needs now.
         notes: remarks, on a difference between the server's configuration and the repository's for instance.
@@ -108,8 +108,8 @@ def plan_deploy(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
-        version: number of the version.
+        name: name of the model, in the repository and on the server.
+        version: the version to deploy. It must be in the repository.
         client: connected client of the server.
         keep_previous: keep the previous version loaded.
 
@@ -131,7 +131,7 @@ class Obstacle:
     Attributes:
         reason: why the load would do nothing, for a person.
         always: on any change, else only where the server differs from a repository unchanged since.
-        way_out: the roll-out's remedy.
+        way_out: the roll-out's remedy in words, appended to the reason of the version.
     """
 
     reason: str
@@ -202,10 +202,10 @@ def plan_from(
 
     Args:
         entry: the model and its versions, as `scan` lists them.
-        version: the version to serve.
+        version: the version to serve. Whether `entry` has it is not checked.
         served: the server's versions and configuration now.
         keep_previous: leave the newest other version served, and those pinned.
-        pinned: versions pinned by ensembles.
+        pinned: versions ensembles ask for by number. Without `keep_previous` they change nothing.
         obstacle: reason why a load would do nothing. `None`: there is none.
     """
     existing = {each.version for each in entry.versions}
@@ -270,7 +270,7 @@ def plan_undeploy(
     Args:
         entry: the model and its versions, as `scan` lists them.
         served: the server's versions and configuration now.
-        after: the versions kept.
+        after: the versions to keep, ascending. Empty: the whole model leaves.
         keeps: models it needs. They stay served.
     """
     steps = [

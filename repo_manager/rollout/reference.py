@@ -64,7 +64,7 @@ class Reference:
 
     Attributes:
         tries: samples. The next is sent where the server refuses a made-up one.
-        source: see `SmokeResult.reference`.
+        source: `golden`, `onnxruntime` or `none`, with the meaning of `SmokeResult.reference`.
         tolerance: largest difference allowed for each output.
         promised: the configuration the version was published with. `None`: it has none.
         parts: model the version needs -> the version of it behind the answers.

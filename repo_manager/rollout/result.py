@@ -25,7 +25,7 @@ class PodProof:
     """A new pod's answer to the smoke inference.
 
     Attributes:
-        pod: name of the pod.
+        pod: name of the pod, without its namespace.
         url: address the pod was asked at.
         latency_ns: of the inference, or of the index after an undeployment. `None` when the pod was out of reach.
     """
@@ -99,7 +99,7 @@ class TrialResult:
         shares: the shares of the traffic asked for, 0 to 1.
         shadow: result of mirroring recorded requests. `None`: there was no shadow. `None` without.
         steps: shares of the traffic that the canary went through, in order.
-        notes: remarks for the user.
+        notes: requests of others during the trial, or why there was no trial, as sentences.
     """
 
     shares: tuple[float, ...] = ()
@@ -125,7 +125,7 @@ class Rollout(Summarized):
         trial: the shadow and the canary. `None` without.
         seconds: wall time of the roll-out.
         events: the steps made, as lines of text, in order.
-        action: `deploy`, `rollback` or `undeploy`.
+        action: `deploy`, `rollback` or `undeploy`, as it was asked for.
     """
 
     model: str

@@ -39,7 +39,7 @@ def check_server(
         version: the version to be served.
         new_bytes: size of the files to load. 0 skips the memory.
         client: connected client of the server.
-        timeout_s: deadline of each question.
+        timeout_s: seconds the server may take to tell its version. It is asked for TensorRT engines alone.
     """
     config = entry.config()
     engines = _has_engine(entry, version, config)
@@ -111,7 +111,7 @@ class Room:
 
     Attributes:
         kind: the memory the check is about: `the GPU` or `the machine`.
-        free_bytes: free memory of it.
+        free_bytes: free memory of it, in bytes. Of several GPUs, the fullest one's.
         footprint_bytes: memory of the served version's processes. `None` when it cannot be seen.
     """
 
@@ -124,8 +124,8 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
     """Return the room for another version of a model, or `None` when nobody tells.
 
     Args:
-        model: name of the model.
-        url: address of the server.
+        model: name of the model. In the host's memory, its processes give `footprint_bytes`.
+        url: address of the server. The host's memory is known for a loopback address only.
         metrics: text of its metrics page. `None`: it was not read.
         wants_gpu: whether the model is in GPU memory, else in the host's. Only this machine's is known.
     """

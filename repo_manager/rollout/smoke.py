@@ -45,14 +45,14 @@ class SmokeResult:
     """The result of a smoke inference.
 
     Attributes:
-        version: the version asked.
+        version: the version the requests named.
         reference: `golden` (recorded with the version), `onnxruntime` (run now on the version's ONNX file), `none` (an
             answer came and has the shapes and types the configuration promises), or `readiness` (no request
             could be made: the server says the version is ready, and nothing else is known).
         outputs: one comparison per output with a reference.
         latency_ns: of all requests together, the client's work included.
         requests: how many were sent. More than one for a sequence.
-        responses: number of responses received.
+        responses: number of responses to all requests together. 0 for `readiness`.
         note: why nothing was asked, for `readiness`, or why answers were not compared, else empty.
     """
 
@@ -84,8 +84,8 @@ def smoke_test(
     Args:
         client: connected client of the server.
         folder: the version's folder in the repository.
-        name: name of the model.
-        version: number of the version.
+        name: name of the model on the server, for the requests and the messages.
+        version: the version the requests name. It is not waited for.
         config: the configuration the server runs it with.
         timeout_s: deadline of each request, and of the local run that answers it where no answer was recorded.
         readiness_only: made-up requests the server refuses say nothing of the version: its readiness is enough.
@@ -255,7 +255,7 @@ def _check_promised(
 
     Args:
         what: subject of the message: the version.
-        response: outputs of one response.
+        response: output name -> array of one response. `None` counts as missing.
         outputs: outputs promised by the configuration or the manifest.
         known: outputs equal to the recorded ones, exempt from the check.
         batched: whether the model takes batches.

@@ -47,13 +47,13 @@ class CachedSnapshot:
     """A snapshot on this machine. Nobody removes it until it is closed.
 
     Attributes:
-        id: digest of its content.
+        id: digest of its content: 16 hexadecimal digits, the name of its folder.
         folder: where it is, whole and checked.
         models: model -> the versions served.
         fetched: whether it was brought now, or was there already.
         size_bytes: total size of its versions' files.
         removed: ids of the snapshots removed to make room for it, or beyond the number kept.
-        seconds: duration.
+        seconds: wall time of the fetch and the checks, waiting for other processes included.
         lock: the open file whose lock says the snapshot is in use.
     """
 

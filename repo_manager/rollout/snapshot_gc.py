@@ -61,7 +61,7 @@ def gc_snapshots(
         targets: objects to ask for references, `k8s://namespace/release` or `kserve://namespace/name`.
         pinned: values file -> URL of its snapshot. `None`: no file pins one.
         older_than_s: younger snapshots stay: anyone who wrote one may be about to name it.
-        dry_run: only list the snapshots.
+        dry_run: only list the snapshots. Roll-outs may run at the same time.
 
     Raises:
         UsageError: neither a target nor a pin is named, or a target cannot be read.

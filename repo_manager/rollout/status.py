@@ -36,9 +36,9 @@ class ModelStatus:
     """One model on one server.
 
     Attributes:
-        model: name of the model.
-        url: address of the server.
-        ready: READY versions, ascending.
+        model: name of a model of the repository. For others see `RepositoryStatus.strangers`.
+        url: address of the server. `dns://` gives one entry for each address behind the name.
+        ready: READY versions by the server's index, ascending. Empty: none is loaded.
         selected: versions the version policy of config.pbtxt selects.
         deployed: the version of the last recorded deployment. `None` when there is none, or it was undeployed since.
         deployed_at: time of the latest deployment, UTC, ISO 8601.

@@ -35,13 +35,13 @@ class Traffic:
     """How a route shares traffic.
 
     Attributes:
-        route: `gateway://namespace/route`.
+        route: `gateway://namespace/route`, with `?context=NAME` where it was given.
         cluster: the API server's address and the context of the kubeconfig.
         services: the Service of the old version, and the one of the new.
         before: the new one's share before, 0 to 1.
         share: its share now. Of a dry run, the planned one.
         steps: the shares it got on the way, the last one included. Empty where nothing was asked for.
-        dry_run: nothing was changed.
+        dry_run: true when nothing was changed, and `share` is only planned.
     """
 
     route: str

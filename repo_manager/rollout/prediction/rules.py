@@ -235,7 +235,7 @@ def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, au
     """Read the repository's side from a model's folder.
 
     Args:
-        folder: folder of the model.
+        folder: local folder of the model. Its name is compared with the one in config.pbtxt.
         unloadable: version -> reason why it cannot load. `None`: all can.
         auto_complete: whether the server completes configurations.
 

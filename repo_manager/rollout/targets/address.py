@@ -30,7 +30,7 @@ class ClusterAddress:
     """Something in the cluster the kubeconfig names.
 
     Attributes:
-        SCHEME: without `://`.
+        SCHEME: the scheme of such addresses without `://`, for instance `k8s`.
         FORM: of the whole text, by `form_of`.
         IS_NOT: end of the message for another text: the kind it is not, and the right form.
         namespace: Kubernetes namespace of the object.

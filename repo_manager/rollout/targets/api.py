@@ -234,8 +234,8 @@ class Api:
         """Change a Deployment by a strategic merge patch. If it has a `resourceVersion`, only while it is current.
 
         Args:
-            namespace: namespace of the object.
-            name: name of the Deployment.
+            namespace: namespace of the Deployment, where the account needs the right to patch it.
+            name: name of an existing Deployment. None is made.
             patch: strategic merge patch of the object.
         """
 
@@ -265,9 +265,9 @@ class Api:
         """Return the last lines a container wrote. Empty when they cannot be had.
 
         Args:
-            namespace: namespace of the object.
-            pod: name of the pod.
-            container: name of the container.
+            namespace: namespace of the pod. Without the right to read logs there, the answer is empty.
+            pod: name of the pod. A missing one gives an empty text.
+            container: name of one of its containers, or of its init containers.
         """
 
         def read() -> str:
@@ -284,8 +284,8 @@ class Api:
 
         Args:
             kind: group, version, plural and kind of the resource.
-            namespace: namespace of the object.
-            name: name of the resource.
+            namespace: namespace of the resource. Kinds without namespaces cannot be read.
+            name: name of the resource. A missing one is refused.
         """
         return self._ask(
             f"read {kind[2]} {namespace}/{name}",
@@ -297,7 +297,7 @@ class Api:
 
         Args:
             kind: group, version, plural and kind of the resource.
-            namespace: namespace of the object.
+            namespace: the only namespace searched.
             labels: labels the resources must have.
         """
         try:
@@ -312,8 +312,8 @@ class Api:
 
         Args:
             kind: group, version, plural and kind of the resource.
-            namespace: namespace of the object.
-            name: name of the resource.
+            namespace: namespace of the resource, where the account needs the right to patch it.
+            name: name of an existing resource. None is made.
             patch: JSON merge patch of the object.
         """
 

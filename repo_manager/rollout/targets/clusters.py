@@ -126,7 +126,7 @@ def api_of(text: str, timeout_s: float | None = None) -> Api:
     """Connect to the cluster a target names.
 
     Args:
-        text: address of the target.
+        text: `k8s://namespace/release` or `kserve://namespace/name`. Its `?context=` names the cluster.
         timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
 
     Raises:
@@ -152,7 +152,7 @@ def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[i
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        text: address of the target.
+        text: `k8s://namespace/release` or `kserve://namespace/name`. `api` decides the cluster, not its `?context=`.
         api: connected API of the cluster.
 
     Raises:

@@ -34,7 +34,7 @@ class Events:
         """Write an Event.
 
         Args:
-            reason: one word, as `RolloutStarted`.
+            reason: the Event's `reason`: one word in CamelCase, as `RolloutStarted`.
             text: the event, for a person.
             warning: whether it is one, else it is normal.
         """

@@ -20,8 +20,8 @@ class GatewayWeights:
     """The canary's share in every rule with both Services of a route, for `repo_manager.rollout.trial.canary`.
 
     Args:
-        namespace: namespace of the route.
-        route: name of the HTTPRoute.
+        namespace: namespace of the HTTPRoute, where the account needs the rights to read and patch it.
+        route: name of the HTTPRoute. Every rule of it with both Services gets the weights.
         services: the Service of the old version and the one of the new.
         api: connected API of the cluster.
         timeout_s: how long a gateway may take to accept a change.
@@ -124,8 +124,8 @@ def backends_of(api: Api, namespace: str, route: str) -> tuple[str, str]:
 
     Args:
         api: connected API of the cluster.
-        namespace: namespace of the object.
-        route: name of the HTTPRoute.
+        namespace: namespace of the HTTPRoute. Those of its backends are not looked at.
+        route: name of the HTTPRoute. It is read, not changed.
 
     Raises:
         ServerError: there is no such route, or none of its rules has two.

@@ -44,9 +44,9 @@ def previous_on_kserve(service: InferenceService, repository: Location, name: st
     """Return the version of a model to go back to: the one deployed before the one the InferenceService serves.
 
     Args:
-        service: address of the InferenceService.
+        service: address of the InferenceService. An annotation of it tells the versions served now.
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: name of the model whose recorded deployments are searched, latest first.
         api: connected API of the cluster.
 
     Raises:

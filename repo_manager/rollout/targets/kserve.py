@@ -65,7 +65,7 @@ class KServeTarget:
 
     Args:
         context: of the roll-out. `load_timeout_s` bounds the wait for each step.
-        service: address of the InferenceService.
+        service: address of the InferenceService. `look` reads the object.
         api: connected API of the cluster.
         trial: steps on the way. `None`: all of the traffic at once, when the revision is ready.
 

@@ -46,7 +46,7 @@ class Sight:
     """An InferenceService and its owned objects, at one moment.
 
     Attributes:
-        service: the InferenceService.
+        service: the InferenceService as the API server gave it, its status included.
         deployments: those it owns in Standard mode. Empty with Knative.
     """
 
@@ -95,8 +95,8 @@ def see(api: Api, namespace: str, name: str) -> Sight:
 
     Args:
         api: connected API of the cluster.
-        namespace: namespace of the object.
-        name: name of the InferenceService.
+        namespace: namespace of the InferenceService and of its Deployments.
+        name: name of the InferenceService, also the value of its Deployments' owner label.
 
     Raises:
         ServerRefusedError: it does not exist, or the Deployments may not be listed.
@@ -121,8 +121,8 @@ def wait_for_service(
 
     Args:
         api: connected API of the cluster.
-        namespace: namespace of the InferenceService.
-        name: name of the InferenceService.
+        namespace: namespace of the InferenceService and of its Deployments.
+        name: name of the InferenceService. Without such an object the wait ends at once.
         wanted: the snapshot and share to reach.
         timeout_s: longest time to reach it, in seconds.
         report: called with a line of text at each change.
@@ -163,10 +163,10 @@ def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, second
 
     Args:
         api: connected API of the cluster.
-        namespace: namespace of the object.
-        name: name of the InferenceService.
+        namespace: namespace of the InferenceService and of its Deployments.
+        name: name of the InferenceService. It is read about once a second.
         wanted: snapshot and share to hold.
-        seconds: seconds to watch.
+        seconds: how long the state must hold. 0 checks nothing.
 
     Raises:
         ServerRefusedError: it did not stay ready with that snapshot and share.

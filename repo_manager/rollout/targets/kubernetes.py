@@ -43,7 +43,7 @@ class KubernetesTarget:
 
     Args:
         context: of the roll-out. `load_timeout_s` is the longest time without progress.
-        release: address of the release.
+        release: address of the release. `look` finds its Deployments.
         api: connected API of the cluster.
         connection: how to talk to the pods' gRPC endpoint.
     """
@@ -144,10 +144,10 @@ class DeploymentPart:
 
     Args:
         target: the release that owns it.
-        deployment: as it was read.
+        deployment: the Deployment as it was read. `apply` fails if its spec, replicas aside, was changed since.
         served: the snapshot or repository its pods serve.
         held: models and versions the release serves.
-        planned: the snapshot to serve.
+        planned: the snapshot to serve. It need not be written yet: `apply` does it.
     """
 
     def __init__(

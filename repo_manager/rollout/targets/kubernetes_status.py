@@ -31,7 +31,7 @@ class Trouble:
     Attributes:
         what: the problem, as a sentence.
         pod: whose log says more. `None` when none does.
-        container: of that pod.
+        container: the container of `pod` whose log says more. `None` as for `pod`.
     """
 
     what: str
@@ -154,7 +154,7 @@ def wait_for_rollout(
 
     Args:
         api: connected API of the cluster.
-        namespace: namespace of the object.
+        namespace: namespace of the Deployment and its pods.
         deployment: as it was read before.
         url: the snapshot its pods must serve.
         timeout_s: how long it may take until one pod more is new, available or gone: a large Deployment is no slower

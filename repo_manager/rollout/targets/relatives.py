@@ -36,7 +36,7 @@ class Needed:
 
     Attributes:
         entry: the needed model, as scanned.
-        versions: versions to serve.
+        versions: versions to serve, ascending, those pinned by ensembles included.
         original: text of its config.pbtxt before the roll-out.
     """
 

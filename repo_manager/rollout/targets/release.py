@@ -35,8 +35,8 @@ def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
     """Return the version of a model the release served before the current one.
 
     Args:
-        release: address of the release.
-        name: name of the model.
+        release: address of the release. Of several Deployments, the first one's history counts.
+        name: name of the model to look for in the history of snapshots.
         api: connected API of the cluster.
 
     Raises:

@@ -60,7 +60,7 @@ def models_served(
         repository: the repository, as this machine sees it.
         url: the snapshot or repository as the cluster addresses it.
         snapshots: where snapshots are, as the cluster sees them.
-        served_by: the target, for messages.
+        served_by: address of the target, named when its snapshot cannot be read.
         load: the models loaded of the repository itself, or `*`.
 
     Raises:
@@ -86,7 +86,7 @@ def check_leaving(
     Args:
         context: the roll-out's context: model, options, deadline, report.
         held: the cluster's models, model -> versions.
-        served_by: the target, for messages.
+        served_by: address of the target, named in the refusals.
         load: the models its pods name to load, or `*`.
     """
     name, before = context.name, held.get(context.name, ())
@@ -113,7 +113,7 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
 
     Args:
         context: the roll-out's context: model, options, deadline, report.
-        held: models and versions served.
+        held: model -> versions served now. Models other than the changed and the needed ones stay.
         source: repository or snapshot with their files.
     """
     repository, name, version = context.repository, context.name, context.version
@@ -162,7 +162,7 @@ def check_relatives(
     Args:
         context: the roll-out's context: model, options, deadline, report.
         models: model -> versions of the snapshot.
-        served_by: the target, for messages.
+        served_by: address of the target, named in the refusals.
         load: the models its pods name to load, or `*`. With an ensemble Triton loads its parts, never the models its
             code asks.
     """

@@ -61,8 +61,8 @@ class SnapshotModel:
     """A model in a snapshot.
 
     Attributes:
-        name: name of the model.
-        versions: those served, ascending.
+        name: name of the model, in the snapshot as in `source`.
+        versions: versions to serve, ascending. The snapshot's config.pbtxt selects exactly these.
         source: the repository, or the earlier snapshot, with its files.
     """
 
@@ -76,7 +76,7 @@ class Snapshot:
     """An existing snapshot.
 
     Attributes:
-        id: of its content.
+        id: digest of its content: 16 hexadecimal digits, the name of its folder.
         location: where it was written, as this machine sees it.
         models: model -> the versions served.
         created: whether it was written now, or was there already.

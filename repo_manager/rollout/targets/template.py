@@ -46,7 +46,7 @@ class ServedTemplate:
     """The served state in a Deployment's pod template.
 
     Attributes:
-        deployment: name of the Deployment.
+        deployment: name of the Deployment, without its namespace.
         container: the name of the container with the repository's URL: Triton's, or the one for snapshots on the node.
         containers: the list of the pod's spec it is in: `containers` or `initContainers`.
         variable: the environment variable for the repository's URL. `None`: it is in the arguments.
@@ -116,7 +116,7 @@ def patch_for(
     repo-manager versions beside it go.
 
     Args:
-        deployment: as it was read.
+        deployment: the Deployment as it was read. Its resource version and history go into the patch.
         served: models and snapshot of the pods.
         after: the snapshot's URL and models.
         before: the models it serves, the first entry of its history.

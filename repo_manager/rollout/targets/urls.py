@@ -34,7 +34,7 @@ class ServerAddress:
     """One server.
 
     Attributes:
-        url: where it is.
+        url: URL with protocol, host and port, for instance `grpc://10.0.0.7:8001`.
         server_name: the name in its certificate when it was found by name but is reached by address. `None`: the URL's
             host.
     """
@@ -94,7 +94,7 @@ def connect(
     """Return a client of each server: those given, and one for each a text names, closed with the stack.
 
     Args:
-        servers: connected clients, or URLs.
+        servers: connected clients, or texts as for `--to`: URLs, `dns://`, `@FILE`. Clients come first in the result.
         connection: TLS, headers and deadlines of clients.
         stack: closes the new clients at its end.
 

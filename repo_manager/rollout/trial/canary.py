@@ -36,7 +36,7 @@ class CanaryTarget:
     """A Triton server whose new version must prove itself on requests, beside its inference, before it takes over.
 
     Args:
-        target: target of the roll-out.
+        target: the same roll-out without a trial. It must have one server.
         context: the roll-out's context: model, options, deadline, report.
         options: steps, duration and gates of the trial.
         connect: makes more clients of the same server, for mirroring.

@@ -37,7 +37,7 @@ class Evidence:
     """The knowledge of the new version so far.
 
     Attributes:
-        source: `shadow` or `traffic`.
+        source: `shadow`: mirrored requests. `traffic`: the server's counters, for `errors` and `mean` alone.
         requests: requests the new version was sent, those no version could answer left out.
         errors: of these, how many it failed.
         latencies_ns: `[requests, 2]` of the new and the old version, in order of time. For traffic one row a period
@@ -65,7 +65,7 @@ def judge_gates(gates: Sequence[Gate], evidence: Evidence, *, look: int = 1) -> 
     """Judge every gate this evidence can speak to. 5 % of error are shared by all gates and all looks.
 
     Args:
-        gates: limits and their metrics.
+        gates: all gates of the trial. For `traffic`, those its counters cannot speak to are left out.
         evidence: what was seen so far.
         look: the number of this judgement, from 1. Only bootstrapped gates depend on it.
     """

@@ -47,7 +47,7 @@ class Mirror:
 
     Args:
         connect: makes a client. Called once a worker, because an HTTP client is for one thread.
-        name: name of the model.
+        name: name of the model with both versions, on the server.
         versions: the old and the new version.
         exchanges: requests to send, over and over in an order drawn again each round.
         options: rate, duration and deadlines of the shadow.
@@ -82,7 +82,7 @@ class Mirror:
         """Mirror for some time.
 
         Args:
-            seconds: how long to mirror.
+            seconds: longest time to send requests. Replies on their way are waited for.
             stop: asked again and again. `True` ends it.
 
         Raises:

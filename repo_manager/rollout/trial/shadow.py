@@ -104,8 +104,8 @@ class ShadowReport:
 
     Attributes:
         model: name of the model on trial.
-        old: the version served before.
-        new: the version on trial.
+        old: number of the version served before. Its answers are the reference.
+        new: number of the version on trial.
         pairs: requests, or whole sequences, sent to both versions. Those neither could answer are in `refused_by_both`
             alone.
         errors_old: of these, how many the old version failed.
@@ -113,12 +113,12 @@ class ShadowReport:
         first_error: the new version's first error. `None` without one.
         refused_by_both: recorded requests neither version could answer.
         skipped: requests due while all workers waited for answers.
-        seconds: seconds the mirroring took.
+        seconds: wall time of the mirroring, warm-up and last answers included.
         outputs: drift of every output over all answers.
         latency_old: of the pairs both answered.
         latency_new: the same of the new version.
-        gates: every gate's result.
-        outcome: of all of them.
+        gates: result of each gate, in the order given. Empty when the mirroring broke off.
+        outcome: the worst outcome of `gates`. `pass` without any.
     """
 
     model: str

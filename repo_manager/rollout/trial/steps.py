@@ -36,7 +36,7 @@ class PublishedWeights:
 
     Args:
         repository: the repository the server serves.
-        name: name of the model.
+        name: name of the model whose config.pbtxt carries the weights.
         versions: the old and the new version.
         client: connected client of the server.
         load: makes the server read the file.
@@ -73,7 +73,7 @@ class FileWeights:
 
     Args:
         path: the file. It is replaced as a whole.
-        name: name of the model.
+        name: name of the model, the only key in the file.
         versions: the old and the new version.
     """
 
@@ -120,10 +120,10 @@ class CanaryStep:
 
     Attributes:
         fraction: the new version's share of the traffic, 0 to 1.
-        seconds: seconds it was watched.
+        seconds: seconds the step was to be watched. A failed gate ends it earlier.
         requests: requests the new version got during the step, if known.
         gates: how every gate stood at its end, over all steps so far.
-        outcome: of all of them.
+        outcome: the worst outcome of `gates`. `pass` without any.
     """
 
     fraction: float
@@ -207,8 +207,8 @@ def untried(name: str, version: int, where: str) -> InconclusiveError:
     """Return the error of a trial without anything to be judged against.
 
     Args:
-        name: name of the model.
-        version: number of the version.
+        name: name of the model, for the message.
+        version: the version to be tried, for the message.
         where: place of the value, as the error message names it.
     """
     return InconclusiveError(
@@ -224,7 +224,7 @@ def check_kind(
     """See whether a model of this kind can have the trial.
 
     Args:
-        name: name of the model.
+        name: name of the model, for the message and its hint.
         options: steps, duration and gates of the trial.
         sequence: its requests, or those of a part, belong to sequences.
         streams: the connection can carry all the responses it gives. HTTP cannot where there are several.

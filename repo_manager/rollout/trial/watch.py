@@ -40,7 +40,7 @@ class ShadowWatch:
 
     Args:
         mirror: sends requests to both versions.
-        gates: limits and their metrics.
+        gates: all gates of the trial. Each look judges every one on the mirrored requests.
         until_decided: end as soon as every gate is decided, instead of only when one fails.
     """
 
@@ -72,8 +72,8 @@ class TrafficWatch:
 
     Args:
         client: connected client of the server.
-        name: name of the model.
-        version: version of the model.
+        name: name of the model whose counters are read from the server.
+        version: the new version. Requests to others are not counted.
         gates: the conditions. Those the counters cannot speak to are left to the shadow.
         shadow: mirrors during the watch. Its gates count, too. `None`: no shadow.
     """
