@@ -33,7 +33,7 @@ class Adoption:
 
     Attributes:
         name: name of the version's model.
-        version: number of the version.
+        version: number of the version, from its folder's name. The manifest states it.
         manifest: its new record, made from the files as they are now.
         served: whether the policy serves it. A running server loads it again at its next load, because its folder
             changed.

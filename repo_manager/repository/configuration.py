@@ -70,7 +70,7 @@ def change_config(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: model to change. It must have a config.pbtxt, and be no symbolic link.
         changes: `field.field` -> the value as it is in a config.pbtxt, `None` to clear it. `instance_group.count` is
             the first group's, `instance_group[1].count` the second's, `parameters.KEY` a parameter's string.
         dry_run: only check and list the changes.
@@ -93,8 +93,8 @@ def edit_config(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        text: new text of config.pbtxt.
+        name: model to change. It may have a broken config.pbtxt, or none.
+        text: the whole file as it will be. Nothing of the present one is kept.
         based_on: the text changed to it. `None` replaces unconditionally.
         dry_run: only check and list the changes.
 
@@ -129,7 +129,7 @@ def replace_config(
 
     Args:
         target: the repository to write to: a folder, or a URL of object storage.
-        name: name of the model.
+        name: model in `target`. It must have a config.pbtxt already.
         text: new text of config.pbtxt. The present version policy stays in its place.
         beside: label files and variants: path in the model's folder -> content.
         dry_run: only check and list the changes.
@@ -212,7 +212,7 @@ def settle_trial(repository: Location, name: str, report: Callable[[str], None])
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: model whose record may hold a version on trial.
         report: called with one line per step.
 
     Returns:
@@ -246,7 +246,7 @@ def set_served_versions(repository: Location, name: str, versions: Iterable[int]
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: model whose `version_policy` is written. It must have a config.pbtxt.
         versions: the versions to serve. Each must exist.
 
     Returns:
@@ -285,7 +285,7 @@ def write_config_bytes(repository: Location, name: str, content: bytes | None) -
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: model whose config.pbtxt is restored. It may have none at present.
         content: its bytes. `None`: there was none.
 
     Raises:

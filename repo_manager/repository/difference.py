@@ -44,14 +44,14 @@ class VersionDifference(Summarized):
     """The differences between two versions. Empty fields where nothing does.
 
     Attributes:
-        a: `NAME:VERSION` of the first.
-        b: `NAME:VERSION` of the second.
+        a: `NAME:VERSION` of the first version, the left value of each pair.
+        b: `NAME:VERSION` of the second version, the right value of each pair.
         facts: first questions of a person -> the answer as text for each: precision, source, 2:4, drift, backend.
         fields: manifest field, dotted for nested ones -> the value in each: precision, source, sparsity, conversion
             (drift, checks), tools, ...
         signature: differences in backend, batch, inputs and outputs, one sentence each.
         config: unified diff of the derived configurations.
-        files: differing files.
+        files: files missing in one version, or of another size or digest, by name.
         size_bytes: total size of each version's files.
         problems: why a version could not be compared (no manifest).
     """
@@ -74,7 +74,7 @@ def compare_versions(a: VersionEntry, b: VersionEntry) -> VersionDifference:
     """Compare two versions by their manifests, of one model or of two.
 
     Args:
-        a: the first, from `find_model`.
+        a: the first version, from `find_model`. Without a manifest only sizes are compared.
         b: the second version to compare.
     """
     names = tuple(f"{entry.path.parent.name}:{entry.version}" for entry in (a, b))

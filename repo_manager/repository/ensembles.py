@@ -60,7 +60,7 @@ def with_dependents(store: Store, view: ModelView, ensembles: Mapping[str, Model
     """Return the view with the model's ensembles, and their pinned versions of it.
 
     Args:
-        store: the repository's open store.
+        store: the repository's open store. Read only where `ensembles` is `None`.
         view: the model as it was read, with the files beside its versions.
         ensembles: result of `ensembles_in`. `None` reads it now.
     """
@@ -74,8 +74,8 @@ def models_needed(store: Store, name: str, ensembles: Mapping[str, ModelConfig] 
     """Return the models of the repository a model needs, directly or through others, in the order of loading.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
+        store: the repository's open store. Needed models missing in it are left out.
+        name: an ensemble, or a model whose code asks others. Any other needs none.
         ensembles: result of `ensembles_in`. `None` reads it now.
     """
     ensembles = ensembles_in(store) if ensembles is None else ensembles
@@ -86,7 +86,7 @@ def problems_around(store: Store, view: ModelView, config: ModelConfig) -> list[
     """Check the ensembles a model is, or is part of, with another configuration of this model.
 
     Args:
-        store: the repository's open store.
+        store: the repository's open store. All its ensembles are read, and the models they use.
         view: the model as it was read, with the files beside its versions.
         config: its configuration as it will be.
 
@@ -114,7 +114,7 @@ def ensembles_problems(
     """Check the ensembles of a repository against their models.
 
     Args:
-        store: the repository's open store.
+        store: the repository's open store, for config.pbtxt of ensembles and their models.
         names: these models, and the ensembles they are part of. `None`: all.
         serving: model -> the versions it will serve, if not those of its config.pbtxt. `None`: config.pbtxt holds for
             all.
@@ -149,8 +149,8 @@ def _member(store: Store, name: str, config: ModelConfig | None) -> Member | Non
     """Look at a model as ensembles see it. `None` when there is none.
 
     Args:
-        store: where.
-        name: name of the model.
+        store: where to look. Its refusal becomes the member's `refused`.
+        name: name of the model. It may be missing.
         config: configuration to assume for it. `None`: the one in its config.pbtxt.
     """
     try:

@@ -50,7 +50,7 @@ class Golden:
 
     Attributes:
         inputs: of the first request. See `Exchange`.
-        outputs: of its first response.
+        outputs: output name -> reference array, of the first response to the first request.
         exchanges: all requests of a sequence, in order, and all responses of a decoupled model. `None` makes one
             exchange of `inputs` and `outputs`.
     """

@@ -55,7 +55,7 @@ class ObjectRepository:
     """A place in object storage: a repository, or something below it. `/` goes deeper, as with a `Path`.
 
     Attributes:
-        scheme: `s3`, `gs` or `as`.
+        scheme: `s3` (S3 and compatible), `gs` (Google Cloud Storage) or `as` (Azure Storage).
         bucket: the bucket. For `as` the container.
         prefix: the path in the bucket, without a slash at its ends. Empty for the whole bucket.
         endpoint: `s3`: `http://host:port` of a store other than Amazon's. `as`: the account, else empty.

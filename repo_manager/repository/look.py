@@ -38,8 +38,8 @@ def existing_model(store: Store, name: str, *, record: bool = False) -> ModelVie
     """Look at a model. It must exist.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
+        store: the repository's open store. The error names its location.
+        name: the model's folder in the root. It may be a symbolic link.
         record: also read its record: numbers, deployments, tags.
 
     Raises:
@@ -55,8 +55,8 @@ def changeable_model(store: Store, name: str, *, record: bool = False) -> ModelV
     """Look at a model before a change, or for its record.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
+        store: the repository's open store. It is only read.
+        name: the model's folder in the root. A symbolic link is refused.
         record: also read the model's record.
 
     Raises:
@@ -88,9 +88,9 @@ def each(store: Store, act: Callable[[A], R], items: Iterable[A]) -> list[R]:
     """Call a reading function for each item. As many at a time as the store bears.
 
     Args:
-        store: the repository's open store.
+        store: the store `act` reads. Its `traits.lookups` bounds the calls at a time.
         act: function that reads one item.
-        items: the items, in order.
+        items: one argument of `act` per call. The results have the same order.
     """
     waiting = list(items)
     if store.traits.lookups <= 1 or len(waiting) <= 1:
@@ -160,8 +160,8 @@ def with_versions(store: Store, view: ModelView, versions: Iterable[int] | None 
     """Return the view with the contents of its versions.
 
     Args:
-        store: the repository's open store.
-        view: as `Store.look` gave it.
+        store: the store of the view, read for each version's file names and manifest.
+        view: the model, as `Store.look` gave it. Contents it already has stay.
         versions: these. `None`: all. One removed by then is left out.
     """
     numbers = view.versions if versions is None else tuple(versions)

@@ -34,7 +34,7 @@ class FileRecord:
 
     Attributes:
         sha256: `sha256:` and 64 hexadecimal digits.
-        size_bytes: size of the file.
+        size_bytes: size in bytes. A file of another size is a changed one.
     """
 
     sha256: Digest
@@ -50,16 +50,16 @@ class Manifest:
 
     Attributes:
         schema_version: of the format. A reader takes any version whose fields below it can find.
-        model: the model's name.
+        model: name of the model it was published as. A copy has its own.
         version: number of the version, from 1.
-        created: UTC, ISO 8601.
-        backend: the Triton backend's name.
+        created: when the record was made, UTC, ISO 8601, such as `2026-01-31T12:00:00Z`.
+        backend: name of the Triton backend, such as `onnxruntime` or `tensorrt`.
         precision: `fp32`, `fp16`, `int8`, .... `None` when not known.
         files: path in the version's folder -> record. Everything but the manifest itself.
         config: the text of the config.pbtxt derived for this version.
         source: name and digest of the model it was made from.
         conversion: the conversion's result (checks, drift, kept nodes, seconds).
-        sparsity: the 2:4 report.
+        sparsity: the 2:4 report, with the counted parameters in `totals`. `None` when there is none.
         golden: names of the files with reference inputs and outputs, and their tolerances.
         tools: name -> version of the tools behind it.
         machine: CPU, GPU and system it was made on.
@@ -105,7 +105,7 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     """Parse a manifest's text. Fields this version does not know go to `extra`.
 
     Args:
-        text: content of a manifest.json.
+        text: JSON text of a manifest.json, as `manifest_text` makes it.
         where: its path, for an error.
 
     Raises:

@@ -37,12 +37,12 @@ class PublishPlan:
     """The effect of publishing now.
 
     Attributes:
-        repository: place of the repository.
-        name: name of the model.
+        repository: root of the repository the version would join.
+        name: model the version would belong to. It may be new.
         version: the number the version would get, unless another process takes it first.
         first: whether the model's folder and config.pbtxt would be new.
         served: whether a load after publishing would serve it (the existing policy says so).
-        size_bytes: space it would occupy.
+        size_bytes: size of its files in bytes, without manifest.json and config.pbtxt.
     """
 
     repository: Location
@@ -58,11 +58,11 @@ class PublishedVersion:
     """A published version.
 
     Attributes:
-        repository: place of the repository.
-        name: name of the model.
+        repository: root of the repository it was published to.
+        name: name of its model, and of the model's folder.
         version: number of the version, from 1.
-        path: place of its folder.
-        manifest: its manifest.json.
+        path: its folder, `ROOT/NAME/VERSION`: a path, or a place in object storage.
+        manifest: its manifest.json, with size and digest of each file.
         first: whether it is the model's first version, so config.pbtxt was written with it.
         served: whether the next load of the model serves it: true for a first version, else only where the policy
             of config.pbtxt already includes it (`latest`, `all`).
@@ -101,7 +101,7 @@ def plan_publish(repository: LocationLike, name: str, files: Mapping[str, Path],
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: model to publish under. It may be new.
         files: name in the version -> path of the file.
         config: configuration of the model (config.pbtxt).
 
@@ -120,7 +120,7 @@ def plan_publish_sizes(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: model to publish under. Another than the configuration's own is refused.
         sizes: name in the version -> size in bytes.
         config: configuration of the model (config.pbtxt).
         number: number for the version. `None`: the next one.
@@ -154,7 +154,7 @@ def publish(
 
     Args:
         repository: the root. A folder is made when it does not exist.
-        name: name of the model.
+        name: model to publish under. A new one gets a folder of this name.
         files: path inside the version -> file to copy. `config.model_filename` must be among them.
         config: for a first version, written (with its labels), else compared with the existing one.
         details: more fields of the manifest: precision, source, conversion, sparsity, golden, tools, machine, others.

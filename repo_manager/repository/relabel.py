@@ -26,14 +26,14 @@ class LabelChange:
     """A change of an output's labels, done or planned.
 
     Attributes:
-        name: name of the model.
+        name: model of the labelled output.
         output: name of the labelled output.
         file: the label file, beside the versions.
         before: the labels as they were. Empty when there were none.
         after: the labels as they will be.
         reloaded: the served versions a running server reloads at its next load: all, as the file is beside them. None
             when nothing changes.
-        applied: whether it was written.
+        applied: whether it was written. False for a dry run, and where nothing changes.
     """
 
     name: str
@@ -75,8 +75,8 @@ def set_labels(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        output: one of its outputs.
+        name: model with the output. It must have a config.pbtxt.
+        output: an output in config.pbtxt, by name. Without a label file it gets one.
         labels: one a class, in order.
         dry_run: only check and list the changes.
 

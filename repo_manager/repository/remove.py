@@ -27,7 +27,7 @@ class GcResult:
     Attributes:
         removals: one entry per affected model.
         swept: leftovers of dead commands, a name each. Empty for a dry run.
-        applied: whether it was done.
+        applied: whether it was done. False for a dry run.
         failed: models with an unreadable configuration, with its fault: nothing of them was removed, because their
             served versions are unknown.
     """
@@ -53,11 +53,11 @@ def remove(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: model to remove, or to take a version from. A symbolic link is refused.
         version: its number. `None`: the model with all its versions.
         force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken
             out of the policy first.
-        dry_run: only list the removals.
+        dry_run: only check and return the plan, with its size. Nothing is removed.
 
     Raises:
         RepositoryError: no such model or version, or it is in use, or nothing else would be left to serve.
@@ -86,10 +86,10 @@ def gc(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: one model. `None`: all.
+        name: the one model to clean up. `None`: all, except for those with a broken config.pbtxt.
         keep: how many of the newest versions stay. At least 1.
         older_than_s: only versions older than this, in seconds. `None`: of any age.
-        dry_run: only list the removals.
+        dry_run: only list the removals. `swept` then stays empty.
 
     Raises:
         RepositoryError: `keep` is below 1, or a model cannot be read.

@@ -25,9 +25,9 @@ class Repair:
     """One thing put right, or would be.
 
     Attributes:
-        where: path below the root.
-        action: what is done.
-        applied: whether it was done.
+        where: path below the root, or the name of a leftover.
+        action: the repair in words, such as `restored from PATH`.
+        applied: whether it was done. False for a dry run.
     """
 
     where: str
@@ -47,9 +47,9 @@ def repair(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: one model. `None`: all.
+        name: the one model to repair, beside leftovers outside the models. `None`: all.
         copies: other repositories to take content from.
-        dry_run: only list the repairs.
+        dry_run: only list the repairs. Behind a damaged record in object storage more may follow.
 
     Raises:
         RepositoryError: no such repository or model, or the store refuses.

@@ -57,10 +57,10 @@ class ModelEntry(Summarized):
         name: name of the model, which is its folder's.
         path: place of the model's folder.
         backend: as config.pbtxt states it. Empty when it does not.
-        max_batch_size: as config.pbtxt states it.
+        max_batch_size: as config.pbtxt states it. 0 where it states none, is missing or broken.
         policy: the specific versions, `"latest:n"` or `"all"`.
         selected: the versions the version policy selects for a load, ascending.
-        versions: ascending.
+        versions: the versions in it, served or not, ascending.
         problems: faults visible at first sight.
         config_text: config.pbtxt as it was read. `None` when there is none, or it cannot be read.
     """

@@ -82,7 +82,7 @@ class SealedRepository:
         """Copy what the next load of a model serves, and what it loads with it. What has not changed stays as it is.
 
         Args:
-            name: name of the model.
+            name: model to load next. The models of an ensemble are copied before it.
             served: versions that are READY. Those of an earlier copy stay where no key vouches for them any more.
 
         Raises:

@@ -37,7 +37,7 @@ class LargeModelError(RepositoryError):
     """What a load serves is as it was signed, and larger than the limit.
 
     Args:
-        message: as for `RepoManagerError`.
+        message: one sentence with the model and the limit, shown to the user.
         config: config.pbtxt, as the keys vouch for it.
     """
 
@@ -51,7 +51,7 @@ class SealedModel:
     """A model's private copy, as its keys vouch for it.
 
     Attributes:
-        folder: the copy's folder.
+        folder: the copy's folder. Its name is the model's.
         config: its config.pbtxt. No key vouches for it where `versions` is empty.
         files: path below the folder -> file, of everything but config.pbtxt.
         versions: those that config.pbtxt serves, and that keys vouch for.
@@ -95,9 +95,9 @@ def seal(repository: Location, name: str, root: Path, sealing: Sealing) -> Seale
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: model to copy. `root` must not have a folder of this name yet.
         root: a folder that only this user can write to. The model's folder is made in it.
-        sealing: keys, versions and limit.
+        sealing: the keys to vouch for it, the versions to copy, and the largest size.
 
     Raises:
         RepositoryError: a version is missing, or its signature does not hold.

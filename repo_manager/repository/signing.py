@@ -42,11 +42,11 @@ class Signature:
 
     Attributes:
         name: name of the signed version's model.
-        version: number of the version.
+        version: number of the signed version. The signature holds for no other.
         file: where the signature is, below the root.
         files: number of files it covers.
         replaced: whether the version had one before.
-        applied: whether it was written.
+        applied: whether it was written. False for a dry run.
     """
 
     name: str
@@ -63,7 +63,7 @@ class SignatureCheck:
 
     Attributes:
         name: name of the checked version's model.
-        version: number of the version.
+        version: number of the version the signature vouches for.
         key: the key, or root certificate, of the verification.
         files: number of files it covers.
         state: inodes and times of the files before they were read. `None` for object storage. If they are the same
@@ -89,8 +89,8 @@ def sign_version(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        version: number of the version.
+        name: model of the version. Its config.pbtxt must run the files as their manifest says.
+        version: number of an existing version. It needs a manifest, and unchanged files.
         key: a private elliptic curve key in PEM, or one with its password or certificate.
         dry_run: check and sign, but write nothing.
 
@@ -131,8 +131,8 @@ def check_signature(repository: LocationLike, name: str, version: int, keys: Seq
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        version: number of the version.
+        name: model of the version. Its config.pbtxt and the files beside are checked as well.
+        version: number of the one version whose files are compared.
         keys: public keys or root certificates, PEM. One must fit.
 
     Raises:
@@ -162,8 +162,8 @@ def check_served(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
-        versions: those the load serves.
+        name: model to load. For an ensemble its models are checked as well.
+        versions: versions of `name` the load serves. An ensemble's models follow their own policies.
         keys: public keys or root certificates, PEM. One must fit each version.
 
     Raises:

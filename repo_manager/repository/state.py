@@ -56,7 +56,7 @@ class RolloutRecord:
 
     Attributes:
         at: when it ended, UTC, ISO 8601.
-        action: `deploy`, `rollback` or `undeploy`.
+        action: `deploy`, `rollback` or `undeploy`. Empty when the record does not say.
         version: the version deployed or taken out. `None`: every version of the model.
         before: the versions served before. Empty when none was.
         target: address of the roll-out: the servers' URLs, `k8s://...` or `kserve://...`.
@@ -134,7 +134,7 @@ class ModelState:
         highest_version: the highest number ever given out. 0 when none.
         skipped: numbers below it, never given out because a copy kept its number. The last 1,000 of them.
         deployments: oldest first. The last one is current.
-        tags: tag -> version.
+        tags: tag -> number of its version. A version may have several.
         unproven: the version on trial. `None` when none is.
         history: roll-outs, the latest last. Those of repo-manager releases without a history are in `deployments`
             alone.
@@ -218,7 +218,7 @@ class ModelState:
         """Return the state after `number_for` gave out a version. It remembers the numbers in between as free.
 
         Args:
-            version: number of the version.
+            version: number from `number_for`. It is not free any more, unless `kept`.
             used: numbers of existing versions, as for `number_for`.
             kept: it stays free until the version is there, so a copy killed can be made again.
         """
@@ -245,11 +245,11 @@ def record_of(
     """Return a record of a roll-out this process ends now. Its fields as in `RolloutRecord`.
 
     Args:
-        action: `deploy`, `rollback` or `undeploy`.
+        action: the command that ends: `deploy`, `rollback` or `undeploy`. Not checked.
         version: version rolled out. `None`: the model was taken out of service.
-        before: versions served before.
-        target: address of the target.
-        outcome: `done`, `undone` or `failed`.
+        before: versions served before the roll-out. Empty: none was.
+        target: address of the roll-out: the servers' URLs, `k8s://...` or `kserve://...`.
+        outcome: `done`, `undone` (it failed, and was put back) or `failed` (so did putting it back).
         reason: reason, as the error message quotes it.
         context: name of the context. `None`: no context was used.
     """

@@ -65,8 +65,8 @@ def change_state(root: Path, name: str, change: Callable[[ModelState], ModelStat
     """Change a model's record, atomically. The caller holds the repository's lock.
 
     Args:
-        root: the repository's real path.
-        name: name of the model.
+        root: the repository's real path. The state file is directly in it.
+        name: model whose record changes. Without one it begins with an empty record.
         change: the old state to the new one. An equal one writes nothing.
         staging: a folder for the temporary file, on the same file system.
 

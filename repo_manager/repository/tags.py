@@ -60,9 +60,9 @@ def set_tag(repository: LocationLike, name: str, tag: str, version: int, *, dry_
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        tag: name for the version.
-        version: number of the version.
+        name: model of the version. Another model may have the same tag.
+        tag: up to 64 letters, digits, `_`, `-` and `.`, not `latest`, `all` or `newest`.
+        version: number of an existing version. The tag leaves its earlier version.
         dry_run: check only, and change nothing.
 
     Returns:
@@ -91,8 +91,8 @@ def remove_tag(repository: LocationLike, name: str, tag: str, *, dry_run: bool =
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        tag: the name to remove.
+        name: model with the tag. Its versions stay.
+        tag: the tag alone, without the model's name. It must exist.
         dry_run: check only, and change nothing.
 
     Returns:
@@ -152,7 +152,7 @@ def record_deployment(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: model whose roll-out has ended. It must exist.
         version: the version. `None`: nothing of the model is served any more.
         record: of the roll-out, for the history. `None` when nothing had to be done.
         before: versions served until now. Where the record does not know them, the newest becomes the deployment
@@ -178,8 +178,8 @@ def record_rollout(repository: Location, name: str, record: RolloutRecord) -> No
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
-        record: the roll-out that failed.
+        name: model of the failed roll-out.
+        record: the failed roll-out, from `record_of`. The latest 100 of a model stay.
 
     Raises:
         RepositoryError: the store refuses.
@@ -193,7 +193,7 @@ def record_load_test(repository: LocationLike, name: str, test: KeptLoadTest) ->
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: model under load. It must have the version of `test`.
         test: result of the load test.
 
     Raises:
@@ -211,8 +211,8 @@ def begin_trial(repository: Location, name: str, version: int, before: tuple[int
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
-        version: number of the version.
+        name: model a server is about to load.
+        version: the version to prove. An earlier trial's record is replaced.
         before: the versions served until it is proven.
 
     Raises:

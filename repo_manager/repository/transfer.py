@@ -122,12 +122,12 @@ def copy_version(
 
     Args:
         source: the repository to copy from.
-        name: name of the model.
-        version: number of the version.
+        name: model in `source`. `CopyOptions.target_name` can give the copy another.
+        version: number of the version in `source`. It must have a manifest.
         target: the repository to copy to. A folder is made when it does not exist. May be `source` with another
             `target_name`.
-        options: `None` takes the defaults.
-        dry_run: only describe the copy.
+        options: name, number and configuration in the target. `None`: `CopyOptions()`.
+        dry_run: only check and describe the copy. The target is not changed.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:
@@ -230,7 +230,7 @@ def copy_needed(
         name: an ensemble, or a model whose code asks others. Nothing is copied for any other.
         target: the repository to copy to.
         keep_number: also keep the numbers no ensemble asks for, as in `CopyOptions`.
-        dry_run: only describe the copies.
+        dry_run: only check and describe the copies. The target is not changed.
         progress: called with the number of new bytes as they arrive. `None`: nothing is reported.
 
     Raises:

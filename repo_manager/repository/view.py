@@ -25,9 +25,9 @@ class Link:
     """A symbolic link. Only disks have them.
 
     Attributes:
-        target: where it leads, resolved.
+        target: the absolute path it leads to, through all further links.
         outside: whether it leads outside the repository.
-        exists: whether something is there.
+        exists: whether there is a file or folder at `target`.
     """
 
     target: str
@@ -42,7 +42,7 @@ class Entry:
     Attributes:
         name: relative to the folder listed, with `/`.
         size_bytes: of the file, or of the file a link leads to.
-        link: set for a link.
+        link: set for a symbolic link. `None` for a file or a special file.
         regular: whether it is a plain file.
         token: the store's handle to read exactly this content again.
     """
@@ -60,7 +60,7 @@ class FolderContent:
 
     Attributes:
         folders: names of folders, links to folders included, ascending.
-        files: everything else, by name.
+        files: files, links to files and special files, by name.
         links: name of a link to a folder -> the link.
         modified_at: when something in it last came or went, in seconds since 1970.
     """
@@ -94,12 +94,12 @@ class VersionView:
     """A version's folder.
 
     Attributes:
-        path: where it is.
+        path: its folder, `ROOT/MODEL/VERSION`: a path, or a place in object storage.
         number: number of the version, from 1.
         files: all files and links below it by name, manifest.json left out.
         manifest_bytes: content of manifest.json. `None` when there is none or it cannot be read.
         manifest_error: why it cannot be read.
-        size_bytes: of all files.
+        size_bytes: of all files together, manifest.json included.
         modified_at: when something in the folder last came or went, in seconds since 1970.
     """
 

@@ -107,8 +107,8 @@ def differing_facts(signed: ModelConfig, current: ModelConfig, *, loaded: bool =
     """Return the differing fields among those that decide on the running code, as config.pbtxt names them.
 
     Args:
-        signed: the configuration vouched for.
-        current: the configuration in use.
+        signed: the configuration of a signed manifest.
+        current: the configuration in use: of config.pbtxt, a variant, or a server.
         loaded: it comes from the server, which fills in `runtime` and the model's file.
     """
     old, new = signed.message(), current.message()
@@ -171,9 +171,9 @@ def sign_beside(store: Store, view: ModelView, version: int, key: SigningKey) ->
     """Sign the files beside a model's versions.
 
     Args:
-        store: the repository's open store.
+        store: the repository's open store. The files are read from it, and nothing is written.
         view: the model as it was read, with the files beside its versions.
-        version: number of the version.
+        version: number in the signature's file name. The files belong to every version.
         key: private key and its certificates.
 
     Returns:
@@ -194,7 +194,7 @@ def check_beside(store: Store, view: ModelView, keys: Sequence[Path]) -> None:
     """Check the signatures of all Triton may read beside the versions and config.pbtxt.
 
     Args:
-        store: the repository's open store.
+        store: the repository's open store, with the files and their signatures.
         view: the model as it was read, with the files beside its versions.
         keys: public keys and root certificates, as PEM files.
 

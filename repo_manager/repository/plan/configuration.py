@@ -23,7 +23,7 @@ class ConfigChange:
     """A change of a config.pbtxt, done or planned.
 
     Attributes:
-        name: name of the model.
+        name: model whose config.pbtxt changes.
         before: the file's text as it was.
         after: the file's text as it will be.
         fields: the top-level fields that differ.
@@ -31,7 +31,7 @@ class ConfigChange:
         served: the versions the next load serves.
         reloaded: those of them it would load again.
         problems: faults of the new configuration. An error keeps it from being written.
-        applied: whether it was written.
+        applied: whether it was written. False for a dry run, and where nothing differs.
     """
 
     name: str
@@ -59,7 +59,7 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     Args:
         view: the model, with the files beside its versions.
         before: config.pbtxt as it is. May be broken.
-        after: new text of config.pbtxt.
+        after: the whole config.pbtxt as it would be. It must parse.
 
     Raises:
         ConfigError: `after` is no model configuration, or it would serve a version still being published.

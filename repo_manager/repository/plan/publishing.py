@@ -34,7 +34,7 @@ def check_names(name: str, files: Iterable[str], config: ModelConfig) -> None:
     """Make the checks possible without the repository.
 
     Args:
-        name: name of the model.
+        name: name to publish under. The configuration's own must be the same, or empty.
         files: names of the version's files.
         config: configuration of the model (config.pbtxt).
 
@@ -158,7 +158,7 @@ def first_config_text(version: int, config: ModelConfig, config_text: str | None
     """Return the config.pbtxt of a model whose first version is the only one to be served.
 
     Args:
-        version: number of the version.
+        version: number of the first version, the only one in the new policy.
         config: configuration of the model (config.pbtxt).
         config_text: text to keep instead of the canonical one, except for the policy. `None`: the canonical text.
     """

@@ -27,7 +27,7 @@ class Removal:
     """A removal, planned or done.
 
     Attributes:
-        name: name of the model.
+        name: model the versions are taken from.
         versions: the versions to remove, ascending.
         whole_model: whether the model's folder goes as well.
         size_bytes: space freed in the store.
@@ -77,7 +77,7 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
         view: the model with its state and its ensembles.
         versions: numbers of the versions to remove.
         whole: the model's folder as well.
-        force: also versions in use.
+        force: also versions in use. The reasons against it go to `Removal.in_use`.
 
     Returns:
         The removal, its size still unknown (0).
@@ -124,7 +124,7 @@ def _reasons_to_keep(view: ModelView, *, whole: bool = False) -> dict[int, list[
 
     Args:
         view: the model with its state.
-        whole: the whole model goes.
+        whole: the whole model goes. Its policy and roll-back then count only while one is deployed.
 
     Raises:
         ConfigError: config.pbtxt is broken, so the served versions are unknown.
@@ -184,7 +184,7 @@ def forget(state: ModelState, versions: tuple[int, ...], highest: int, *, whole:
     """Keep the numbers given out. Drop tags, load tests, and for a whole model its deployments.
 
     Args:
-        state: record of the model.
+        state: record of the model before the removal. It is not changed itself.
         versions: numbers of the removed versions.
         highest: highest number ever given out.
         whole: whether the whole model was removed.

@@ -47,7 +47,7 @@ class Incoming:
     """A version to publish. The store decides the order of the questions, and how the version becomes visible.
 
     Attributes:
-        name: name of the model.
+        name: model to publish under. It may be new.
         files: path inside the version -> the file on this machine.
         expected: size and digest each file must have. `None`: unknown.
         beside: label files and variants for the model's first version.
@@ -80,10 +80,10 @@ class Arrived:
     """A published version.
 
     Attributes:
-        version: number of the version.
-        manifest: its manifest.json, read.
+        version: number the version got.
+        manifest: its manifest.json, as it is in the store now.
         first: whether it is the model's first.
-        view: the model with it.
+        view: the model after the publication. Its policy says whether the version is served.
     """
 
     version: int
@@ -98,7 +98,7 @@ class Departure:
 
     Attributes:
         view: the model as it was looked at, with the contents of these versions.
-        versions: their numbers, ascending.
+        versions: numbers to remove, ascending. Empty for a model without versions.
         whole: the model's folder goes as well.
         force: also a version deployed or tagged since `view`.
         forget: from the model's record to the record without them.
@@ -125,8 +125,8 @@ class Step:
     """One thing to put right.
 
     Attributes:
-        where: path below the root.
-        action: the repair, in words.
+        where: path below the root, or the name of a leftover.
+        action: the repair in words, such as `removed: its version does not exist`.
         kind: kind of the repaired thing.
         apply: does it. False where another command was quicker.
         problem: the finding of `verify`. `None`: the model's view shows it already.
@@ -187,7 +187,7 @@ class Store(Protocol):
         """Return a file's content, or `None` when there is none. With a limit, refuse links and larger files.
 
         Args:
-            key: path below the root.
+            key: path of the file below the root, such as `NAME/config.pbtxt`.
             limit_bytes: largest accepted size in bytes. `None`: any size.
         """
 
@@ -207,8 +207,8 @@ class Store(Protocol):
         """Give a folder with a version's files, for as long as the block lasts.
 
         Args:
-            name: name of the model.
-            version: number of the version.
+            name: model of the version, as its folder is called.
+            version: number of the version, as its folder is called.
             names: only these files, and the manifest. `None`: all.
             compare: refuse a fetched file different from its manifest.
             resume: digest of the content. Fetched files stay when the block fails, so the next attempt with the same
@@ -255,7 +255,7 @@ class Store(Protocol):
         """Write a file.
 
         Args:
-            key: path below the root.
+            key: path of the file below the root. An existing file is replaced, unless `new`.
             content: the bytes, or a file on this machine with them.
             new: refuse where the file exists.
             record: size and digest a file on this machine must have. `None`: they are unknown.
@@ -279,7 +279,7 @@ class Store(Protocol):
         """Change a model's record, atomically. `needs` is a version that must exist at the time.
 
         Args:
-            name: name of the model.
+            name: model whose record changes. It need not have one yet.
             change: makes the new record from the current one.
             needs: version that must exist at the time of the change. `None`: none.
         """

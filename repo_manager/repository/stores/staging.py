@@ -54,7 +54,7 @@ def staged(root: Path) -> Iterator[Path]:
     """Give an empty folder for an atomic rename into the repository. Remove it and its rest afterwards.
 
     Args:
-        root: the repository's real path.
+        root: the repository's real path. Its parent must be writable, or the root itself.
 
     Raises:
         RepositoryError: neither the folder beside the root nor the one in it can be used.
@@ -163,7 +163,7 @@ def check_copies(content: Path, records: Mapping[str, FileRecord], expected: Map
     """Read the copies again.
 
     Args:
-        content: folder of the copies.
+        content: folder of the copies, from `stage_files`. Each is read to its end.
         records: name -> size and digest of the copy.
         expected: name -> size and digest of the source.
 
@@ -186,8 +186,8 @@ def place_first(folder: Path, staging: Path, version: int, incoming: Incoming) -
     Args:
         folder: the model's folder in the root.
         staging: folder of the staged model.
-        version: number of the version.
-        incoming: the version to publish.
+        version: number of the model's first version, a folder in it.
+        incoming: the version to publish. Gives config.pbtxt and the files beside the versions.
     """
     model = staging / "model"
     model.mkdir()
@@ -236,8 +236,8 @@ def sweep_entry(area: Path, name: str, root: Path) -> bool:
 
     Args:
         area: staging area of the repository.
-        name: name of the entry.
-        root: root of the repository.
+        name: name of the entry, from `leftovers`.
+        root: root of the repository. The entry may have left a probe file in it.
     """
     with _locked(area, name) as ours:
         if ours:

@@ -35,9 +35,9 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
     """As `Store.publish_version`. Files sent by an interrupted attempt with the same content are not sent again.
 
     Args:
-        store: the repository's.
+        store: the repository's open store, with part size and number of uploads at a time.
         look: looks at the model now.
-        incoming: the version to publish.
+        incoming: the version to publish. Its files are measured before a number is claimed.
     """
     name, view = incoming.name, look()
     first = incoming.check(view)

@@ -31,10 +31,10 @@ class Claim:
     """A number of ours until `settled` or `claimed`'s end.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
-        version: version of the model.
-        holder: identity of this process.
+        store: the open store whose ledger holds the claim.
+        name: model whose version is published.
+        version: the claimed number. It is no version for anybody until `settle`.
+        holder: this process. The ledger's entry must have the same token.
     """
 
     def __init__(self, store: ObjectClient, name: str, version: int, holder: Holder) -> None:
@@ -119,8 +119,8 @@ def claimed(
     When the block fails the claim is released and stays in the ledger, so the same command goes on from there.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
+        store: the open store whose ledger gives the number out.
+        name: model to publish under. Without a ledger it gets one.
         wanted: content and wanted number of the version.
         taken: numbers present in the store, whatever the ledger says.
 

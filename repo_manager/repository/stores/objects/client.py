@@ -44,7 +44,7 @@ class StoreOptions:
     """How to talk to a store.
 
     Attributes:
-        retry: of each request.
+        retry: waits and deadline of each request, over all its attempts.
         first_contact_s: deadline of a request, all its attempts together, while the store has not answered once: the
             address may be wrong.
         request_timeout_s: deadline of one attempt, its body included.
@@ -78,7 +78,7 @@ def open_client(location: ObjectRepository, options: StoreOptions | None = None)
     """Return the store of a place. The same one while the environment stays the same.
 
     Args:
-        location: place of the repository.
+        location: bucket and prefix of the repository. All keys are relative to it.
         options: deadlines and retries of requests. `None`: the defaults.
 
     Raises:
@@ -98,7 +98,7 @@ class ObjectClient:
     """Requests to one place.
 
     Args:
-        location: place of the repository.
+        location: bucket and prefix of the repository. All keys are relative to it.
         options: deadlines and retries of requests.
         environment: environment variables of the process.
     """
@@ -352,7 +352,7 @@ class ObjectClient:
 
         Args:
             what: subject of the error's message.
-            attempt: makes it once.
+            attempt: sends the request once: a new coroutine for each attempt.
             judged: makes the result of an answer. May raise TransientError.
         """
         retry = self.options.retry

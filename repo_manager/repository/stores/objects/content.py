@@ -85,7 +85,7 @@ def read_part(path: Path, measured: Measured, number: int) -> bytes:
     """Return a part's bytes, the same measured.
 
     Args:
-        path: file on this machine.
+        path: the measured file, on this machine. It must not have changed since.
         measured: size, digest and parts of the file.
         number: number of the part, from 0.
 

@@ -47,8 +47,8 @@ class S3Keys:
     """Keys to sign requests to S3. They stay out of every text.
 
     Attributes:
-        access: the access key's id.
-        secret: the secret key.
+        access: the access key's id, as in `aws_access_key_id`.
+        secret: the secret key, as in `aws_secret_access_key`.
         token: of a session. Empty when there is none.
         region: the region to sign for, such as `eu-central-1`.
     """

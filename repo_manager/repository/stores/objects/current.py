@@ -22,9 +22,9 @@ def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact 
     within one second waits for the next and writes again.
 
     Args:
-        client: the repository's open store.
-        name: name of the model.
-        data: new content of config.pbtxt.
+        client: the repository's open store. Its clock tells whether the file is newer.
+        name: model whose config.pbtxt is written.
+        data: the whole content. It is sent again where the store's time has not moved on.
         before: content and mark read before. `None`: nothing did.
 
     Raises:

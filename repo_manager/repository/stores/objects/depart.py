@@ -152,10 +152,10 @@ def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> boo
     Only the ledger's entries are touched, and only where its holder is dead or has not been heard of for long.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
-        version: number of the version.
-        seen: its entry from `abandoned_work`.
+        store: the open store with the model's ledger and objects.
+        name: model of the interrupted work.
+        version: number of the version half published or half removed.
+        seen: its entry from `abandoned_work`. With another holder by now, nothing is done.
 
     Returns:
         False where another process goes on with it.

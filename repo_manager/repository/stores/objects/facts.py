@@ -25,10 +25,10 @@ class ObjectFact:
     """A store's facts of an object.
 
     Attributes:
-        key: relative to the place.
-        size_bytes: size of the content.
+        key: path relative to the listed folder, or to the place for a single object.
+        size_bytes: size of the content in bytes, as the store says it.
         modified: when it was written, by the store's clock.
-        mark: of its content.
+        mark: mark of this content, for conditional reads and writes.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Listing:
     """One level.
 
     Attributes:
-        folders: names of apparent folders.
+        folders: names with objects below them, ascending. The store itself has no folders.
         files: the objects directly below it, by name.
         marked: whether an empty object whose key ends in `/` marks the folder itself. Triton takes it for a folder.
     """

@@ -18,9 +18,9 @@ def read_manifest(store: ObjectClient, name: str, version: int) -> Manifest | No
     """Return a version's manifest, or `None` when it has none.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
-        version: number of the version.
+        store: the repository's open store. It gets one request.
+        name: model of the version, as in the object's key.
+        version: number of the version. A missing one gives `None`.
 
     Raises:
         RepositoryError: it is no manifest.
@@ -45,9 +45,9 @@ def fetch_version(
     """Write a version's files into a folder, each as its manifest says.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
-        version: number of the version.
+        store: the open store to fetch from, with its part size.
+        name: model of the version, as in the objects' keys.
+        version: number of the version. For a missing one no file is written.
         target: the folder. Made when it is missing. Files present, whole or in part, are kept.
         names: the files wanted, missing ones are left out. `None`: all. The manifest always comes along.
         compare: refuse a file different from its manifest. Without it everything is fetched as it is.

@@ -29,7 +29,7 @@ class Holder:
     Attributes:
         host: its machine's name, for people.
         machine: its boot and its process namespace. The process's id means something only there.
-        pid: its process id.
+        pid: its process id. Another machine may use the same one.
         started: its start time in clock ticks since boot, so a reused id is recognised.
         token: random text, new for each claim.
         expires_at: seconds since 1970, 0 when it was released. On another machine nobody holds it later than this, by

@@ -36,8 +36,8 @@ def object_lease(client: ObjectClient, name: str, *, timeout_s: float) -> Iterat
     there is one holder at most. It gives a function for the present other holder, empty while there is none.
 
     Args:
-        client: the repository's open store.
-        name: name of the model.
+        client: the open store with the model's ledger, asked often during a wait.
+        name: model whose served versions the block changes.
         timeout_s: deadline of the call in seconds.
 
     Raises:

@@ -39,8 +39,8 @@ class Pending:
     """A version being published or removed.
 
     Attributes:
-        action: `publish` or `remove`.
-        holder: who does it.
+        action: `publish` or `remove`. A sweep settles a whole publication, and ends a removal.
+        holder: the process at work. When it is dead or silent, others take over.
         content: digest of the published content. By it the same command finds its own rest. Empty for a removal.
         files: the objects of the version: all a sweep may delete.
         beside: label files for a model's first version.
@@ -75,7 +75,7 @@ class Ledger:
         """Return it with an entry set, or taken away.
 
         Args:
-            version: number of the version.
+            version: number the entry is for. It replaces an earlier entry.
             entry: the entry. `None`: remove it.
         """
         rest = {number: each for number, each in self.pending.items() if number != version}
@@ -117,8 +117,8 @@ def change_ledger(store: ObjectClient, name: str, change: Callable[[Ledger], Led
     """Change a model's record by compare-and-swap. When another writer was first, `change` is asked again.
 
     Args:
-        store: the repository's open store.
-        name: name of the model.
+        store: the repository's open store. It must support conditional writes.
+        name: model whose record changes. A missing record is created.
         change: the record as it is to the record as it will be. An equal one writes nothing. May raise to give up.
 
     Raises:

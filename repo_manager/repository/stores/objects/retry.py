@@ -44,7 +44,7 @@ class TransientError(Exception):
     """A failed request. Sent again, it may succeed.
 
     Args:
-        message: text of the error.
+        message: the reason, shown when no attempt succeeds in time.
         slow_down: whether the store asked for fewer requests.
     """
 

@@ -28,7 +28,7 @@ def upload_files(
     """Send files. Complete and correct ones are not sent again.
 
     Args:
-        store: the repository's open store.
+        store: the open store to send to. Its `workers` bounds uploads at a time.
         folder: where to, relative to the repository.
         files: name below the folder -> the file, with its size and digest.
         progress: called with the number of bytes arrived.
@@ -111,7 +111,7 @@ def object_record(store: ObjectClient, key: str, fact: ObjectFact) -> FileRecord
     """Read an object to its end. Return its digest and size.
 
     Args:
-        store: the repository's open store.
+        store: the open store to read from. The object is not kept on this machine.
         key: path below the repository's root.
         fact: size and mark of the object, from a listing.
 
@@ -128,10 +128,10 @@ def read_parts(store: ObjectClient, key: str, fact: ObjectFact, start: int = 0) 
     """Yield an object's bytes in order. A few parts are fetched ahead, each request is retried on its own.
 
     Args:
-        store: the repository's open store.
+        store: the open store to read from. `workers * part_bytes` bounds the memory.
         key: path below the repository's root.
         fact: its size and mark seen before. Another content in its place is an error.
-        start: the first byte wanted.
+        start: offset of the first byte wanted, from 0. At the end nothing comes.
     """
     size, step = fact.size_bytes, store.options.part_bytes
     spans = iter([(begin, min(begin + step, size)) for begin in range(start, size, step)])
@@ -160,7 +160,7 @@ def save_object(
     """Write an object to a file. It continues with the rest of an interrupted attempt.
 
     Args:
-        store: the repository's open store.
+        store: the open store to read from, in parts.
         key: path below the repository's root.
         fact: its size and mark seen before.
         target: the file. It may hold the beginning already.
