@@ -102,10 +102,10 @@ class Added(Summarized):
     """The result of `add`.
 
     Attributes:
-        name: the model's name.
+        name: the name it has in the repository, as given to `add`.
         version: the new version's number. With `dry_run` the one it would get.
         path: the version's folder. With `dry_run` where it would be.
-        published: false with `dry_run`.
+        published: whether the repository has the version now. False with `dry_run`.
         backend: the backend, and the reason for its choice.
         batch_axis: whether the model has one, and how it was found out.
         sparsity: the 2:4 report of the published weights.

@@ -72,16 +72,16 @@ class AddedFiles(Summarized):
     """The result of `add` for a folder or a file.
 
     Attributes:
-        name: the model's name.
+        name: the name it has in the repository, as given to `add_files`.
         version: the new version's number. With `dry_run` the one it would get.
         path: the version's folder. With `dry_run` where it would be.
-        published: false with `dry_run`.
+        published: whether the repository has the version now. False with `dry_run`.
         backend: name of the Triton backend for it.
         config: the config.pbtxt of the model.
         golden: who recorded the sample: `embedded server`, `given`, `nobody` (inputs alone), or empty: there is none.
         requests: how many requests the sample has.
         unreproducible: outputs left out of comparisons, as two runs differ.
-        notes: remarks for the user.
+        notes: remarks: not run here, config.pbtxt incomplete or left unchanged, answers unlike the configuration.
         fit: objections to a load on `FilesOptions.target`, as warnings.
         files: names in the version's folder.
     """

@@ -21,7 +21,7 @@ def write_configs(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: one model. `None`: all.
+        name: one model, left out if it has a config.pbtxt. `None`: every model without one.
         url: a server with the models loaded. `None` derives from ONNX files as servers do.
         connection: how to connect to it.
         dry_run: only list the configurations to write.

@@ -43,7 +43,7 @@ def annotated(
 
     Args:
         settings: the address and token of Grafana. Without a URL nothing is done.
-        action: `deploy`, `rollback` or `undeploy`.
+        action: `deploy`, `rollback` or `undeploy`. A tag of the mark, and the first word of its text.
         what: subject of the mark: the model, and the version where it is known.
         options: of the roll-out. A dry run is not marked.
         report: called with a line for a failed mark.

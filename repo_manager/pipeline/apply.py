@@ -49,7 +49,7 @@ class ApplyOptions:
     Attributes:
         prune: also remove undeclared models and versions.
         sign: sign each version built. `None` does not.
-        rollout: how to deploy.
+        rollout: options of every deployment. Its `signed_by` also holds for changes of the version policy.
         allow_code: call the functions the file names as calibration (`module:function`). Off, since anyone who writes
             the file would run code as anyone who applies it.
         code_modules: modules whose functions are called all the same, and those of modules below them. They are
@@ -135,7 +135,7 @@ def carry_out(
         base: the folder of its file.
         repository: where. Made when it does not exist.
         servers: clients of the servers the file names.
-        options: what `apply` may do.
+        options: key for new versions, consent to run code, and the roll-out's options. `prune` is not read again.
         report: receives one line per step.
     """
     base, repository = Path(base), as_location(repository)

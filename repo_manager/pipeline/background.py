@@ -44,10 +44,10 @@ class ServeTarget:
     """A server to talk to.
 
     Attributes:
-        url: `grpc://host:port` or `http://host:port`.
+        url: the URL given, unchanged. Of a `serve`: `grpc://host:port`, or `http://` if gRPC asks for certificates.
         started: this command started it, and it goes on running.
         pid: of the embedded tritonserver. `None` for a server given by its URL.
-        metrics_url: Triton's metrics, when known.
+        metrics_url: `http://host:port/metrics` of a `serve`. `None` for a server given by its URL.
     """
 
     url: str
@@ -171,7 +171,7 @@ def stop_running(
     with all its processes.
 
     Args:
-        repository: repository of the server.
+        repository: the repository of the `serve` to stop. Only this user's servers on this machine are found.
         timeout_s: until when it must be gone.
         report: called with a line when it was killed.
 
@@ -243,7 +243,7 @@ def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Itera
     """Yield the last lines of a log, then each added line, until its server has ended.
 
     Args:
-        repository: repository of the server.
+        repository: the server's repository. Its record on this machine says whether `log` still grows.
         log: path of the log file.
         lines: how many from the end. 0: all.
     """

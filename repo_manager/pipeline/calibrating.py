@@ -77,7 +77,7 @@ class MadeCalibration(Summarized):
         path: the file, or the folder.
         source: the images or requests it was made from.
         available: number of samples in the source.
-        samples: number of samples taken.
+        samples: number of samples taken: `available`, or fewer by `CalibrationOptions.samples`.
         inputs: the range of each input. Its shape is of one sample, `None` where they differ.
         digest: of the file, as the manifest of a version made with it records it. Of the content for a folder.
     """
@@ -103,7 +103,7 @@ def make_calibration(
         source: a folder of images or one image, or requests: .jsonl, .json (perf_analyzer's, too), .npz, .npy.
         output: an .npz file; a `calibration.yaml` in the folder of the images, with the recipe from image to input; or
             a folder for samples of different shapes, with one .npy file for each.
-        options: `None` takes the defaults.
+        options: the number of samples, the steps for images, and open shapes. `None`: at most 256 samples.
 
     Raises:
         InputError: the source cannot be read, or does not fit the model.

@@ -23,7 +23,7 @@ class PreparedControl:
     """A control, ready to be published.
 
     Attributes:
-        twin: kind of the control.
+        twin: the control's name and purpose, and whether it is dense or without the sparse flag.
         version: files and manifest of the new version.
         filled: weights whose zeros were filled. Empty for the one without the flag.
     """

@@ -56,7 +56,7 @@ def deploy(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: the model to serve. The repository must have it.
         version: its number or a tag. `None` takes the newest.
         to: connected clients, URLs, or one `k8s://namespace/release` or `kserve://namespace/name`. `None` takes the
             server of the settings, else the running `serve` of the repository, else starts one, left running.
@@ -106,7 +106,7 @@ def rollback(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: the model to take back. It needs a version deployed before the current one.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
         options: settings of the roll-out. `None`: the defaults.
         connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
@@ -150,7 +150,7 @@ def undeploy(
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: the model to take out of service. It stays in the repository.
         version: its number or a tag. `None`: all versions served.
         to: as for `deploy`, but no server is started. `None` without a running server: the model is no longer recorded
             as deployed, so `serve` does not load it.

@@ -45,7 +45,7 @@ class Package:
     """A package some step uses.
 
     Attributes:
-        name: of its distribution.
+        name: name of its distribution, as pip takes it, for instance `nvidia-pytriton`.
         version: `None` when it is not installed.
         purpose: the steps in need of it.
         install: the command to install it. Empty where it is there, or comes with every installation.
@@ -62,7 +62,7 @@ class EngineFit:
     """One version with an engine: the library behind it, and the objections to its load on a server.
 
     Attributes:
-        model: `NAME:VERSION`.
+        model: the version with the engine, as `NAME:VERSION`.
         backend: the backend for the engine.
         built_with: the library's version. Empty where it is not on record.
         compute_capabilities: GPUs it is for. Empty where they are not on record.
@@ -82,9 +82,9 @@ class Machine:
 
     Attributes:
         system: the operating system and processor.
-        python: the interpreter's version.
+        python: version of the running interpreter, such as `3.12.3`.
         cpus: processors this process may use.
-        memory_bytes: the machine's memory.
+        memory_bytes: the machine's physical memory, without regard to a container's limit.
         gpus: NVIDIA GPUs. Empty when there is none or no driver.
         packages: installed packages with their versions.
         tritonserver: the embedded server's binary. `None` when there is none.

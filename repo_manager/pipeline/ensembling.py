@@ -63,7 +63,7 @@ class MadeEnsemble(Summarized):
     """The result of `make_ensemble`.
 
     Attributes:
-        added: the published ensemble.
+        added: result of publishing the ensemble as a model. Not published with `dry_run`.
         models: its models, with the version where one is pinned.
         edges: each input with its source.
         left_out: optional inputs without a source, as `MODEL.INPUT`.

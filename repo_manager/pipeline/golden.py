@@ -44,7 +44,7 @@ def golden_sample(
     itself.
 
     Args:
-        model: the converted ONNX file.
+        model: the converted ONNX file. ONNX Runtime runs it on this machine.
         inputs: input name -> array, batch axis included.
         precision: precision of the file, which sets the tolerances.
         repeatable: whether every operator is known to give the same numbers each time.

@@ -113,7 +113,7 @@ def infer(
 
     Args:
         repository: where labels and the golden sample are looked up. The server may serve another one.
-        name: name of the model.
+        name: name of the model on the server. The repository need not have it.
         version: its number, even one missing in the repository, or a tag. `None` leaves the choice to the server.
         to: the server, gRPC for a decoupled model. `None` takes the server of the settings, else the running `serve`
             of the repository.

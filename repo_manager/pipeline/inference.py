@@ -79,9 +79,9 @@ class InferenceDocument:
         version: the version asked. `None`: the server chose.
         url: address of the server asked.
         source: the origin of the requests: a file, or the golden sample.
-        requests: number of requests sent.
+        requests: number of requests sent. `answers` can have more or fewer if the model is decoupled.
         sequence: correlation ID. `None` without a sequence.
-        answers: every response, in order.
+        answers: every response in the order of arrival.
         comparisons: with the golden sample, where sent.
     """
 
@@ -128,9 +128,9 @@ class Inference(Summarized):
         version: the version asked. `None`: the server chose.
         url: address of the server asked.
         source: the origin of the requests: a file, or the golden sample.
-        requests: number of requests sent.
+        requests: number of requests sent. `answers` can have more or fewer if the model is decoupled.
         sequence: correlation ID. `None` without a sequence.
-        answers: every response, in order.
+        answers: every response in the order of arrival.
         comparisons: with the golden sample, where sent.
     """
 

@@ -28,10 +28,10 @@ class Inspection(Summarized):
     """The result of `repo-manager inspect`.
 
     Attributes:
-        path: file inspected.
+        path: the ONNX file inspected, as given: not made absolute.
         digest: of the file and its external data.
         size_bytes: size of the file and its external data.
-        signature: inputs, outputs, opset.
+        signature: inputs and outputs with types and shapes, and the opset.
         parameters: the number of stored weight values.
         sparsity: the 2:4 state of every weight.
         pruned: result of pruning, from the manifest of the version the file belongs to. `None`: it does not say.
@@ -60,7 +60,7 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
     """Read a model and judge its weights. Changes nothing.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file. External data is read from its folder. In a version's folder, the manifest is read, too.
         shapes: input name -> shape, for the multiply-accumulate counts. `None` counts at batch 1.
 
     Raises:

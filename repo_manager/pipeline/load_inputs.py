@@ -49,7 +49,7 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: name of the model on the server. The repository need not have it.
         version: `None` takes the newest version served.
 
     Returns:

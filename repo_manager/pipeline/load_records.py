@@ -30,7 +30,7 @@ def keep_load_test(repository: LocationLike, report: LoadTestReport) -> int:
 
     Args:
         repository: the root of the repository the version is in.
-        report: by `run_load_test` or `read_report`.
+        report: from `run_load_test` or `read_report`. It must name the version, and not every level may have failed.
 
     Returns:
         The version.
@@ -62,7 +62,7 @@ def kept_load_tests(repository: LocationLike, name: str, version: int | None = N
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
+        name: the model whose kept tests are read. The repository must have it.
         version: one of its versions. `None`: all of them.
 
     Raises:
@@ -77,8 +77,8 @@ def read_kept(name: str, tests: Iterable[KeptLoadTest], version: int | None = No
     """Return the reports of records. Unreadable ones of a newer repo-manager are left out.
 
     Args:
-        name: name of the model.
-        tests: records of load tests.
+        name: name of the tests' model, for messages. It selects nothing.
+        tests: one model's records, as `ModelState.load_tests` has them. Their order stays.
         version: version of the model. `None`: the newest, or the server's choice.
     """
     reports = []

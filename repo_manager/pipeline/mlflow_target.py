@@ -84,7 +84,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
         """Publish and deploy another version. Without a model URI the newest version is deployed.
 
         Args:
-            name: name of the model.
+            name: the model's name in Triton. Without `model_uri` the repository must have it.
             model_uri: MLflow's URI of the model. `None`: deploy the newest version.
             flavor: must be `triton`. `None`: `triton`.
             config: options of the target, as in `target_help`. `None`: the defaults.
@@ -104,7 +104,7 @@ class RepoManagerDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  
         """Take the model out of service. Its versions stay in the repository.
 
         Args:
-            name: name of the model.
+            name: the model's name in Triton. The repository must have it.
             config: options of the target, as in `target_help`. `None`: the defaults.
             endpoint: must be `None`: MLflow's endpoints are not supported.
 
@@ -174,7 +174,7 @@ def run_local(target: str, name: str, model_uri: str, flavor: str | None = None,
 
     Args:
         target: name of the MLflow target, with the repository.
-        name: name of the model.
+        name: the model's name in Triton. A new version is added if the repository has the model.
         model_uri: MLflow's URI of the model.
         flavor: must be `triton`. `None`: `triton`.
         config: options of the target, as in `target_help`. `None`: the defaults.

@@ -55,12 +55,12 @@ class Converted:
     """A model in the wanted precision, and the findings on the way.
 
     Attributes:
-        model: the source, after pruning.
-        signature: of it.
+        model: the ONNX model given to the conversion, already pruned if `AddOptions.sparsity` asks for it.
+        signature: inputs and outputs of `model`, with the batch axis found.
         axis: whether the first axis is a batch axis.
         sample: one value of each input, for the golden sample.
         conversion: the conversion's checks, drift and kept layers.
-        output: the converted file.
+        output: the converted ONNX file, in the task's scratch folder.
     """
 
     model: Model
@@ -78,8 +78,8 @@ class Prepared:
     Attributes:
         target: name, repository and backend it is made for, and a scratch folder.
         converted: the model in the wanted precision.
-        config: the configuration to publish.
-        config_kept: see `Added`.
+        config: the derived configuration. An existing config.pbtxt of the model stays in its place.
+        config_kept: fields with other values in the model's existing config.pbtxt. They stay as they are there.
         artifact: the file for its backend.
         files: name in its folder -> file now.
         golden: the golden sample's entry for the manifest.

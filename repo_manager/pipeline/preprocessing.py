@@ -144,7 +144,7 @@ def add_with_images(
 
     Args:
         path: an ONNX file with one input, an image. As `add`.
-        name: name of the model.
+        name: name of the main model. The others get `NAME_preprocess` and `NAME_ensemble`.
         repository: the model repository: a folder, or a URL of object storage.
         preprocess: the YAML file with the recipe from image to input. Its folder holds images.
         options: settings of the conversion and of the version. `None`: the defaults.
@@ -197,10 +197,10 @@ class _Wanted:
     """The model's input made of images.
 
     Attributes:
-        name: name of the input.
-        data_type: its type in config.pbtxt.
+        name: name of the model's only input.
+        data_type: number of its type in config.pbtxt, of Triton's `DataType`.
         dims: its shape for one image, without the batch axis added by `max_batch_size`.
-        batch: `max_batch_size` of the model.
+        batch: `max_batch_size` of the model. 0: it takes no batches.
     """
 
     name: str
@@ -284,7 +284,7 @@ class _Check:
 
     Attributes:
         model: name of the main model.
-        preprocess: the preprocessing model.
+        preprocess: name of the preprocessing model, as the trial's server has it.
         found: the image files of the proof.
         wanted: the model's input made of images.
     """

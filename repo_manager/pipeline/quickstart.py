@@ -45,10 +45,10 @@ class QuickstartModel:
 
     Attributes:
         added: result of conversion and publishing.
-        rollout: result of its deployment.
+        rollout: result of its deployment on the quickstart's own server.
         accuracy: share of the held-out images the served model classified right, 0 to 1.
         images: how many held-out images there were.
-        load: its load test.
+        load: its load test with 1 and with 8 concurrent requests.
     """
 
     added: Added
@@ -67,8 +67,8 @@ class Quickstart:
         repository: the model repository in it.
         machine: the findings on this machine.
         decisions: the choices made from them, in words.
-        inspection: of the shipped model.
-        models: one per precision.
+        inspection: signature and sparsity of the shipped ONNX file, before any conversion.
+        models: the FP16 model, then the INT8 model.
     """
 
     folder: Path

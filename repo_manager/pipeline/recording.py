@@ -89,7 +89,7 @@ class TrialRun:
     """A version running on a server of its own.
 
     Attributes:
-        client: of that server.
+        client: connected to that server by gRPC, until the block of `trial_run` ends.
         config: the configuration the server runs it with, completed.
         kind: batched, stateful or decoupled, which decides the form of its calls.
         parts: model it needs -> the version behind its answers.
@@ -114,7 +114,7 @@ def trial_run(
     """Run a version on an embedded server of its own, in a repository of its own.
 
     Args:
-        name: name of the model.
+        name: name the server loads the version by. The repository need not have such a model.
         files: path in the version's folder -> file.
         config: its configuration. The backend may complete it.
         repository: repository with the models it needs.
@@ -198,7 +198,7 @@ def needs_of(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model.
+        name: name of the model. `config` replaces the one the repository may have of it.
         config: configuration of the model (config.pbtxt).
         parts: model -> version, as in `Trial`.
 
@@ -261,7 +261,7 @@ def exchanges_of(path: Path, config: ModelConfig, kind: ModelKind) -> tuple[Exch
     gets the first request alone, and then, if it takes batches, as many as fit.
 
     Args:
-        path: path of the sample.
+        path: file of the sample: .npz, .npy, .json or .jsonl.
         config: configuration of the model (config.pbtxt).
         kind: how the model is asked: batched, stateful, decoupled.
 
@@ -312,7 +312,7 @@ def record(
     """Record a version's answers to a sample.
 
     Args:
-        name: name of the model.
+        name: name of the model on the server of `run`.
         exchanges: requests to send. Where there are responses, those are the reference, and the run is compared with
             them.
         run: the running version, or why there is none.

@@ -33,7 +33,7 @@ class ServeOptions(ServerSettings):
     """Options of `serve`, besides the server's settings.
 
     Attributes:
-        repository: the model repository.
+        repository: the model repository. A text becomes a `Location`.
         load: names of models to load at the start, or one of `all`, `deployed` (also when empty), `none`.
         timeout_s: how long the server may take to be ready.
         auto_complete: let Triton fill in fields missing in a config.pbtxt, at about a second a load. `None`: only

@@ -31,8 +31,8 @@ def refuse_while_ready(repository: LocationLike, name: str, version: int | None)
 
     Args:
         repository: the model repository: a folder, or a URL of object storage.
-        name: name of the model.
-        version: one version. `None`: any.
+        name: the model with the versions to remove.
+        version: the version to remove. `None`: all, so none may be ready.
 
     Raises:
         RepositoryError: the server serves one of them.
@@ -106,7 +106,7 @@ def watch_status(
         repository: the model repository: a folder, or a URL of object storage.
         name: name of the model. `None`: all models deployed or loaded.
         to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
-        interval_s: seconds between two looks.
+        interval_s: pause in seconds between the end of a look and the next one.
         timeout_s: deadline of the call in seconds.
         connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
 
