@@ -31,7 +31,7 @@ def added_view(added: Any, repository: str | None = None) -> list[RenderableType
     """Show a `pipeline.Added`.
 
     Args:
-        added: the result of `pipeline.adding.add`.
+        added: the result of `pipeline.adding.add`. One not published is shown as a dry run.
         repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     views: list[RenderableType] = []
@@ -54,7 +54,7 @@ def added_files_view(added: Any, repository: str | None = None) -> list[Renderab
     """Show a `pipeline.adding_files.AddedFiles`. `repository` as for `added_view`.
 
     Args:
-        added: the result of `pipeline.adding_files.add_files`.
+        added: the result of `pipeline.adding_files.add_files`. One not published is shown as a dry run.
         repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     proof = {
@@ -85,7 +85,7 @@ def ensemble_view(made: Any, repository: str | None = None) -> list[RenderableTy
     """Show a `pipeline.ensembling.MadeEnsemble`. `repository` as for `added_view`.
 
     Args:
-        made: the result of `pipeline.ensembling.make_ensemble`.
+        made: the result of `pipeline.ensembling.make_ensemble`. Its edges come first, then its `added`.
         repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     rows = [[edge.source, f"{edge.model}.{edge.input}", _MATCHED[edge.by]] for edge in made.edges]
@@ -100,7 +100,7 @@ def images_view(made: Any, repository: str | None = None) -> list[RenderableType
     `added_view`.
 
     Args:
-        made: the result of `pipeline.preprocessing.add_with_images`.
+        made: the result of `pipeline.preprocessing.add_with_images`. Without an ensemble nothing is shown.
         repository: value of `--repository`, for the next command. `None`: the option was not given.
     """
     if made.ensemble is None:

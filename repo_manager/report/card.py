@@ -39,12 +39,12 @@ class Section:
     """One part of a card.
 
     Attributes:
-        title: heading of the section.
+        title: heading of the section. `card_html` recognises `Sparsity` and `Pruning` by it.
         facts: name and value of each.
         heads: titles of the table's columns. Empty for no table.
         rows: cells of the table, row by row.
         code: text as it is, a file for instance.
-        note: remark below the table.
+        note: remark below the table. A section can consist of it alone.
     """
 
     title: str
@@ -65,8 +65,8 @@ class Card:
     """The facts of one version.
 
     Attributes:
-        name: name of the model.
-        version: number of the version.
+        name: name of the model, also the first part of `title` and `file_name`.
+        version: number of the version, never a tag.
         headline: the most important facts: name and value.
         sections: in the order of the story.
     """
@@ -100,7 +100,7 @@ def version_card(
     Args:
         model: the model of the version.
         version: one of its versions, as a deep scan found it.
-        state: the model's record.
+        state: the model's record, for the version's tags and roll-outs.
         signature: state of its signature, in words. Empty: nothing.
         loads: load tests. Those of other models and versions are left out.
     """
@@ -121,7 +121,7 @@ def card_html(card: Card, *, sparsity: Markup | None = None) -> str:
     """Return the card as a complete HTML document without references to the outside.
 
     Args:
-        card: facts of the version.
+        card: from `version_card`. Its texts are escaped.
         sparsity: from `sparsity_part`, in place of the card's own tables of layers. `None` for none.
     """
     return render_page("card.html.j2", card=card, sparsity=sparsity)

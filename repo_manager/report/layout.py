@@ -32,8 +32,8 @@ class Moment:
     """A time: on a terminal how long ago it was, in a file and with `--wide` as it was recorded.
 
     Attributes:
-        at: UTC, ISO 8601.
-        before: is before it.
+        at: UTC in ISO 8601, such as `2026-01-31T12:00:00Z`. Any other text is shown as it is.
+        before: text in front of the time, with a space at its end: `undeployed, `.
     """
 
     at: str
@@ -46,7 +46,7 @@ class Moment:
         """Return how long ago it was: `3 min ago`. The date after two weeks.
 
         Args:
-            now: `None` takes the clock.
+            now: the present time, with a time zone. `None` takes the clock.
         """
         now = datetime.datetime.now(datetime.timezone.utc) if now is None else now
         try:
@@ -83,7 +83,7 @@ def make_table(
 
     Args:
         title: heading above the table. `None`: no heading.
-        columns: headings of the columns.
+        columns: headings, left to right. `right` and `drop` name columns by them.
         rows: one value per column. Printed as text, never as markup.
         right: the headings of the columns aligned to the right, separated by commas. They are never folded.
         drop: the headings of the columns a narrow terminal leaves out, separated by commas, the first one first.
@@ -123,8 +123,8 @@ class FittedTable:
     is folded to less than a few words, the columns of `drop` are left out, and named below the table.
 
     Attributes:
-        columns: headings, left to right.
-        rows: one value per column.
+        columns: headings, left to right. `right` and `drop` name columns by them.
+        rows: one value per column, printed as text. A `Moment` on a narrow terminal is shown as its age.
         right: headings of the columns aligned to the right.
         drop: headings of the columns to leave out, the first one first. None without a terminal.
     """
@@ -211,8 +211,8 @@ class LongTable:
     """A table with a line for each row, however long. It prints like `FittedTable`, without colours.
 
     Attributes:
-        columns: headings, left to right.
-        rows: one text per column.
+        columns: headings, left to right. `right` names columns by them.
+        rows: one value per column, printed as text. Line breaks become spaces.
         right: headings of the columns aligned to the right.
     """
 

@@ -60,7 +60,7 @@ def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, 
     Args:
         report: called with one line per step.
         verdict: outcome of the gates. `None`: there are no gates.
-        unit: unit of the numbers.
+        unit: the latencies' unit and its size in nanoseconds, from `latency_unit`.
     """
     points = sorted(_measured(report), key=lambda point: (point.mode, point.level))
     if len(points) < 2:

@@ -56,7 +56,7 @@ def format_ms(nanoseconds: float | None) -> str:
     """Format a latency in milliseconds. `-` when it is not known.
 
     Args:
-        nanoseconds: the latency. `None`: unknown.
+        nanoseconds: the latency, shown in milliseconds with three digits. `None`: unknown.
     """
     return "-" if nanoseconds is None else f"{nanoseconds / 1e6:.3g}"
 

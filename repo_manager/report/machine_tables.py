@@ -21,7 +21,7 @@ def machine_view(machine: Any, server: str = "") -> list[RenderableType]:
     """Show a `pipeline.doctor.Machine`.
 
     Args:
-        machine: the result of `pipeline.doctor`.
+        machine: the result of `pipeline.doctor.examine_machine`. Its `engines` are shown only with `server`.
         server: server its engines were checked against, in words. Empty: they were not.
     """
     gpus = "; ".join(

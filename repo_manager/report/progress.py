@@ -101,7 +101,7 @@ def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str],
 
     Args:
         terminal: its stderr is written to. Nothing is when it is quiet.
-        title: text of the title.
+        title: text before the bar. Without a terminal, each line begins with it.
     """
     if terminal.quiet:
         yield lambda _share, _now: None
@@ -193,8 +193,8 @@ def load_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Progre
     """Give a function to show a load test's progress, as long as the context lasts.
 
     Args:
-        console: console on stderr.
-        quiet: whether to show nothing.
+        console: console on stderr. If it is no terminal, a line is printed for each finished level.
+        quiet: show nothing. The function given can still be called.
     """
     with _shown(console, _line, _LoadView(), quiet=quiet, refreshes_per_s=8) as told:
         yield told
@@ -301,8 +301,8 @@ def compare_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[Com
     """Give a function to show a comparison's progress: a live bar, or a line for each batch size.
 
     Args:
-        console: console on stderr.
-        quiet: whether to show nothing.
+        console: console on stderr. If it is no terminal, a line is printed for each finished batch size.
+        quiet: show nothing. The function given can still be called.
     """
     with _shown(console, _compare_line, _CompareView(), quiet=quiet, refreshes_per_s=4) as told:
         yield told
@@ -346,9 +346,9 @@ def tune_progress(console: Console, budget_s: float, *, quiet: bool) -> Iterator
     """Give a function to show a tuning's progress: the latest measurement, the best so far, the budget left.
 
     Args:
-        console: console on stderr.
+        console: console on stderr. If it is no terminal, a line is printed for each measurement.
         budget_s: budget of the whole search in seconds.
-        quiet: whether to show nothing.
+        quiet: show nothing. The function given can still be called.
     """
     with _shown(console, _tune_line, _TuneView(budget_s), quiet=quiet, refreshes_per_s=4) as told:
         yield told

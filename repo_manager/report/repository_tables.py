@@ -47,7 +47,7 @@ def models_view(root: Location, models: Sequence[ModelEntry], states: Mapping[st
 
     Args:
         root: the model repository: a folder, or a place in object storage.
-        models: the models to list.
+        models: the models, in the order of the rows. Empty: the view says how to add one.
         states: model -> its record. One may be missing.
     """
     if not models:

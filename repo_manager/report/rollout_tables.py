@@ -137,7 +137,7 @@ def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType
 
     Args:
         rollout: the roll-out, planned or made.
-        back: it was a roll-back.
+        back: it was a roll-back: the heading of a single target names both versions.
     """
     first = rollout.servers[0]
     if first.snapshot is not None:

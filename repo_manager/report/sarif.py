@@ -32,7 +32,7 @@ def sarif_text(repository: Location, problems: Sequence[Problem]) -> str:
 
     Args:
         repository: the root. Each config.pbtxt a finding is about is read once more for its lines.
-        problems: the findings of `verify`.
+        problems: the findings of `verify`, kept in order. Empty: a log without results.
     """
     configs = _Configs(repository)
     ids = sorted({problem.rule or _OTHER for problem in problems})

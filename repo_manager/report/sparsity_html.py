@@ -58,8 +58,8 @@ def sparsity_page(
     """Return the whole page. Every name from the model is escaped.
 
     Args:
-        report: sparsity of each layer.
-        title: text of the title.
+        report: from `sparsity_report`. A layer of unknown `macs` has no bar.
+        title: the model's name or file, put behind `2:4 sparsity of`.
         evidence: of an engine built of it. Empty for none.
         pruned: result of pruning, in the form of a manifest or of JSON. `None`: nothing is known of it.
     """
@@ -77,7 +77,7 @@ def sparsity_part(
     """Return the sections of the page, as a part of another one. Its arguments are those of `sparsity_page`.
 
     Args:
-        report: sparsity of each layer.
+        report: from `sparsity_report`. A layer of unknown `macs` has no bar.
         evidence: the engine builder's treatment of each layer. Empty: there is no engine.
         pruned: result of pruning, from the manifest. `None`: unknown.
     """

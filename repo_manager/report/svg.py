@@ -32,7 +32,7 @@ class Axis:
 
     Attributes:
         title: the quantity shown, with its unit.
-        low: value at its start.
+        low: value at its start, at the left or at the bottom.
         high: value at its end. Larger than `low`.
         is_log: logarithmic. `low` is then above 0.
         ticks: (value, label) pairs. `None` chooses round numbers.
@@ -51,7 +51,7 @@ class Axis:
         Args:
             title: title of the axis, with its unit.
             values: numbers the axis must hold.
-            is_log: use a logarithmic scale.
+            is_log: use a logarithmic scale. It starts below the smallest value above 0.
             zero: start a linear axis at 0.
         """
         known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
@@ -107,7 +107,7 @@ class Chart:
         x: horizontal axis of the chart.
         y: vertical axis of the chart.
         width: of the view box. The image takes its container's width.
-        height: of the view box.
+        height: of the view box, with the space for the legend and the axis labels.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class Chart:
         """Add a line. Points without finite numbers interrupt it.
 
         Args:
-            name: name in the legend.
+            name: name in the legend. Empty: the line is not in it.
             points: points (x, y) in axis units.
             series: number of the series, for its colour.
-            dashed: draw a dashed line.
+            dashed: draw a dashed line, in the legend as well.
         """
         path, pen = [], "M"
         for x, y in points:
@@ -171,7 +171,7 @@ class Chart:
         Args:
             x: position on the horizontal axis.
             y: position on the vertical axis.
-            text: text of the label.
+            text: text to draw. Near the right edge it ends at the point, else it is centred.
             above: draw it above the point.
         """
         left, top = self._at(x, y)
@@ -200,7 +200,7 @@ class Chart:
         Args:
             start: start on the horizontal axis.
             end: end on the horizontal axis.
-            title: text of the stretch.
+            title: shown under the pointer only. Nothing is written into the stretch.
         """
         left, _ = self._at(max(start, self._x.low), self._y.low)
         right, _ = self._at(min(end, self._x.high), self._y.low)
@@ -277,8 +277,8 @@ def stacked_bars(
         title: name of the image, for screen readers.
         description: text in its place for readers who do not see it.
         rows: a label and its parts, in the order of `names`.
-        names: names of the parts.
-        unit: unit of the numbers.
+        names: names of the parts, shown in the legend. The order gives the colours.
+        unit: unit of the numbers, shown at the axis and in each bar's title.
     """
     width, left, height = 620.0, 130.0, 58.0 + 30.0 * len(rows)
     axis = Axis.around(unit, [sum(parts) for _, parts in rows])

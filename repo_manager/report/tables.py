@@ -39,7 +39,7 @@ def format_count(value: float | None) -> str:
     """Format a count with three digits: `1.23 M`.
 
     Args:
-        value: the count. `None`: unknown.
+        value: the count. `None`: unknown, shown as `-`.
     """
     if value is None:
         return "-"

@@ -171,7 +171,7 @@ def error_document(kind: str, message: str, hint: str | None, exit_code: int) ->
 
     Args:
         kind: name of the error's class.
-        message: text of the error.
+        message: text of the error, without `Error:` and without the hint.
         hint: the next step for the user. `None`: there is none.
         exit_code: exit code of the command.
     """

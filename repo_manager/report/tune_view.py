@@ -33,7 +33,7 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     """Return a terminal's view of a tuning.
 
     Args:
-        result: result of the search.
+        result: result of the search. Its best settings are compared with today's.
         written: the models' config.pbtxt have been changed to it.
         repository: value of `--repository`, for the next command. `None`: the option was not given.
     """

@@ -30,7 +30,7 @@ def version_view(model: ModelEntry, version: VersionEntry, state: ModelState) ->
     Args:
         model: the model of the version.
         version: one of its versions, as a deep scan found it.
-        state: the model's record.
+        state: the model's record, for the version's tags, trial and last deployment.
     """
     tags = [tag for tag, number in sorted(state.tags.items()) if number == version.version]
     pairs: list[tuple[str, object]] = [
