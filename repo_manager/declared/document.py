@@ -69,7 +69,7 @@ def parse_document(text: str, *, name: str) -> Document:
 
     Args:
         text: content of the YAML file.
-        name: its name in errors.
+        name: the file's path, or `standard input`. Errors put it before line and column.
 
     Raises:
         InputError: it is not YAML, holds a value other than a plain one, or is nested or repeated beyond any

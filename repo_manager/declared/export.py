@@ -270,8 +270,8 @@ def _config(repository: Location, name: str, built: Manifest | None) -> dict[str
     """Return the fields of config.pbtxt, so `apply` changes nothing in it.
 
     Args:
-        repository: place of the repository.
-        name: name of the model.
+        repository: the repository whose config.pbtxt is read. Nothing in it is changed.
+        name: the model whose config.pbtxt is read, also the file's name in errors.
         built: the version `apply` can build again: then every field beyond the model's own is needed. `None`: it can
             build none.
     """

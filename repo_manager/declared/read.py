@@ -65,8 +65,8 @@ def parse_declaration(text: str, *, name: str) -> Declaration:
     """Check a file's content.
 
     Args:
-        text: content of a repository.yaml.
-        name: its name in errors.
+        text: content of a repository.yaml, of any size: only `read_declaration` has a limit.
+        name: the file's path, or `standard input`. Errors put it before line and column.
 
     Raises:
         InputError: as `read_declaration`.

@@ -40,9 +40,10 @@ class Request:
     Attributes:
         source: path of the ONNX file. Need not exist when `digest` gives its content. Of a URL only once `fetched`.
         digest: digest the file must have. `None`: any content.
-        precision: of the version.
+        precision: of the version, as text: a value of `Precision`, such as `fp16`.
         backend: a backend's name. `None`: the one of the existing versions.
-        sparsity: `require`, `report` or `prune`.
+        sparsity: `require`, `report` or `prune`, as in `SparsityMode`. A version made with `report` can fulfil
+            `require`.
         calibration: a file, a folder or `module:function`. `None` for none.
         calibration_digest: digest the calibration data must have.
         convert: options of the conversion not at their default.
@@ -76,7 +77,7 @@ class FetchedSource:
     """A source fetched from a URL.
 
     Attributes:
-        path: its temporary place.
+        path: the local copy. It is removed at the end of the `fetching` block.
         opened: the source for `add` in place of the path, so the manifest names the URL. Its text is shown.
     """
 
@@ -90,7 +91,7 @@ def request_record(
     """Return a manifest's record of a version's options.
 
     Args:
-        backend: as it was chosen.
+        backend: the backend chosen, never `auto`. For ONNX Runtime the engine's options are not recorded.
         sparsity: the sparsity mode: `fail`, `report` or `prune`.
         calibration: the calibration option as given. `None`: no calibration data.
         convert: the conversion's options, a dataclass.
@@ -139,7 +140,7 @@ def source_digest(path: Path, external: Mapping[str, Any] | tuple[str, ...] = ()
     """Return the digest of a model, as `onnx_model` makes it, without reading the model.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file. Its bytes are hashed, and need not be a valid model.
         external: the names of its files with external data, in order, beside it.
 
     Raises:
@@ -185,8 +186,8 @@ def check_accuracy(where: str, manifest: Manifest, request: Request) -> None:
 
     Args:
         where: `NAME:VERSION`, for the message.
-        manifest: manifest of the version.
-        request: the declared accuracy limits.
+        manifest: manifest of the version. `conversion.accuracy` in it is the measurement.
+        request: its `accuracy` has the data and the limits. Empty: everything passes.
 
     Raises:
         GateError: it was measured on these data, and is below a limit.

@@ -30,7 +30,7 @@ class Servers:
     """Clients by the texts of the declaration. Closes them at the end.
 
     Args:
-        repository: the repository they serve.
+        repository: the repository they serve. Its running `serve` is the target `embedded`.
         base: the folder of the YAML file, for `@FILE`.
         options: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
         start: starts the embedded server, and returns its URL. `None`: it is not started.

@@ -40,14 +40,14 @@ class Step:
     """One change.
 
     Attributes:
-        action: kind of the step.
-        what: the step, in words.
+        action: kind of the step. It decides, too, about the fields in use.
+        what: the step in words, without the model's name.
         version: the version it is about. `None`: the one this plan builds, or the whole model.
-        versions: the versions to serve.
+        versions: the versions to serve. 0 stands for the version this plan builds.
         changes: of config.pbtxt, as `change_config` takes them. Empty for a model without versions, whose config.pbtxt
             is derived first and then compared with the declared fields.
-        labels: output -> its labels.
-        tag: the tag to set.
+        labels: output -> its labels, in the order of the classes. They replace the present ones.
+        tag: the tag to set on `version`. Empty for any other step.
         targets: addresses of the servers to act on.
     """
 
@@ -66,7 +66,7 @@ class ModelPlan:
     """The plan for one model.
 
     Attributes:
-        name: name of the model.
+        name: name of the model, from the file, or from the repository if undeclared.
         declared: whether the file declares it.
         version: the version of its source. `None` when it must be built, or there is no source.
         steps: in order. Empty when everything is as declared.
@@ -94,7 +94,7 @@ class ModelResult:
     """The changes made to one model.
 
     Attributes:
-        name: name of the model.
+        name: name of the model, as in its `ModelPlan`.
         done: the steps made, in words.
         version: the version built. `None` when none was.
         error: why the rest was not done. `None` when all was.
@@ -115,7 +115,7 @@ class ApplyResult(Summarized):
     Attributes:
         models: the models with a step, in order.
         unchanged: how many were as declared already.
-        seconds: wall time.
+        seconds: wall time of the steps, without the planning before them.
     """
 
     models: tuple[ModelResult, ...]
@@ -177,7 +177,7 @@ def config_changes(name: str, config: Config, text: str, base: Path, *, where: s
     """Return the fields `change_config` must set for a config.pbtxt with the declared values.
 
     Args:
-        name: name of the model.
+        name: name of the model. It selects the changes in the result of a tuning.
         config: the declared fields of config.pbtxt.
         text: text of the present config.pbtxt.
         base: the folder of the YAML file.
