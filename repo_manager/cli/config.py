@@ -37,7 +37,7 @@ def edited(text: str, *, name: str) -> Iterator[str]:
     If the block refuses the text, it is kept, and the error says where.
 
     Args:
-        text: what the editor shows.
+        text: the text at the start, written to a temporary file as UTF-8.
         name: the file's name in the editor. Its ending tells the editor the language.
 
     Raises:

@@ -51,7 +51,7 @@ def client_options(
     """Return how a client connects: the options, else the environment, else the settings file.
 
     Args:
-        connection: the command line's options.
+        connection: the command line's options. A field of `None` is left to the environment and the settings.
         urls: the command's servers. With TLS options, at least one URL must be encrypted.
         settings: the validated settings. `None`: read them.
 

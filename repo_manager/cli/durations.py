@@ -38,7 +38,7 @@ def seconds_option(
 
     Args:
         name: as it is written: `--timeout`.
-        help: what it does.
+        help: text of the option in `--help`.
         sets: setting of the library, in seconds: its owner and name. `None`: no setting.
         least: the shortest one allowed, in seconds.
         needs_unit: whether a number without a unit is refused: an age of 30 may be meant in days.

@@ -140,7 +140,7 @@ def check_input(path: Path | None) -> None:
     """Check whether a file exists, before a server is contacted.
 
     Args:
-        path: `None`: nothing to check.
+        path: a file or folder. It must exist, and is not opened. `None`: nothing to check.
 
     Raises:
         InputError: it is not.

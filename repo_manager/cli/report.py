@@ -28,7 +28,7 @@ class WrittenCards:
     """The cards of versions, as `--json` prints them.
 
     Attributes:
-        cards: one per version.
+        cards: one per version asked for, by name and version.
         files: the written pages; empty without `--output`.
     """
 

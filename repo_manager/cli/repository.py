@@ -32,7 +32,7 @@ class ListedModel(ModelEntry):
     """A model of a repository, with its record.
 
     Attributes:
-        tags: tag -> version.
+        tags: tag -> version. Empty, too, if the repository's record is damaged.
         deployed: the version of the last successful roll-out; `None` if there was none.
     """
 
@@ -45,8 +45,8 @@ class Listing:
     """The models of a repository.
 
     Attributes:
-        repository: its folder or URL.
-        models: by name.
+        repository: its folder as the option or the settings name it, or its URL.
+        models: all models by name, those with problems as well.
     """
 
     repository: str
@@ -58,7 +58,7 @@ class ShownVersion(VersionEntry):
     """One version of a model, with its record.
 
     Attributes:
-        name: name of the model.
+        name: name of its model, without the version.
         tags: the tags of this version, by name.
         selected: whether the version policy selects it.
         deployed: whether the last successful roll-out was of this version.
@@ -77,8 +77,8 @@ class History:
     """The roll-outs and load tests of a model.
 
     Attributes:
-        repository: its folder or URL.
-        model: name of the model.
+        repository: its folder as the option or the settings name it, or its URL.
+        model: name of the model. Its versions are in the records.
         rollouts: the latest last, at most 100.
         load_tests: the reports stored by `loadtest --keep`, the latest last.
     """

@@ -45,11 +45,11 @@ class ReadyServer:
     """A ready server in the foreground.
 
     Attributes:
-        http_url: `http://host:port`.
-        grpc_url: `grpc://host:port`.
-        metrics_url: `http://host:port/metrics`.
+        http_url: `http://host:port`, with the port taken if none was chosen.
+        grpc_url: `grpc://host:port`, with TLS `grpcs://host:port`.
+        metrics_url: `http://host:port/metrics`, without TLS in any case.
         pid: the process ID of tritonserver.
-        log: file with its log.
+        log: file with tritonserver's log, from its start on.
         failures: model not loaded at the start -> Triton's reason.
     """
 
@@ -66,7 +66,7 @@ class ShownLog:
     """The end of a server's log.
 
     Attributes:
-        log: file with the log.
+        log: file with the log: of the running server, else of the last one.
         lines: its last lines, oldest first.
     """
 

@@ -75,7 +75,7 @@ def check_signatures(
 
     Args:
         root: folder of the model repository.
-        name: one model. `None`: all.
+        name: one model, and the repository must have it. `None`: all models.
         keys: trusted public keys and root certificates. `None` or empty: those of the settings. If the settings have
             none either, nothing is checked.
 

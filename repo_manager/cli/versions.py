@@ -65,9 +65,9 @@ class Tagging:
     Attributes:
         name: name of the version's model.
         version: the tagged version. With `--delete`, the version without the tag now.
-        tag: name of the tag.
+        tag: the tag given, or with `--delete` the tag taken away.
         before: the tag's version before. `None` if it had none.
-        applied: `False` with `--dry-run`.
+        applied: whether the repository's record was changed. `False` with `--dry-run`.
     """
 
     name: str
