@@ -135,7 +135,7 @@ def carry_out(
         base: the folder of its file.
         repository: where. Made when it does not exist.
         servers: clients of the servers the file names.
-        options: key for new versions, consent to run code, and the roll-out's options. `prune` is not read again.
+        options: key for new versions, consent to run code, and the roll-out's options. `prune` counts in the plan only.
         report: receives one line per step.
     """
     base, repository = Path(base), as_location(repository)

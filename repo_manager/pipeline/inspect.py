@@ -28,7 +28,7 @@ class Inspection(Summarized):
     """The result of `repo-manager inspect`.
 
     Attributes:
-        path: the ONNX file inspected, as given: not made absolute.
+        path: the ONNX file inspected, as given to `inspect_model`.
         digest: of the file and its external data.
         size_bytes: size of the file and its external data.
         signature: inputs and outputs with types and shapes, and the opset.

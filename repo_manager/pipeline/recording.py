@@ -198,7 +198,7 @@ def needs_of(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        name: name of the model. `config` replaces the one the repository may have of it.
+        name: name of the model. The repository need not have it: `config` counts in any case.
         config: configuration of the model (config.pbtxt).
         parts: model -> version, as in `Trial`.
 
