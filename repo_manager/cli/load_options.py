@@ -317,7 +317,7 @@ def show_report(terminal: Terminal, report: LoadTestReport, verdict: Verdict | N
 
     Args:
         terminal: the terminal to print the report.
-        report: called with one line per step.
+        report: result of a load test, with a point per level.
         verdict: the outcome of its gates. `None`: no gate was given.
         files: files to write. Each file's ending chooses its format.
     """
@@ -333,7 +333,7 @@ def raise_for(report: LoadTestReport, verdict: Verdict | None) -> None:
     """Turn the shown result into an exit code: the server's failure first, then the gates.
 
     Args:
-        report: called with one line per step.
+        report: result of a load test, with a point per level.
         verdict: the outcome of its gates. `None`: no gate was given.
 
     Raises:

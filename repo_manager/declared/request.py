@@ -92,7 +92,7 @@ def request_record(
 
     Args:
         backend: the backend chosen, never `auto`. For ONNX Runtime the engine's options are not recorded.
-        sparsity: the sparsity mode: `fail`, `report` or `prune`.
+        sparsity: the sparsity mode: `require`, `report` or `prune`.
         calibration: the calibration option as given. `None`: no calibration data.
         convert: the conversion's options, a dataclass.
         engine: the engine's options, a dataclass.

@@ -55,7 +55,7 @@ def judge(report: LoadTestReport, gates: Sequence[Gate], *, over: Over = "every"
     """Judge a report.
 
     Args:
-        report: called with one line per step.
+        report: result of a load test, with a point per level.
         gates: limits, by `parse_slo`. One bound to a level is judged only there.
         over: `every`: each level must hold them. `some`: one level that passes every gate is enough.
 
@@ -161,7 +161,7 @@ def judge_against(report: LoadTestReport, baseline: LoadTestReport, *, tolerance
     when the whole interval is beyond the tolerance, passes when none of it is, and is inconclusive between.
 
     Args:
-        report: called with one line per step.
+        report: result of a load test, with a point per level.
         baseline: the earlier one, by `read_report`.
         tolerance: the allowed share of worsening.
 

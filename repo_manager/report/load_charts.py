@@ -58,7 +58,7 @@ def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, 
     """Return p50 and p99 against throughput, with the knee and the latency gates. `None` below two levels.
 
     Args:
-        report: called with one line per step.
+        report: result of a load test, with a point per level.
         verdict: outcome of the gates. `None`: there are no gates.
         unit: the latencies' unit and its size in nanoseconds, from `latency_unit`.
     """

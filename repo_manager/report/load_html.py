@@ -28,7 +28,7 @@ def load_page(report: LoadTestReport, verdict: Verdict | None = None, comparison
     """Return the page of a load test.
 
     Args:
-        report: called with one line per step.
+        report: result of a load test, with a point per level.
         verdict: its gates, drawn as limits and listed. `None` when there are none.
         comparisons: of batch sizes, drawn as ratios.
 

@@ -121,9 +121,9 @@ def rollback(
     Args:
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model. Its recorded roll-outs give the version to go back to.
-        to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
+        to: a server, a cluster target, or several of one kind.
         options: settings of the roll-out. `None`: the defaults.
-        connection: TLS, headers and deadlines of clients. `None`: those of the environment and the settings.
+        connection: TLS, headers and deadlines of clients. `None`: the defaults of `ClientOptions`.
         report: called with one line per step.
 
     Raises:
@@ -167,7 +167,7 @@ def undeploy(
         repository: the repository the target serves.
         name: name of the model to take out of service. Models it needs stay served.
         version: one version. `None`: all of them.
-        to: a server, a cluster target, or several. `None`: the running `serve`, or a new one.
+        to: a server, a cluster target, or several of one kind.
         options: deadline and the like. `None` takes the defaults.
         connection: how to connect to URLs, and to pods. `None` connects without TLS and headers.
         report: called with a line of text for each step.

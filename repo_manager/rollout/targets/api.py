@@ -283,7 +283,7 @@ class Api:
         """Return one custom resource.
 
         Args:
-            kind: group, version, plural and kind of the resource.
+            kind: group, version, kind and plural of the resource: an entry of `Kind`.
             namespace: namespace of the resource. Kinds without namespaces cannot be read.
             name: name of the resource. A missing one is refused.
         """
@@ -296,7 +296,7 @@ class Api:
         """Return the custom resources with these labels. None where the cluster does not know the kind.
 
         Args:
-            kind: group, version, plural and kind of the resource.
+            kind: group, version, kind and plural of the resource: an entry of `Kind`.
             namespace: the only namespace searched.
             labels: labels the resources must have.
         """
@@ -311,7 +311,7 @@ class Api:
         """Change a custom resource by a JSON merge patch. With a `resourceVersion` only if it is still current.
 
         Args:
-            kind: group, version, plural and kind of the resource.
+            kind: group, version, kind and plural of the resource: an entry of `Kind`.
             namespace: namespace of the resource, where the account needs the right to patch it.
             name: name of an existing resource. None is made.
             patch: JSON merge patch of the object.

@@ -127,7 +127,7 @@ def api_of(text: str, timeout_s: float | None = None) -> Api:
 
     Args:
         text: `k8s://namespace/release` or `kserve://namespace/name`. Its `?context=` names the cluster.
-        timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+        timeout_s: deadline of each call in seconds. `None`: the longest that `Api` allows.
 
     Raises:
         UsageError: the target cannot be read, or no such cluster is configured.
