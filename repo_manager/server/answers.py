@@ -157,7 +157,7 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
     """Return the `InferInput` list of a request.
 
     Args:
-        module: module `tritonclient.grpc` or `tritonclient.http`.
+        module: `tritonclient.grpc` or `tritonclient.http`, as the request is sent. Its `InferInput` is used.
         inputs: name -> array of any shape; strings as `object`, `S` or `U` arrays; bfloat16 as ml_dtypes has it.
 
     Raises:

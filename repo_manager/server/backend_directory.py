@@ -41,7 +41,7 @@ class BackendDirectory:
     """An assembled backend directory.
 
     Attributes:
-        path: for `--backend-directory`.
+        path: folder for tritonserver's `--backend-directory`: a folder for each backend.
         python_bin: a folder whose `python3` makes the stub see this environment's packages when it comes first in
             PATH. `None` for a tritonserver with native backends, used as it is.
     """

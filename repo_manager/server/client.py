@@ -190,7 +190,7 @@ class TritonClient:
         """Return the index's versions of one model (except for those never loaded).
 
         Args:
-            name: name of the model.
+            name: name of the model as the index has it. Any other gives an empty result.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
         entries = (entry for entry in self.repository_index(timeout_s=timeout_s) if entry.name == name)
@@ -207,7 +207,7 @@ class TritonClient:
         """Load or reload a model. Returns when its versions are ready (or when there was nothing to do).
 
         Args:
-            name: name of the model.
+            name: name of the model's folder in the repository. With `files` it need not be there.
             config: configuration in JSON, in place of the repository's until the model is unloaded. `None`: use the
                 repository's.
             files: path in the model's folder -> content, with `config`: a model of no repository. `None`: no files.
@@ -230,7 +230,7 @@ class TritonClient:
         """Unload a model. Triton answers before in-flight requests have ended.
 
         Args:
-            name: name of the model.
+            name: name of the model. All its loaded versions are unloaded.
             dependents: also unload the models of an ensemble.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
@@ -242,7 +242,7 @@ class TritonClient:
         """Return the counters of the loaded versions of a model (all models when `name` is empty).
 
         Args:
-            name: name of the model.
+            name: name of one loaded model. Empty takes all of them.
             version: version of the model. `None`: the newest, or the server's choice.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
@@ -252,7 +252,7 @@ class TritonClient:
         """Return the config the server runs a model with, as a `ModelConfig` protobuf message.
 
         Args:
-            name: name of the model.
+            name: name of a loaded model. Triton refuses any other.
             version: version of the model. `None`: the newest, or the server's choice.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
@@ -262,7 +262,7 @@ class TritonClient:
         """Return the inputs, outputs and served versions of a model.
 
         Args:
-            name: name of the model.
+            name: name of a loaded model. Triton refuses any other.
             version: version of the model. `None`: the newest, or the server's choice.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
@@ -274,10 +274,10 @@ class TritonClient:
         """Let the server map memory as region `name`. The server must be on this machine.
 
         Args:
-            name: name of the region.
+            name: new name for the region, later given to `unregister_memory`.
             key: of POSIX shared memory, or a handle of memory on a GPU the server uses, too.
             size_bytes: size of the memory in bytes.
-            timeout_s: `None` takes the client's.
+            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
         self._transport.register_memory(name, key, size_bytes, self._deadline(timeout_s))
 
@@ -285,7 +285,7 @@ class TritonClient:
         """Let the server forget a region of shared memory.
 
         Args:
-            name: name of the region.
+            name: name the region was registered with.
             kind: the kind of shared memory.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
@@ -304,7 +304,7 @@ class TritonClient:
         """Return whether a version (`None`: the newest served one) is ready. A killed stub still counts as ready.
 
         Args:
-            name: name of the model.
+            name: name of the model asked about, loaded or not.
             version: version of the model. `None`: the newest, or the server's choice.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
@@ -323,7 +323,7 @@ class TritonClient:
         """Run one inference.
 
         Args:
-            name: name of the model.
+            name: name of a loaded model or ensemble.
             version: `None` leaves the choice to the server.
             inputs: name -> array, batch axis included.
             outputs: the outputs wanted. `None` for all.
@@ -348,7 +348,7 @@ class TritonClient:
         The next request is taken from `requests`, and sent, after the final response of the one before.
 
         Args:
-            name: name of the model.
+            name: name of a loaded model. It gets all `requests`.
             version: `None` leaves the choice to the server.
             requests: of each the inputs, name -> array with the batch axis, and its options: the sequence it belongs
                 to, and custom parameters.

@@ -235,9 +235,9 @@ def _handed_on(argument: str, value: str, *, default: Any) -> Any:
     """Declare a setting with one argument of tritonserver, left out at its default.
 
     Args:
-        argument: name of the argument.
+        argument: tritonserver's argument with its dashes, such as `--log-verbose`.
         value: form of its value. `{}` represents the setting.
-        default: tritonserver's own.
+        default: tritonserver's own value. A setting equal to it adds no argument.
     """
     return dataclasses.field(default=default, metadata={"argument": f"{argument}={value}"})
 
@@ -299,7 +299,7 @@ class ServerOptions(ServerSettings):
         log_path: where the log goes (appended). `None` keeps it in the user's cache.
         auto_complete: let the backend fill in missing fields of a config.pbtxt. Off, every load is about a second
             faster (Triton starts no extra stub for it), and a model whose config lacks inputs or outputs is refused.
-        extra_args: more arguments for tritonserver.
+        extra_args: more arguments for tritonserver, passed on unchecked behind our own.
         environment: more environment variables for it.
         record: let `running_server` find this server.
         sealed: folder with private copies of signed models, read in place of the repository. `None`: there are none.
@@ -328,12 +328,12 @@ def command_of(
     """Return tritonserver's command line.
 
     Args:
-        options: options of the server.
+        options: settings of the server. Its ports are not read (see `ports`), its key is left out.
         ports: ports of HTTP, gRPC and metrics.
         name: the server's own name, unlike any other's.
         triton: the installed tritonserver and its libraries.
-        backends: folder of the backends.
-        prefix: of its shared memory.
+        backends: the backend directory, as `BackendDirectory.path`. A link replaces a path unsafe in a shell.
+        prefix: beginning of its shared memory's names, from `shared_memory_prefix`.
     """
     repository = options.repository if options.sealed is None else str(options.sealed / COPIES)
     if "://" not in repository:
@@ -381,7 +381,7 @@ def environment_of(
     Args:
         given: more variables, whatever they are.
         triton: the installed tritonserver and its libraries.
-        backends: folders of the backends.
+        backends: the assembled backend directory. Its `python_bin`, if any, becomes first in PATH.
         remote: its repository is in object storage, so it needs the credentials for it. Stubs do not get them.
     """
     own = os.environ

@@ -19,8 +19,8 @@ def check_header(name: str, value: str, where: str) -> None:
     """Check whether both protocols can carry a header.
 
     Args:
-        name: name of the header.
-        value: value of the header.
+        name: letters, digits, hyphens and a few other signs (RFC 9110), without `-bin` at the end.
+        value: printable ASCII or empty. Messages never have it.
         where: origin of the header, for messages.
 
     Raises:

@@ -42,7 +42,7 @@ class SequencePart:
     """The part of a sequence some requests are.
 
     Attributes:
-        id: the correlation ID.
+        id: the correlation ID: a text where `ModelKind.text_id`, else a number above 0.
         start: whether the first request starts the sequence.
         end: whether the last one ends it.
     """
@@ -59,7 +59,7 @@ class Response:
     Attributes:
         request: number of the request it answers, from 0.
         number: number among the request's responses, from 0.
-        outputs: output name -> array.
+        outputs: output name -> array, as `TritonClient.infer` returns it.
         elapsed_ns: since its request was sent, the client's work included.
     """
 
@@ -74,7 +74,7 @@ def kind_of(client: TritonClient, name: str, version: int | None = None, *, conf
 
     Args:
         client: connected client of the server.
-        name: name of the model.
+        name: name of the loaded model or ensemble. Not read where `config` is given.
         version: `None` leaves the choice to the server.
         config: the model's `ModelConfig` where it is known already.
 
@@ -135,7 +135,7 @@ def ask(
 
     Args:
         client: of the server. gRPC for a decoupled model.
-        name: name of the model.
+        name: name of the loaded model. It gets all `requests`.
         version: `None` leaves the choice to the server.
         requests: the inputs of each, batch axis included.
         kind: how the model is asked: batched, stateful, decoupled.

@@ -55,8 +55,8 @@ class StubGuard:
     """Watches one server's stubs. Call `check` every second or so.
 
     Args:
-        server_pid: the tritonserver's process id.
-        url: address of the server.
+        server_pid: process id of the tritonserver on this machine. Its child processes are the stubs.
+        url: URL of the same server, as `TritonClient.connect` takes it.
         options: how to connect to it. `None` takes the defaults.
     """
 

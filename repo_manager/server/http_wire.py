@@ -63,11 +63,11 @@ class HttpWire:
 
         Args:
             method: HTTP method, such as `GET`.
-            path: path below the endpoint's.
+            path: path and query of the request, from `/`. The endpoint's own path comes before it.
             body: body of the request. `None` for nothing.
             timeout_s: deadline of the call in seconds.
             headers: headers of this request, besides those of every request. `None`: no others.
-            limit_bytes: the largest body read.
+            limit_bytes: largest accepted body in bytes.
 
         Raises:
             ServerUnreachableError: no answer within `timeout_s`, or no connection.
@@ -166,7 +166,7 @@ def fetch_text(url: str, *, timeout_s: float, limit_bytes: int = 64 << 20) -> st
     """Return the text of a page, asked for without a proxy: a model server's metrics.
 
     Args:
-        url: address of the server.
+        url: whole URL of the page, for instance `http://host:port/metrics`.
         timeout_s: deadline of the call in seconds.
         limit_bytes: largest accepted size in bytes.
 

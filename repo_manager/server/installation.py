@@ -87,8 +87,8 @@ class TritonInstallation:
     """A tritonserver on this machine.
 
     Attributes:
-        binary: the tritonserver executable.
-        libraries: folders for LD_LIBRARY_PATH.
+        binary: the tritonserver executable: REPO_MANAGER_TRITONSERVER with links resolved, or the wheel's.
+        libraries: folders put before the environment's own in LD_LIBRARY_PATH. May be empty.
         backends: the folder with its backends (`python/` and perhaps native ones).
         stub: the python backend's stub for the running Python, where it is kept apart from the backend (as in the
             wheel). `None`: the backend's folder has its own.

@@ -149,7 +149,7 @@ class ServerProcess:
     """A tritonserver under a supervisor. See `supervisor.py` for the guarantees on its end.
 
     Attributes:
-        pid: the tritonserver's process id.
+        pid: the tritonserver's process id, not its supervisor's.
         log: the file its output goes to.
     """
 
@@ -173,9 +173,9 @@ class ServerProcess:
 
         Args:
             command: command line of the server.
-            environment: all of its environment.
+            environment: the server's whole environment. It inherits no other variable.
             log: the file its output is appended to.
-            shm_prefix: of its shared memory.
+            shm_prefix: beginning of its shared memory's names. At the end the supervisor removes all with such a name.
             hidden: more arguments, hidden from other users of the machine.
 
         Raises:

@@ -49,12 +49,12 @@ class RunningServer:
 
     Attributes:
         repository: the repository's real path, or its URL.
-        pid: the tritonserver's process id.
+        pid: the tritonserver's process id. Only with `start_ticks` it names the process for good.
         start_ticks: its start time in clock ticks since boot.
-        http_url: `http://host:port`.
-        grpc_url: `grpc://host:port`.
-        metrics_url: `http://host:port/metrics`.
-        log: file with its log.
+        http_url: `http://host:port`, never with TLS.
+        grpc_url: `grpc://host:port`, or `grpcs://host:port` with TLS.
+        metrics_url: page with Triton's metrics, `http://host:port/metrics`.
+        log: file with its log: `ServerOptions.log_path`, or one in the user's cache.
         restarts: how often `serve` has started it again because it had ended on its own.
         owner: process id of its `serve`, or of its Python program. 0: written before this was recorded.
         failures: models not loaded at the start, with Triton's reason.
@@ -258,8 +258,8 @@ def record_of(
 
     Args:
         repository: the model repository: a folder, or a place in object storage.
-        pid: the tritonserver's process id.
-        urls: HTTP, gRPC and metrics.
+        pid: the tritonserver's process id. Its start time is looked up here.
+        urls: its URLs of HTTP, gRPC and metrics, in this order.
         log: path of the server's log.
         restarts: how often it was started again.
         failures: models not loaded, with the reason. `None`: all were.

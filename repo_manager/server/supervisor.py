@@ -137,7 +137,7 @@ def point_into_environment(memory: int, stack: int, hidden: "list[bytes]") -> No
 
     Args:
         memory: file descriptor of the process's memory.
-        stack: address of the stack.
+        stack: address of the word with the number of arguments, from `stack_of`.
         hidden: the hidden arguments, the last ones of the command line.
 
     Raises:

@@ -149,7 +149,7 @@ class Endpoint:
     """A server's address.
 
     Attributes:
-        protocol: `grpc` or `http`.
+        protocol: `grpc` or `http`, with TLS too: see `tls`.
         address: `host:port`, for HTTP with a path prefix if the URL has one.
         tls: whether the connection is encrypted.
     """
@@ -227,7 +227,7 @@ class ModelMetadata:
     """A model as the server describes it.
 
     Attributes:
-        versions: those served.
+        versions: the served versions, each as a text such as `3`.
         platform: backend or platform, as Triton names it.
     """
 
@@ -243,7 +243,7 @@ class IndexEntry:
     """One line of the repository index.
 
     Attributes:
-        name: name of the model.
+        name: name of the model. Each of its versions has an entry.
         version: `None` for a model without a version ever loaded.
         state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or empty when never loaded.
         reason: Triton's reason for the state, empty when it gives none.
@@ -291,7 +291,7 @@ class CudaHandle:
 
     Attributes:
         raw: CUDA's handle for other processes, 64 bytes.
-        device: the GPU's number.
+        device: number of the GPU with the memory, as the server counts its GPUs.
     """
 
     raw: bytes

@@ -69,8 +69,8 @@ class KeptAnswers:
 
         Args:
             place: place of the request in the batch, from 0.
-            name: name of the output.
-            array: contents of the answer.
+            name: name of the response's only output.
+            array: contents of the answer. Copied where the answer is kept (up to 16 KiB, no strings).
         """
         slot = self._filled(place, name, array)
         return pb_utils.InferenceResponse([tensor_of(name, array)]) if slot is None else slot.response
@@ -80,8 +80,8 @@ class KeptAnswers:
 
         Args:
             place: place of the request in the batch, from 0.
-            name: name of the output.
-            array: contents of the answer.
+            name: name of the output, perhaps one of several in the response.
+            array: contents of this output. Copied where it is kept (up to 16 KiB, no strings).
         """
         slot = self._filled(place, name, array)
         return tensor_of(name, array) if slot is None else slot.tensor
@@ -90,7 +90,7 @@ class KeptAnswers:
         """Return (memory, response) for answers with these shapes. `None` unless all have been sent before.
 
         Args:
-            name: name of the output.
+            name: name of the output all answers belong to.
             parts: answers in the order of the batch.
         """
         slots = [self._slots.get((name, place, part.shape)) for place, part in enumerate(parts)]
@@ -130,9 +130,9 @@ class BoundRuns:
 
     Args:
         session: an `onnxruntime.InferenceSession`, on the CPU.
-        source: name of the input.
+        source: name of the model's only input.
         result: name of the output. Its shape depends on the input's shape only.
-        run_options: options of each run.
+        run_options: an `onnxruntime.RunOptions`, passed to every run unchanged.
         answers: the kept answers of the model.
     """
 
@@ -180,8 +180,8 @@ class BoundRuns:
 
         Args:
             count: number of requests, of equal shapes.
-            joined: input of that run.
-            result: output of that run.
+            joined: input of that run, joined along the first axis. Only its shape and type count.
+            result: output of that run for all requests. Only its shape and type count.
         """
         key = joined.shape if count == 1 else (count, (joined.shape[0] // count, *joined.shape[1:]))
         if key in self._plans:

@@ -120,7 +120,7 @@ def providers(config: dict[str, Any], kind: str, device: int) -> list[Any]:
     Args:
         config: configuration of the model, as parsed JSON.
         kind: kind of the instance: `CPU` or `GPU`.
-        device: number of the GPU.
+        device: number of the GPU, from 0, for CUDA and TensorRT. Without effect for kind `CPU`.
 
     Raises:
         BadParameterError: the configuration asks for an accelerator the native backend refuses, too.
@@ -160,10 +160,10 @@ def open_session(folder: Path, config: dict[str, Any], kind: str, device: int) -
     """Open the model in a version's folder as the configuration says.
 
     Args:
-        folder: the version's folder.
+        folder: the version's folder, with `default_model_filename` or else model.onnx in it.
         config: configuration of the model, as parsed JSON.
         kind: kind of the instance: `CPU` or `GPU`.
-        device: number of the GPU.
+        device: number of the GPU, from 0. Without effect for kind `CPU`.
 
     Raises:
         BadParameterError: there is no model file, or a parameter's value cannot be used.

@@ -65,7 +65,7 @@ class Cuda:
 
         Args:
             device: address in the GPU's memory.
-            host: address in pinned memory.
+            host: source: address in pinned memory, from `allocate`. Leave it unchanged until `synchronize`.
             size_bytes: size of the memory in bytes.
             stream: handle of the CUDA stream.
         """
@@ -75,7 +75,7 @@ class Cuda:
         """Copy to pinned memory, without waiting.
 
         Args:
-            host: address in pinned memory.
+            host: target: address in pinned memory, from `allocate`. Complete only after `synchronize`.
             device: address in the GPU's memory.
             size_bytes: size of the memory in bytes.
             stream: handle of the CUDA stream.

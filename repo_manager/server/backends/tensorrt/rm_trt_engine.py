@@ -46,9 +46,9 @@ def check_plan(name: str, version: str, path: Path) -> None:
     """Check a plan's first bytes before the library sees it: each failed load costs GPU memory.
 
     Args:
-        name: name of the model.
+        name: name of the library, `tensorrt` or `tensorrt_rtx`. The plan must be its own.
         version: version of the model. Empty: the server's choice.
-        path: file with the plan.
+        path: file with the plan. Only its first 36 bytes are read.
 
     Raises:
         Mismatch: the file is missing, no plan, another library's, or another version's.
@@ -72,8 +72,8 @@ class Engine:
     """A loaded engine.
 
     Args:
-        library: module `tensorrt` or `tensorrt_rtx`.
-        path: file with the engine.
+        library: module `tensorrt` or `tensorrt_rtx`, of the major version behind the engine.
+        path: file with the engine, checked by `check_plan` and then read as a whole.
         cuda: the device it runs on.
 
     Raises:

@@ -25,9 +25,9 @@ def open_engine(library_name: str, default_file: str, folder: Path, config: dict
     Args:
         library_name: name of the module, `tensorrt` or `tensorrt_rtx`.
         default_file: file name without one in the configuration.
-        folder: the version's folder.
+        folder: the version's folder. `config` or `default_file` names the plan in it.
         config: configuration of the model, as parsed JSON.
-        device: number of the GPU.
+        device: number of the GPU the engine runs on, from 0.
 
     Raises:
         TritonModelException: no GPU, no library, or an unfit plan. In words for the user.
