@@ -176,19 +176,19 @@ class EngineBuild:
     """A built engine and its builder's report.
 
     Attributes:
-        path: the engine's file.
-        size_bytes: of that file.
+        path: the engine's file: the `output` of `build_engine`.
+        size_bytes: size of the engine's file in bytes.
         backend: which Triton backend loads it.
         version: of the library behind it, the only one to load it.
         gpu: the GPU it was built on. `None` without one (TensorRT-RTX).
         profile: input -> range of shapes.
-        options: what was asked.
+        options: the options of the build, or the defaults where none were given.
         seconds: how long parsing and building took.
         layers: the layers the engine executes. Empty when the builder did not list it.
         precision: asked against found, for every weighted node.
         evidence: the builder's word on sparse kernels.
-        warnings: the builder's.
-        log: everything it said.
+        warnings: the library's messages of severity `WARNING`, each once, in order.
+        log: all messages of the library, of every severity, each as `[SEVERITY] message`.
     """
 
     path: Path = dataclasses.field(metadata={"json": False})
@@ -225,7 +225,7 @@ def build_engine(
         output: the file to write. Its folder exists.
         profile: input -> range of shapes, see `derive_profile`.
         precision: precision of the converted graph. Only TensorRT 8 must be told.
-        options: `None` takes the defaults.
+        options: settings of the build, first checked against the library. `None` takes the defaults.
         progress: called with each step of an engine build, in the building thread. `None`: nothing is reported.
         cancelled: set it from another thread to stop the build. `None`: the build cannot be stopped.
 

@@ -39,10 +39,10 @@ class Capabilities:
 
     Attributes:
         backend: the Triton backend for its engines.
-        version: the library's version.
-        builder_flags: names of `BuilderFlag`.
+        version: the library's own `__version__`, for instance `10.13.3.9`.
+        builder_flags: names of the `BuilderFlag` members this library has.
         explicit_batch: whether `EXPLICIT_BATCH` has to be asked for.
-        strong_typing: see `StrongTyping`.
+        strong_typing: whether and how a network takes its types from the graph, see `StrongTyping`.
         compute_capabilities: the targets open to naming, `8.0` style. Empty where a plan is for the GPU at hand.
         hardware_levels: names of `HardwareCompatibilityLevel` the builder honours.
         timing_cache: whether the timing cache has any effect.

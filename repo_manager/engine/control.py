@@ -81,7 +81,7 @@ def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[s
 
     Args:
         model: the source, before its conversion.
-        seed: same seed, same twin.
+        seed: seed of the drawn values. The same seed gives the same twin.
 
     Returns:
         (new model in memory, external data loaded; names of the filled weights).
@@ -177,7 +177,7 @@ def measure_layer_times(
     """Run an engine on the GPU and time its layers.
 
     Args:
-        library: module `tensorrt` or `tensorrt_rtx`.
+        library: module `tensorrt` or `tensorrt_rtx`: the one the plan was built with.
         plan: path of the engine's file.
         shapes: input name -> shape, batch axis included.
         runs: how many runs count. A few come before.
@@ -224,7 +224,7 @@ def join_times(
     """Add the measured times to the evidence of a sparse engine.
 
     Args:
-        rows: of the sparse engine.
+        rows: evidence of the sparse engine's layers. The result has these rows, in this order.
         sparse_ns: engine layer -> nanoseconds, of the same engine.
         dense_rows: of its dense twin, whose builder may have fused otherwise: rows are matched by the ONNX node.
         dense_ns: layer name -> nanoseconds in the dense twin.

@@ -48,13 +48,13 @@ class Release:
     """One monthly container, `tritonserver:<release>-py3`.
 
     Attributes:
-        release: for instance `24.10`.
+        release: year and month as in the image tag, for instance `24.10`.
         triton: the server's version, as its metadata says it. Empty when it is not known.
         tensorrt: TensorRT's version. Empty when it is not known.
         cuda: CUDA's version. Empty when it is not known.
         driver: the smallest driver of the table. Data-centre GPUs may use older branches.
         verified: the columns read from a source.
-        sources: names of docs/tensorrt-versions.md.
+        sources: short names of the sources, explained in docs/tensorrt-versions.md.
     """
 
     release: str
@@ -178,7 +178,8 @@ class PlanFacts:
         version: of the library behind it.
         compute_capabilities: GPUs it is for. Empty when neither manifest nor header tells.
         version_compatible: whether later versions load it. `None`: not known (a plan built by others).
-        hardware_compatibility: `ampere_plus`, `same_compute_capability` or `None`.
+        hardware_compatibility: `ampere_plus` or `same_compute_capability`. `None`: only GPUs of the build's kind, or
+            not known.
     """
 
     backend: Backend
@@ -193,9 +194,9 @@ class FitTarget:
     """Where the plan will be loaded. `None` is not known, and not checked.
 
     Attributes:
-        release: of the server's container.
+        release: release of the server's container: its TensorRT and its smallest driver are compared.
         compute_capability: of the server's GPU, for instance `9.0`.
-        driver: the GPU driver's version.
+        driver: version of the GPU driver, for instance `550.54.15`. An older one than the release lists is a warning.
         library_versions: of the TensorRT libraries for engines, where they are not the release's own: our embedded
             server runs engines in those installed for Python.
         has_gpu: whether the server has any NVIDIA GPU.
@@ -215,7 +216,7 @@ class FitProblem:
     Attributes:
         blocks: whether the load would fail, else it is a warning.
         message: what was found and expected.
-        hint: the next step.
+        hint: advice for the user in whole sentences. Never empty.
     """
 
     blocks: bool

@@ -23,9 +23,9 @@ class Gpu:
 
     Attributes:
         name: the product's name, for instance `NVIDIA A100-SXM4-80GB`.
-        compute_capability: for instance `8.0`.
-        driver_version: the driver's version.
-        memory_bytes: the card's whole memory.
+        compute_capability: as `nvidia-smi` reports it, `MAJOR.MINOR`, for instance `8.0`.
+        driver_version: version of the NVIDIA driver as `nvidia-smi` reports it, for instance `550.54.15`.
+        memory_bytes: the card's whole memory in bytes, free or in use.
         uuid: as Triton's metrics name it, `GPU-...`. Empty when it is not known.
     """
 

@@ -220,7 +220,7 @@ class LayerPrecision:
     """One ONNX node's precision.
 
     Attributes:
-        node: name of the node.
+        node: name of the ONNX node, from `named_graph` where the model gave it none.
         op_type: operator of the node, such as `Conv`.
         asked: `int8`, `float16`, `bfloat16` or `float32`, from the graph.
         found: the element type the engine reads its data in. `None` when the node is not listed (folded away, or fused

@@ -38,7 +38,7 @@ def create_builder(library: ModuleType, logger: Any, log: BuildLog, able: Capabi
     """Make an `IBuilder`.
 
     Args:
-        library: module `tensorrt` or `tensorrt_rtx`.
+        library: module `tensorrt` or `tensorrt_rtx`. Its `Builder` is made.
         logger: an `ILogger` of the library.
         log: messages of the build so far.
         able: capabilities of the TensorRT library.
@@ -65,7 +65,7 @@ def parse_network(
     Models with external data are parsed from their file, so weights above 2 GB work.
 
     Args:
-        library: module `tensorrt` or `tensorrt_rtx`.
+        library: module `tensorrt` or `tensorrt_rtx`: the one of `builder` and `logger`.
         builder: an `IBuilder` of the library.
         model: the ONNX model. It is not changed.
         renamed: the model with named nodes, from `named_graph`. `None`: all its nodes have names.
@@ -197,9 +197,9 @@ def create_config(
     """Make an `IBuilderConfig`. `options` have passed `check_options`.
 
     Args:
-        library: module `tensorrt` or `tensorrt_rtx`.
+        library: module `tensorrt` or `tensorrt_rtx`: the one of `builder`.
         builder: an `IBuilder` of the library.
-        options: settings of the engine.
+        options: become flags, the workspace limit and the targets. Shapes follow by `add_profile`.
         able: capabilities of the TensorRT library.
         precision: precision the graph was converted to.
 
@@ -291,8 +291,8 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mappi
     TensorRT 8's parser calls the output of a convolution with half weights FLOAT as well.
 
     Args:
-        library: module `tensorrt` or `tensorrt_rtx`.
-        network: parsed network, an `INetworkDefinition`.
+        library: module `tensorrt` of version 8. Later versions take all types from the graph.
+        network: parsed network, an `INetworkDefinition`. The precision of its layers is changed.
         config: an `IBuilderConfig` of the library.
         wide: node -> whether it is computed in float32, see `wide_nodes`. The parser names a node's layers after it,
             the second and later ones with a number behind the name.
@@ -320,7 +320,7 @@ def add_profile(builder: Any, config: Any, network: Any, profile: Mapping[str, S
     Args:
         builder: an `IBuilder` of the library.
         config: an `IBuilderConfig` of the library.
-        network: parsed network, an `INetworkDefinition`.
+        network: parsed network, an `INetworkDefinition`. Each input with -1 in its shape needs a range.
         profile: input name -> smallest, usual and largest shape.
 
     Raises:

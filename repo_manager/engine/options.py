@@ -40,7 +40,7 @@ class EngineOptions:
         hardware_compatibility: `ampere_plus` or `same_compute_capability`. `None` is this GPU only.
         compute_capabilities: the GPUs a TensorRT-RTX engine is for (`8.9`). Empty is every one it knows.
         strip: leave the weights out of the plan.
-        refit: allow other weights later.
+        refit: let the engine take other weights after the build. Needs `sparse=False`.
         plan_detail: one of `PlanDetail`. Evidence needs `detailed`.
         without_tactics: libraries whose kernels are left out (`cublas`, `cublas_lt`, `cudnn`, ...), for machines
             without them. Empty leaves the choice to the builder.

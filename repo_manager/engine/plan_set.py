@@ -25,7 +25,7 @@ class AdoptedPlan:
     """A plan built elsewhere, with the facts in its own head.
 
     Attributes:
-        path: file with the plan.
+        path: file with the plan, as the user named it.
         source: its name, for the manifest.
         version: of the library behind it.
         compute_capabilities: as its head says (TensorRT-RTX). Empty where the head does not tell.
@@ -126,7 +126,7 @@ def check_buildable(capability: str, able: Capabilities, gpus: Sequence[Gpu]) ->
     Args:
         capability: compute capability of the GPU, such as `8.9`.
         able: capabilities of the TensorRT library.
-        gpus: GPUs of this machine.
+        gpus: GPUs of this machine, from `find_gpus`. They count only where `able` names no targets (TensorRT).
 
     Raises:
         UsageError: TensorRT builds for the GPU at hand only. TensorRT-RTX for those it knows.
