@@ -62,7 +62,7 @@ class Tensor:
 
     Attributes:
         name: name of the input or output in the graph.
-        data_type: as in config.pbtxt, `TYPE_FP32`.
+        data_type: element type as in config.pbtxt, such as `TYPE_FP32`.
         dims: with -1 where they are dynamic. Empty for a scalar, and for an unknown rank.
         shown: how a message shows it. Empty shows type and dims.
     """
@@ -84,7 +84,7 @@ class Fed:
         name: of the graph's input or output.
         role: `input` or `output` (a request has it), `optional`, `ragged` (requests are joined flat), `control` (of a
             sequence), `state` (kept by the server between the requests of a sequence), `batch_input`, `batch_output`.
-        data_type: as in config.pbtxt.
+        data_type: element type as in config.pbtxt, such as `TYPE_FP32`. Empty where the configuration has none.
         dims: as the model sees them, without the batch axis.
     """
 
@@ -229,8 +229,8 @@ def check(
 
     Args:
         config: configuration of the model, as parsed JSON.
-        inputs: inputs Triton must feed.
-        optional: initializers Triton may feed.
+        inputs: name -> input without a default in the model. The configuration must list each.
+        optional: name -> input with a default in the model. Listed with `optional: true` or not at all.
         outputs: name -> output of the model.
 
     Raises:
@@ -253,8 +253,8 @@ def mismatches(
 
     Args:
         config: configuration of the model, as parsed JSON.
-        inputs: inputs Triton must feed.
-        optional: initializers Triton may feed.
+        inputs: name -> input without a default in the model. One not listed is a mismatch.
+        optional: name -> input with a default in the model. One not listed is no mismatch.
         outputs: name -> output of the model.
         completed: the backend has filled in missing fields, else inputs or outputs not listed at all are not compared.
     """

@@ -50,7 +50,7 @@ def completed_config(config: ModelConfig, signature: ServedSignature) -> ModelCo
 
     Args:
         config: the configuration. An empty one where there is none.
-        signature: of the ONNX model.
+        signature: inputs and outputs of the ONNX model. They fill in those `config` lacks.
 
     Raises:
         ConfigError: it asks for batches, and the model has no batch axis, or a tensor has a type Triton lacks.

@@ -135,7 +135,7 @@ def parse_config(text: str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
     in `text`. To rewrite the file, edit its text instead of printing the result.
 
     Args:
-        text: content of a config.pbtxt.
+        text: content of a config.pbtxt, without a byte order mark. Empty gives an empty configuration.
         where: its name in an error, normally its path.
 
     Raises:

@@ -87,7 +87,7 @@ def derive_config(
     reshape there, and the backend takes `[1]` for a scalar.
 
     Args:
-        name: name of the model.
+        name: name of the model, written into the configuration.
         signature: inputs and outputs, shapes with the batch axis, as `served_signature` returns it: the native
             onnxruntime backend compares output dims with the shapes inferred by ONNX Runtime, not with the file's.
         batch_axis: whether the first axis is a batch axis, and why (not).

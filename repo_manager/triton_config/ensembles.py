@@ -41,7 +41,7 @@ class Step:
     """One step of an ensemble.
 
     Attributes:
-        model: the model it runs.
+        model: name of the model it runs, from the ensemble's own repository.
         version: the version it asks for. `None`: the newest served.
         inputs: input of the model -> tensor of the ensemble.
         outputs: output of the model -> tensor of the ensemble.
@@ -103,7 +103,7 @@ def pinned_versions(ensembles: Mapping[str, ModelConfig], name: str) -> dict[int
 
     Args:
         ensembles: name -> configuration. Models other than ensembles do no harm.
-        name: name of the model.
+        name: name of a model in the ensembles' steps. Empty result: nothing pins it.
     """
     found: dict[int, set[str]] = {}
     for ensemble, config in ensembles.items():
@@ -118,7 +118,7 @@ def dependents_of(ensembles: Mapping[str, ModelConfig], name: str) -> tuple[str,
 
     Args:
         ensembles: name -> configuration, of ensembles and of models whose code asks others.
-        name: name of the model.
+        name: name of the needed model. It is not part of the result.
     """
     direct = {ensemble: set(models_of(config)) for ensemble, config in ensembles.items()}
     found: dict[str, None] = {}
@@ -206,7 +206,7 @@ def check_ensemble(name: str, models: Mapping[str, Member], *, where: str) -> li
     Tensors of a model whose configuration does not list them are not compared: only the server's backend knows them.
 
     Args:
-        name: name of the ensemble.
+        name: name of the ensemble, or of a model with code asking others. A key of `models`.
         models: name -> model, of all existing models the ensemble needs. The ensemble itself included.
         where: the subject of the findings.
 

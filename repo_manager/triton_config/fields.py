@@ -58,7 +58,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
     unknown fields stay.
 
     Args:
-        text: content of a config.pbtxt.
+        text: present content of the config.pbtxt. It may have fields unknown to our schema.
         changes: `field.field` -> the value in text format (quotes around a string may be left out), `None` to clear. A
             step into a repeated field is its first element, or the one given by `[i]`. A map's step is its key.
         where: the file's name in an error.
@@ -166,8 +166,8 @@ def _find(message: Any, path: str, *, create: bool, start: int = 0) -> tuple[Any
     """Walk to a field: (its message, its descriptor, a map's key). (None, None, None) when a step does not exist.
 
     Args:
-        message: where the walk starts.
-        path: the whole path.
+        message: message to start in: a `ModelConfig`, or a map's value. `create` changes it.
+        path: whole path with dots, as errors show it. Steps before `start` are passed over.
         create: add what is missing on the way.
         start: the step of the path that is a field of `message`.
     """

@@ -99,7 +99,7 @@ def join_models(
     """Write the configuration of an ensemble.
 
     Args:
-        name: name of the ensemble.
+        name: name of the new ensemble, written into its configuration.
         parts: its models, in the order of the data flow.
         maps: decisions taken from the matching.
         outputs: the tensors the ensemble returns, as `OUTPUT` or `MODEL.OUTPUT`. None: every output no later model
@@ -129,7 +129,7 @@ class _Tensor:
         place: the number of the model behind it. -1 for an input of the ensemble.
         step: the model's name, with `#1`, `#2` where the ensemble has it twice. Empty for an input of the ensemble.
         name: as the model, or the ensemble, calls it.
-        data_type: number of its type.
+        data_type: number of its element type in `model_config_pb2.DataType`.
         dims: without the batch axis added by `max_batch_size`.
         batched: whether it has the batch axis.
         labels: its file of labels and their content.

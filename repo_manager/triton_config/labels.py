@@ -16,7 +16,7 @@ def label_filename(output: str, position: int) -> str:
     """Return the name of an output's label file. It is beside the versions, as Triton requires.
 
     Args:
-        output: name of the output.
+        output: name of the output. Other characters than ASCII letters, digits and `_` are replaced.
         position: its place among the outputs. Makes names unique when they differ in odd characters only.
     """
     plain = re.sub(r"[^A-Za-z0-9_]+", "_", output).strip("_")[:64]
@@ -32,7 +32,7 @@ def check_labels(labels: Mapping[str, tuple[str, ...]], outputs: tuple[TensorSpe
     """Check labels against the outputs they name.
 
     Args:
-        labels: output name -> labels.
+        labels: output name -> labels, one for each value of the output without the batch axis.
         outputs: the model's outputs, shapes with the batch axis.
         batched: whether the first axis is left out of the count.
 

@@ -21,7 +21,7 @@ def _written(path: str, *, default: Any) -> Any:
 
     Args:
         path: the field, as `set_fields` takes it.
-        default: of the choice.
+        default: default of the choice. At this value the field is not written.
     """
     return dataclasses.field(default=default, metadata={"field": path})
 

@@ -27,7 +27,7 @@ class Problem:
     Attributes:
         where: the subject: a path below the repository's root, or a field of a configuration.
         what: the finding and the expectation.
-        severity: error or warning.
+        severity: an error where Triton refuses it or serves something else, see `Severity`.
         hint: the next step. Empty when there is none.
         rule: the name of the deciding rule of Triton. Empty for findings of our own.
     """

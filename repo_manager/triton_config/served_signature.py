@@ -109,8 +109,8 @@ class ServedSignature:
     """The parts of a signature for `check_config` and `derive_config`.
 
     Attributes:
-        inputs: inputs Triton must feed.
-        outputs: outputs Triton takes.
+        inputs: inputs without a default in the model, shapes with the batch axis.
+        outputs: all outputs of the model, shapes with the batch axis.
         initializers: inputs with a default in the model.
     """
 
@@ -144,7 +144,7 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
     A shape of rank 0 may also be an unknown rank: ONNX Runtime reports both alike, and so Triton treats them.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file. External data are read from its folder.
         config: its graph optimisation level and session parameters are applied. `None` takes a server's defaults, all
             optimisations.
 

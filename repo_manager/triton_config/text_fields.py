@@ -53,7 +53,7 @@ class TextField:
     """One occurrence of a top-level field.
 
     Attributes:
-        name: the field's name.
+        name: the field's name as written in the text, known to the schema or not.
         start: offset of the name's first character.
         end: offset after the value's last character.
         value_start: offset of the value's first character (after the colon, when there is one).
@@ -136,7 +136,7 @@ def replace_field(text: str, name: str, replacement: str, *, where: str) -> str:
     """Put `replacement` in the place of the top-level field `name`. Append it where there is none.
 
     Args:
-        text: content of a config.pbtxt.
+        text: present content of the config.pbtxt, with or without the field.
         name: a top-level field. All its occurrences are replaced by one.
         replacement: the field's new text with its name. Empty removes the field.
         where: name of the file in an error.

@@ -67,8 +67,8 @@ def replace_version_policy(text: str, versions: Iterable[int], *, where: str) ->
     """Change the policy in a config.pbtxt's text, and nothing else: comments and unknown fields stay.
 
     Args:
-        text: content of a config.pbtxt.
-        versions: the versions to serve.
+        text: present content of the config.pbtxt, with or without a policy.
+        versions: versions to serve, in any order, 1 or above. They become the policy `specific`.
         where: the file's name in an error.
 
     Raises:

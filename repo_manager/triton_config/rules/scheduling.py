@@ -16,7 +16,7 @@ def preferred_sizes(sizes: Any, message: Any, where: str) -> Iterator[Fault]:
 
     Args:
         sizes: as the configuration has them.
-        message: message of the scheduler.
+        message: the whole `ModelConfig` message, read for its `max_batch_size`.
         where: the scheduler, as it is called in the text.
     """
     for size in sizes:
