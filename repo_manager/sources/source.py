@@ -41,7 +41,7 @@ class Source:
     """A model's file or folder on this machine, and where it came from.
 
     Attributes:
-        path: the file or folder.
+        path: the model's file or folder. A fetched one is safe to use inside the block of `open_source` only.
         origin: the manifest's entry under `source.origin`. Empty for a path given as such.
     """
 

@@ -129,7 +129,7 @@ class _Seen:
     Attributes:
         size_bytes: `None` when it does not say.
         validator: value for `If-Range`: a strong ETag, else the time of the last change. Empty without both.
-        facts: for the manifest.
+        facts: `e_tag` and `last_modified` for the manifest, as far as the server sends them.
     """
 
     size_bytes: int | None
@@ -154,8 +154,8 @@ class _Remote:
     """One file on a web server.
 
     Attributes:
-        url: of the request.
-        shown: for people.
+        url: URL to request, with its query and without a fragment.
+        shown: the URL for messages, without query and credentials.
     """
 
     url: str
