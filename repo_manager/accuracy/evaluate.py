@@ -76,7 +76,7 @@ class Evaluator:
     Attributes:
         source: where the data came from, or the function.
         digest: of the data. `None` for a function.
-        metric: what a score is.
+        metric: name of the score in reports: `top-1 accuracy`, `accuracy`, or the function as `module:function`.
     """
 
     source: str
@@ -112,9 +112,9 @@ class AccuracyGate:
     """Compares models made of one model with the model itself and with limits.
 
     Attributes:
-        evaluator: scores both.
+        evaluator: scores the source and every model made of it, on the same data.
         options: the limits on score and drop.
-        baseline: the source's score.
+        baseline: the source's score, measured by `of`. `max_drop` counts from it.
     """
 
     evaluator: Evaluator
@@ -158,7 +158,7 @@ class AccuracyGate:
             proto: the ONNX model. Large weights may be cut out.
             path: where to write. Its folder must exist.
             external: as in `save_model`: `None` writes a data file above 2 GB only.
-            keep: `False` scores it only.
+            keep: `False` scores the model in a temporary folder and leaves nothing at `path`.
 
         Raises:
             GateError: it is below a limit.
