@@ -243,7 +243,7 @@ class IndexEntry:
     """One line of the repository index.
 
     Attributes:
-        name: name of the model. Each of its versions has an entry.
+        name: name of the model. Several entries have the same one where several versions were loaded.
         version: `None` for a model without a version ever loaded.
         state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or empty when never loaded.
         reason: Triton's reason for the state, empty when it gives none.
