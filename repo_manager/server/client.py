@@ -232,7 +232,7 @@ class TritonClient:
         Args:
             name: name of the model. All its loaded versions are unloaded.
             dependents: also unload the models of an ensemble.
-            timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
+            timeout_s: deadline of the call in seconds. `None`: the load deadline of the client's options.
         """
         self._transport.unload(name, dependents, self._load_deadline(timeout_s))
 
@@ -243,7 +243,7 @@ class TritonClient:
 
         Args:
             name: name of one loaded model. Empty takes all of them.
-            version: version of the model. `None`: the newest, or the server's choice.
+            version: version of the model. `None`: all that are loaded.
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
         """
         return self._transport.statistics(name, _text(version), self._deadline(timeout_s))

@@ -47,7 +47,7 @@ def check_plan(name: str, version: str, path: Path) -> None:
 
     Args:
         name: name of the library, `tensorrt` or `tensorrt_rtx`. The plan must be its own.
-        version: version of the model. Empty: the server's choice.
+        version: version of the TensorRT library the server runs with, compared with the plan's.
         path: file with the plan. Only its first 36 bytes are read.
 
     Raises:
