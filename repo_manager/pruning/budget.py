@@ -52,8 +52,8 @@ class Step:
         layers: names of those pruned, in the order of their choice.
         gain: multiply-accumulates able to run sparse.
         drift: the worst output's. `None` if the metric counts.
-        upper: its bound, see `Measured`.
-        metric: the user's.
+        upper: bound of `drift`, see `Measured.upper`. `None` if the metric counts.
+        metric: the user's metric, greater is better. `None` if the drift counts.
     """
 
     layers: tuple[str, ...]
@@ -79,7 +79,7 @@ def loss_of(dense: float, metric: float | None) -> float:
     """Return how far a metric falls, to 12 digits: 0.99 - 0.98 is one of 100 samples, and no more than 0.01.
 
     Args:
-        dense: the dense model's metric.
+        dense: the dense model's metric. Greater is better.
         metric: the pruned model's. `None`: 0.
     """
     return round(dense - (metric or 0.0), 12)
@@ -96,10 +96,10 @@ class Meter:
 
     Attributes:
         judge: on samples to choose by.
-        draft: the dense model.
-        gains: layer -> its gain.
+        draft: the dense model, not changed. Each measurement replaces constants in a copy.
+        gains: layer -> multiply-accumulates able to run sparse, see `gain_of`.
         memory: file of earlier measurements. `None` keeps nothing.
-        told: called after each measurement.
+        told: called after each set of layers, measured or remembered.
     """
 
     judge: Judge
@@ -188,7 +188,7 @@ def points_of(
 
     Args:
         steps: steps of the front, from dense to pruned.
-        macs: of the whole model.
+        macs: multiply-accumulates of the whole model. 0 makes each share 0.
         labels: layer -> its name for people.
         alone: each layer was solved behind dense ones.
     """

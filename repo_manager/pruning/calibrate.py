@@ -84,7 +84,7 @@ class Solved:
     """The solution of one layer.
 
     Attributes:
-        matrix: `[N, K]` float32.
+        matrix: the pruned weights, `[N, K]` float32.
         shift: by how much the means of its outputs fall short, `[N]`.
         error: relative error of the layer's outputs against the dense model's, on the calibration data.
         magnitude_error: the same for magnitude pruning.
@@ -103,7 +103,7 @@ class Journal:
     """Solved layers, in a folder, so a stopped run goes on where it was.
 
     Attributes:
-        folder: `None` keeps nothing.
+        folder: keeps the solved layers and the run's key (`run.json`). `None` keeps nothing.
     """
 
     folder: Path | None
@@ -205,7 +205,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
     Args:
         run: the dense model and its data.
         layers: layers to prune, in the graph's order.
-        progress: told before each layer.
+        progress: called before each layer with the share of the cost done, 0 to 1, and its label.
 
     Returns:
         The layers by the names of their tensors.
@@ -253,7 +253,7 @@ def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _
     Args:
         run: the dense model and its data.
         layers: layers to prune, in the graph's order.
-        progress: told before each layer.
+        progress: called before each layer with the share of layers done, 0 to 1, and its label.
 
     Raises:
         CalibrationError: a value is not finite on a sample.
@@ -282,7 +282,7 @@ def replacements(layer: Layer, solved: Solved, weights: Mapping[str, Weight], st
     """Return the constants a solved layer changes, by name, as they are stored. They are computed when read.
 
     Args:
-        layer: the solved layer.
+        layer: the solved layer. Its weight changes, and its `shift` constant if it has one.
         solved: new values of the layer.
         weights: name -> constants of the model.
         store: reads the values of constants.

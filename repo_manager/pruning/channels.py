@@ -36,9 +36,9 @@ class Axis:
     """One axis of a stored tensor with classes of channels along it.
 
     Attributes:
-        weight: the tensor's name.
+        weight: the tensor's name, a key of `Draft.weights`.
         axis: of the stored tensor, from 0.
-        classes: along it, in order.
+        classes: numbers of the classes along it, in order. Their sizes are in `Channels.sizes`.
         reduces: the axis is summed over: it decides on the weights in a group of four.
     """
 
@@ -62,7 +62,7 @@ class Channels:
 
     Attributes:
         sizes: of each class, by number.
-        axes: of the stored tensors.
+        axes: axes of stored tensors with classes along them. A tensor may have several.
     """
 
     sizes: list[int] = field(default_factory=list)

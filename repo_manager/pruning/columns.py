@@ -23,8 +23,8 @@ class MatrixColumns:
     """Of MatMul and Gemm.
 
     Attributes:
-        value: the other operand's name.
-        output: the product's name.
+        value: name of the operand the weight is multiplied with.
+        output: name of the node's output, the bias of Gemm included.
         reduction: axis of `value` summed over, from the end.
         channel: axis of `output` of the weight's outputs, from the end.
     """
@@ -38,9 +38,9 @@ class MatrixColumns:
         """Return inputs `[P, K]` and outputs `[P, N]`, float32, of at most `limit` products, drawn by `random`.
 
         Args:
-            value: input of the product.
-            output: output of the product.
-            limit: largest number of rows.
+            value: values of the other operand. A vector is one row.
+            output: values of the node's output on the same sample.
+            limit: most rows to take. With more, so many are drawn. With fewer, all are taken.
             random: generator for the choice of rows.
         """
         reduction = -1 if value.ndim == 1 else self.reduction
@@ -59,8 +59,8 @@ class ConvColumns:
         value: the input's name, `[B, C, spatial...]`.
         output: the output's name, `[B, N, spatial...]`.
         kernel: spatial sizes of the kernel.
-        strides: as many.
-        dilations: as many.
+        strides: step of the kernel, one per spatial axis.
+        dilations: distance between the kernel's places, one per spatial axis. 1: no gap.
         pads: `[begin..., end...]`. Unused unless `auto_pad` is `NOTSET`.
         auto_pad: `NOTSET`, `VALID`, `SAME_UPPER` or `SAME_LOWER`.
     """
@@ -94,7 +94,7 @@ class ConvColumns:
         Args:
             value: input of the convolution, `[N, C, ...]`.
             output: output of the convolution, `[N, K, ...]`.
-            limit: largest number of places.
+            limit: most output places to take, counted over the whole batch.
             random: generator for the choice of places.
         """
         batch, channels = value.shape[:2]

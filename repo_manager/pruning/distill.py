@@ -71,8 +71,8 @@ class Examples:
         """Run the dense model on all samples.
 
         Args:
-            data: inputs of the model.
-            session: of the dense model.
+            data: samples to run. All inputs and answers stay in memory.
+            session: runs the dense model. Its outputs become the answers.
         """
         inputs = list(data.batches())
         return cls(inputs, [session.run(sample) for sample in inputs])
@@ -100,7 +100,7 @@ class Teacher:
     """The dense model's answers, and a graph to train towards them.
 
     Attributes:
-        graph: in PyTorch.
+        graph: the dense graph in PyTorch, checked against ONNX Runtime.
         training: samples the layers are solved on.
         choosing: samples to choose the epoch by.
         settings: learning rate, epochs and other settings of the training.
@@ -119,7 +119,7 @@ class Teacher:
 
         Args:
             run: the dense graph and the samples to train on.
-            model: the dense model.
+            model: the dense model: ONNX Runtime runs its file, and its constants may be trained.
             choosing: samples for the choice of the epoch.
             epochs: how often each sample is trained on.
 
@@ -160,7 +160,7 @@ class Distiller:
     """A graph in PyTorch.
 
     Args:
-        draft: the dense model.
+        draft: the dense model. Each of its operators has to be in `OPERATORS`.
         where: names the model in errors.
         trainable: names of the constants free to change.
 
@@ -227,7 +227,7 @@ class Distiller:
 
         Args:
             examples: the first of these are compared.
-            folder: for a temporary model.
+            folder: for a temporary model, written only where answers differ, and removed again.
 
         Returns:
             The largest difference of an output, as a share of its largest value.
@@ -275,8 +275,8 @@ class Distiller:
 
         Args:
             pruned: all constants changed by pruning, by name.
-            masked: those whose zeros stay.
-            training: examples to train on.
+            masked: names of those trained only outside their zeros.
+            training: samples with the dense model's answers. Each epoch takes all, in random order.
             choosing: examples to choose the epoch by.
             settings: learning rate, epochs and other settings of the training.
             progress: told the number of each epoch before it begins.

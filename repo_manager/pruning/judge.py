@@ -98,7 +98,7 @@ class Judge:
 
         Args:
             draft: the model as a float32 draft.
-            changed: name -> changed constants.
+            changed: name -> constants to put in place of the draft's. `draft` itself stays.
             drift: `False` asks the metric only.
             alpha: how often the drift may be above its bound, see `upper_bound`.
 
@@ -136,7 +136,7 @@ class SplitMetric:
     one number for all samples does both on the same data.
 
     Attributes:
-        evaluator: scores a model.
+        evaluator: scores a model, with one number for each sample where it can.
         shared: whether the same data did both so far.
     """
 
@@ -203,7 +203,7 @@ def errors_by_sample(
 
     Args:
         outputs: for each sample the outputs of the candidate and of the source, by name.
-        names: outputs to compare.
+        names: outputs to compare. Both dictionaries need them all.
     """
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for candidate, source in outputs:

@@ -42,13 +42,13 @@ class Layer:
     """A stored weight, solvable on data, with all its uses.
 
     Attributes:
-        label: of its first use.
+        label: of its first use, for messages and progress. See `Use.label`.
         weight: how the stored tensor becomes the operand.
         axis: reduction axis of the operand.
         uses: where to find inputs and outputs: node outputs name the values.
         order: axes of the operand in the order output, kernel, reduction.
-        outputs: N.
-        columns: K.
+        outputs: N, the number of rows of its matrix `[N, K]`.
+        columns: K, the number of weights of one output, the kernel included.
         bias: a constant the node itself adds to its outputs, by name.
         shift: the constant to correct. `None` when nothing can be.
         macs: of all uses. `None` when not known.
@@ -90,7 +90,7 @@ def layer_of(uses: Sequence[Use], draft: Draft, readers: dict[str, list[onnx.Nod
 
     Args:
         uses: as `sparsity.prune` found them fit for pruning.
-        draft: the model to run.
+        draft: the model to run. It has the nodes of `uses`, found by output name.
         readers: value -> its readers in the draft's main graph, direct or in a body.
     """
     first = uses[0]

@@ -45,9 +45,9 @@ class Moments:
     inputs, and none where the dense model's inputs are the same.
 
     Args:
-        outputs: number of outputs N.
-        columns: number of inputs K.
-        pool: shares out the products.
+        outputs: number of outputs N, the rows of the layer's weights.
+        columns: number of inputs K of one output, the kernel included.
+        pool: shares out the matrix products to its workers.
         same: the dense model sees the same inputs.
     """
 
@@ -113,7 +113,7 @@ class Moments:
 
         Args:
             dense: weights of the dense layer, `[N, K]`.
-            rows: the outputs of interest.
+            rows: numbers of the outputs to keep in both problems, from 0.
             centred: a constant is free to take up the means.
         """
         self._flush(self.rest)
@@ -129,7 +129,7 @@ class Moments:
         """Return the problem of all samples. Ends the sums: nothing may be added afterwards.
 
         Args:
-            dense: dense weights `[N, K]`.
+            dense: weights of the dense layer, `[N, K]`. Their answers are the aim.
             centred: a constant is free to take up the means.
         """
         self._flush(self.rest)

@@ -54,7 +54,7 @@ def permuted(draft: Draft, pruned: Sequence[str], seed: int = 0) -> Permuted:
     """Permute the channels the layers to prune read, where the graph lets their producers absorb it.
 
     Args:
-        draft: the model, not changed.
+        draft: the dense model, not changed. The new weights are in the result.
         pruned: names of the tensors to make 2:4.
         seed: seed of the random numbers. Equal seeds give equal results.
     """
@@ -121,7 +121,7 @@ def _search(sizes: Array, random: np.random.Generator) -> Array:
     """Return an order of the columns with more kept by 2:4: pairs of groups exchange columns as long as this gains.
 
     Args:
-        sizes: `[rows, columns]`, magnitudes.
+        sizes: magnitudes, `[rows, columns]`. Of many rows, some drawn ones represent all.
         random: draws pairs, and the rows to represent all.
     """
     columns = sizes.shape[1]

@@ -125,10 +125,10 @@ def prune_with_data(
     result. With `max_drift`, another quarter chooses the layers.
 
     Args:
-        model: the model, not changed.
+        model: the dense model, not changed. Its answers are the aim.
         data: representative inputs of the model.
-        options: `None` takes the defaults.
-        progress: told before each layer.
+        options: layers, budget and further settings. `None` takes the defaults.
+        progress: called with the share done, 0 to 1, and the present layer or step in words.
 
     Returns:
         A new model in memory (external data loaded), and the report. Only values of weights and biases differ.

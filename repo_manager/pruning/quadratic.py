@@ -101,7 +101,7 @@ class System:
     """The part common to all rows, in their type.
 
     Attributes:
-        matrix: A, `[K, K]`.
+        matrix: A, `[K, K]`: second moments of the layer's inputs, damping included.
         factor: U, upper, with A^-1 = U' U.
         removal: costs of removing each pair when the columns to the left are gone.
         fill: costs of keeping each pair when all other groups stay.
@@ -157,7 +157,7 @@ def errors_of(system: System, weights: Array, wanted: Array) -> Array:
     Args:
         system: moments of the layer's inputs and outputs.
         weights: weights `[K, N]`, float32, one column per output.
-        wanted: right-hand side `[K, N]`.
+        wanted: right-hand sides c, `[K, N]`, one column per output.
     """
     return np.asarray(np.einsum("ij,ij->j", system.matrix @ weights - 2 * wanted, weights))
 
@@ -187,7 +187,7 @@ def _fit_roughly(matrix: Array, weights: Array, wanted: Array, steps: int) -> Ar
         matrix: second moments A of the inputs, `[K, K]`.
         weights: weights `[K, N]`, 0 outside the mask.
         wanted: right-hand side c, `[K, N]`.
-        steps: number of gradient steps.
+        steps: most gradient steps. It ends earlier when every residual is small.
     """
     mask = weights != 0
     scale = mask / matrix.diagonal()[:, None]

@@ -31,8 +31,8 @@ class Tried:
 
     Attributes:
         step: its cost, on the samples to choose by.
-        layers: those pruned.
-        solved: by name.
+        layers: the pruned layers. `step` has only their names.
+        solved: layer name -> its solution behind the other pruned layers.
         changed: layer -> the constants it changes.
     """
 
@@ -55,9 +55,9 @@ class Search:
         run: the dense model, and the samples to solve on.
         meter: measures, on samples to choose by.
         layers: all layers open to pruning, by name.
-        budget: limit of their cost.
-        steps: of the front.
-        progress: called with the progress.
+        budget: the limit, and the dense model's metric if a metric counts.
+        steps: the front of `greedy`, each step with more layers than the one before.
+        progress: called with the share done, 0 to 1, and the present work in words.
         changed: layer -> the constants it changes when it alone is pruned.
         tried: the sets solved in order.
     """
@@ -78,9 +78,9 @@ class Search:
         Args:
             run: solves layers and builds models.
             layers: layers to prune, in the graph's order.
-            judge: measures a pruned model.
-            budget: limit of the drift.
-            progress: called with the progress.
+            judge: measures sets of layers, on samples to choose by.
+            budget: limit of the drift or of the metric's loss. Layers far beyond it come last in the front.
+            progress: called with the share of the whole search done, and the present work in words.
         """
         solved = solve_alone(run.within("alone"), layers, scaled(progress, 0.0, _ALONE))
         weights, store = run.graph.draft.weights, run.store
@@ -173,7 +173,7 @@ def within_budget(
         chooser: measures by the samples for choosing.
         judge: measures by samples the search never sees. Each look costs confidence in its bound.
         macs: multiply-accumulates of the whole model.
-        progress: called with the progress.
+        progress: called with the share done, 0 to 1, and the present work in words.
 
     Raises:
         GateError: not even one layer stays within the budget.
@@ -207,7 +207,7 @@ def scaled(progress: Progress, start: float, end: float) -> Callable[[float, str
     """Return a progress as a part of another.
 
     Args:
-        progress: called with the progress.
+        progress: progress of the whole. It gets shares from `start` to `end`.
         start: share at the start of the part, 0 to 1.
         end: share at the end of the part, 0 to 1.
     """

@@ -249,9 +249,9 @@ def _sweep(system: System, weights: Array, gradient: Array) -> None:
     """Let each group in turn take its best two values, all others fixed. Changes both arrays.
 
     Args:
-        system: of the rows.
-        weights: `[K, N]`.
-        gradient: A w - c.
+        system: A of the layer, and the costs of each pair (`System.fill`).
+        weights: `[K, N]`, one column per output. Changed in place.
+        gradient: A w - c, `[K, N]`. Kept in step with `weights`, in place.
     """
     matrix, columns = system.matrix, len(weights)
     for start in range(0, columns, BLOCK):

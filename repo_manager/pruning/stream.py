@@ -85,12 +85,12 @@ class Stream:
     """One run of a model over all samples, as far as it has come.
 
     Attributes:
-        graph: of the model.
+        graph: the model's graph. Node numbers are places in its `nodes`.
         weights: its constants. Replace one before its readers run.
         values: for each sample, the values at the cut.
         folder: for models and values, of its own.
         keep_bytes: size of values kept in memory before they go to disk.
-        done: the nodes already run.
+        done: numbers of the nodes already run, places in `graph.nodes`.
         changed: whether a constant is another one than at the start.
     """
 
@@ -222,7 +222,7 @@ def in_order(
 
     Args:
         work: function from an item to a result.
-        items: the items, in order.
+        items: the items. Results come in their order.
         pool: executor that runs the work.
         width: largest number of running items.
     """

@@ -41,8 +41,8 @@ class Call:
 
         Args:
             x: the image, `[B, C, spatial...]`.
-            kernel: sizes of the window.
-            strides: steps of the window.
+            kernel: sizes of the window, one per spatial axis, gaps not counted.
+            strides: steps of the window, one per spatial axis. Only `SAME_*` padding reads them.
             dilations: gaps between places of the window.
         """
         rank, kind = len(kernel), self.get("auto_pad", b"NOTSET")
