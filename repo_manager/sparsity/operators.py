@@ -45,7 +45,7 @@ def sites_of(node: onnx.NodeProto, scope: Scope, is_constant: _IsConstant, rank_
     """Return a node's places for weights. Empty for an operator without a product.
 
     Args:
-        node: node to look at.
+        node: node to look at. One outside `OPERATORS` has no places.
         scope: names and attributes visible to the node.
         is_constant: says whether the input of an index is a constant.
         rank_of: rank of the input of an index, `None` when unknown.
@@ -203,7 +203,7 @@ def macs_of(node: onnx.NodeProto, scope: Scope, site: Site) -> int | None:
     recurrent: steps x batch x weight size.
 
     Args:
-        node: node with the weight.
+        node: node with the weight among its inputs. `scope` has its shapes.
         scope: names and attributes visible to the node.
         site: position of the weight in the node.
     """

@@ -31,7 +31,7 @@ class Chosen:
 
     Attributes:
         uses: place of the stored tensor in the order of `tensors_of` -> its uses.
-        skipped: the uses left alone.
+        skipped: the uses left alone, each with the reason. `prune` adds those it cannot prune.
         macs: multiply-accumulates of the whole model, where they are known.
     """
 
@@ -46,7 +46,7 @@ def prune(
     """Prune weights to 2:4 by magnitude.
 
     Args:
-        model: the model, not changed.
+        model: the model, not changed. Its weights are read one at a time.
         layers: shell patterns of node or weight names to prune. Empty is all.
         exclude: patterns of those to leave alone. Wins over `layers`.
         all_valid: go beyond ASP's default (outputs divide by 8, inputs by 16): prune every weight TensorRT would
@@ -253,8 +253,8 @@ def _before_rounding(weight: Weight, stored: NDArray[Any], *, real: bool = False
     """Return the values in the user's layout, zero points taken off, not rounded on the way.
 
     Args:
-        weight: where they come from.
-        stored: as stored.
+        weight: the constant, with the steps from the storage to the user.
+        stored: values in the storage's layout, pruned already or not.
         real: scale them, so sizes compare across channels and blocks of different scales.
     """
     values = weight.real_as_stored(stored) if real else stored

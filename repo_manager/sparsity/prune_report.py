@@ -34,7 +34,7 @@ class PrunedLayer:
 
     Attributes:
         node: the first node with it.
-        weight: the stored tensor.
+        weight: name of the stored tensor.
         shape: as that node uses it.
         axis: the reduction axis of `shape`.
         values: how many values it has.
@@ -44,7 +44,7 @@ class PrunedLayer:
         magnitude_error: the same for weights from magnitude pruning.
         shifted: the constant with the change of its outputs' means. `None`: none could.
         macs: multiply-accumulates per sample. `None` when not known.
-        damping: damping of its solution.
+        damping: share of its Hessian's mean diagonal, added to solve it. `None` for magnitude pruning.
     """
 
     node: str
@@ -75,7 +75,7 @@ class FrontPoint:
     """One set of layers open to pruning, and its cost, on samples to choose by.
 
     Attributes:
-        layers: how many are pruned.
+        layers: how many layers are pruned in this set, in all.
         added: those the point before has not, by name. Empty for the final set.
         macs_share: share of the model's multiply-accumulates able to run sparse.
         drift: the worst output's relative error. `None` if a metric counts.
@@ -99,7 +99,7 @@ class BudgetEvidence:
     """How layers were chosen within a budget.
 
     Attributes:
-        kind: `drift` or `metric`.
+        kind: `drift` with `PruneOptions.max_drift`, `metric` with `PruneOptions.metric`.
         limit: of the drift, or of how far the metric may fall.
         samples: how many the layers were chosen by. 0 with a metric: it has data of its own.
         looks: how many sets were measured on the held-out samples. Above 1 the first ones exceeded the limit there. The
@@ -177,7 +177,7 @@ class PruneEvidence:
         drift: error of each output against the dense model.
         magnitude_drift: the same for the model whose same layers are pruned by magnitude.
         macs: of the whole model, per sample.
-        sparse_macs: of the pruned layers.
+        sparse_macs: of the pruned layers, per sample. Layers without a known number add 0.
         seed: of the draws of columns.
         versions: of the libraries that computed.
         drift_upper: output -> with 95 % confidence, its drift on inputs of the same kind is below this. `None`: the
@@ -209,11 +209,11 @@ class PruneReport(Summarized):
 
     Attributes:
         source: digest of the model it started from.
-        pruned: in the graph's order.
-        skipped: the uses left alone.
+        pruned: one entry per pruned tensor, in the graph's order.
+        skipped: one entry per use left alone, with the reason.
         advice: why and how to retrain.
         method: `magnitude`, or `second-order` with calibration data.
-        evidence: with calibration data.
+        evidence: measurements on the calibration data. `None` for magnitude pruning.
         accuracy: on held-out data with known answers, where it was asked for.
     """
 

@@ -43,12 +43,12 @@ class LayerSparsity:
         groups: how many groups of four. 0 when the axis does not divide.
         valid_groups: how many of them hold at most two non-zeros.
         zeros: number of zeros (the zero point, for quantised values).
-        size: values in all.
-        verdict: see `Verdict`.
+        size: number of values, zeros included. 0 for a dynamic weight.
+        verdict: `VALID`, `NOT_24`, or the obstacle to sparse math, see `Verdict`.
         reason: the verdict in words, with numbers and source.
         hints: possible obstacles to a faster run.
         macs: multiply-accumulates at the report's shapes. `None` when a shape is not known.
-        conv_groups: of a convolution.
+        conv_groups: number of groups of a convolution. 1 for other operators.
         asp_eligible: whether NVIDIA ASP would prune it by default.
         via: operators between the stored tensor and the node.
     """
@@ -116,9 +116,9 @@ class SparsityReport(Summarized):
     """The 2:4 state of a model.
 
     Attributes:
-        source: digest of the model.
-        layers: in the graph's order.
-        totals: sums over them.
+        source: digest of the model, of its serialised form if it was given in memory.
+        layers: one entry per use of a weight, in the graph's order.
+        totals: sums over `layers`, and bounds of the speed-up.
         shapes: input shapes for the count of the compute.
     """
 

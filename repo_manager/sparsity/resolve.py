@@ -49,7 +49,7 @@ def fold(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], scope: Scope)
 
     Args:
         node: node of one of `FOLDED_OPERATORS`.
-        values: of all its inputs.
+        values: input name -> value, for all inputs the node states.
         scope: of the node. A function's attributes are not followed.
 
     Returns:
@@ -112,7 +112,7 @@ class Resolver:
         """Return the constant behind a name, or `None` when it is computed from the model's inputs.
 
         Args:
-            name: name of the value.
+            name: name of the value as nodes of `scope` read it. Empty gives `None`.
             scope: names and attributes visible to the node.
             depth: nesting depth of the call. It is bounded.
 
@@ -180,7 +180,7 @@ class Resolver:
         """Constant in each of its forms.
 
         Args:
-            node: the Constant node.
+            node: the Constant node. One with strings gives `None`.
             scope: names and attributes visible to the node.
             depth: nesting depth of the call. It is bounded.
         """
@@ -299,7 +299,7 @@ class Resolver:
         """Return the step to make a quantised weight's zero point zero, or `None` when it is not constant.
 
         Args:
-            weight: the weight after DequantizeLinear.
+            weight: the quantised weight, as its DequantizeLinear or integer operator reads it. Only its shape counts.
             name: of its zero point. Empty is 0.
             scope: names and attributes visible to the node.
             axis: axis of the weight for a zero point of rank 1.

@@ -27,13 +27,13 @@ class Scope:
     Attributes:
         path: prefix of node names, for instance `if_1/then_branch/`. Empty in the main graph.
         outer: the enclosing scope of a nested body. `None` in the main graph and in functions.
-        tensors: initializers.
-        sparse: sparse initializers.
+        tensors: name -> initializer of this graph. Empty in a function.
+        sparse: name of the values -> sparse initializer of this graph. Empty in a function.
         producers: output name -> its node.
         consumers: name -> its readers in this scope.
         inputs: names given from outside at run time.
         bound: a function's formal inputs -> the caller's scope and name (empty when left out).
-        attributes: a function call's attributes.
+        attributes: name -> attribute of the function call, for nodes with `ref_attr_name`.
         shapes: shapes known at the sizes of the report.
         types: ONNX element types of values, where known.
         outputs: names that leave this scope.
@@ -137,8 +137,8 @@ def attribute_of(node: onnx.NodeProto, name: str, scope: Scope) -> onnx.Attribut
     """Return a node's attribute, a reference to the enclosing function's attribute resolved.
 
     Args:
-        node: node with the attribute.
-        name: name of the attribute.
+        node: node of `scope`. One without the attribute gives `None`.
+        name: name of the attribute at the node, for instance `perm`.
         scope: names and attributes visible to the node.
     """
     for attribute in node.attribute:

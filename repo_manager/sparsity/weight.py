@@ -166,8 +166,8 @@ def per_axis(parameter: _Array, shape: tuple[int, ...], axis: int, block: int) -
     """Spread a scale or zero point (one number, one an axis, or blocked) to broadcast to `shape`.
 
     Args:
-        parameter: scale or zero point.
-        shape: shape of the weight.
+        parameter: scale or zero point: one number, rank 1, or the weight's rank.
+        shape: shape of the weight, as the quantising operator reads it.
         axis: axis of the channels or blocks.
         block: size of a block. 0: not blocked.
 
@@ -200,13 +200,13 @@ class Weight:
     """A constant and the way it takes to its user.
 
     Attributes:
-        name: of the stored tensor.
+        name: of the stored tensor. Without one, of the output of the node with the values.
         source: the stored tensor. `None` for one number repeated (ConstantOfShape).
         sparse: the sparse initializer whose values `source` holds, if it is one.
         fill: the repeated number, rank 0.
         computed: values the graph computes from constants (Slice, Concat, Mul, ...). No tensor holds them.
-        dtype: element type as stored.
-        stored_shape: shape as stored.
+        dtype: element type as stored, before any step, such as `float4_e2m1fn`.
+        stored_shape: shape as stored, before any step.
         shape: shape as the user sees it.
         steps: from the storage to the user.
         via: operator names of these steps.
@@ -246,7 +246,7 @@ class Weight:
 
         Args:
             step: change of the values. `None`: the values stay.
-            via: name of the operator.
+            via: name of the operator, added to `Weight.via`.
             shape: shape after the step. `None`: the shape stays.
         """
         steps = self.steps if step is None else (*self.steps, step)
