@@ -64,7 +64,7 @@ def find_batch_axis(model: Model, signature: Signature, samples: Mapping[str, ND
     decides. Where it does not tell, two samples run alone and beside neighbours of very different sizes.
 
     Args:
-        model: the model to judge.
+        model: the model. ONNX Runtime runs it only when its graph does not tell.
         signature: inputs and outputs of the model.
         samples: real inputs with the batch axis first. Rows 0 and 1 are used. `None`, or fewer than two rows, takes
             made inputs.

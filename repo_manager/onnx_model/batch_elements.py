@@ -264,7 +264,7 @@ def by_rows(call: Call, shape: tuple[int, ...], *, inputs: Sequence[int] | None 
 
     Args:
         call: the node and its inputs.
-        shape: shape of the value.
+        shape: shape of the result. Each counted input has as many rows, or one.
         inputs: positions of the inputs to count. `None`: all inputs.
     """
     marks: Marks = np.zeros((1,) * len(shape), np.uint16)

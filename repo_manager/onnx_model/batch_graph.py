@@ -167,7 +167,7 @@ class _Walk:
 
     Attributes:
         lengths: shape of each value, by its place in the walk.
-        results: the graph's outputs.
+        results: output name -> its value. Empty until the walk ends.
         doubt: the first operator whose effect is not known, in words.
     """
 

@@ -39,7 +39,7 @@ class Trial:
     Attributes:
         session: runs the model, by one thread.
         first: a sample, inputs of one row.
-        second: another random sample.
+        second: another sample, inputs of one row.
         neighbours: samples to put beside them, of very different sizes.
     """
 
@@ -54,7 +54,7 @@ class Finding:
     """The evidence of a run.
 
     Attributes:
-        reason: the evidence, in words.
+        reason: how samples depend on each other, or why no run could tell, in words.
         stackable: the outputs' shapes are those of samples in a row all the same.
     """
 
@@ -96,7 +96,7 @@ def neighbours_of(sample: Arrays, others: Sequence[Arrays], limits: Mapping[str,
     """Return valid inputs of very different sizes: scaled, zero, and the extremes of each type.
 
     Args:
-        sample: one row per input.
+        sample: input name -> array of one row. Shapes and types stay.
         others: more samples. Integers without a known limit are taken from them.
         limits: integers of these inputs stay below this number (`index_limits`).
     """

@@ -152,7 +152,7 @@ def constant(array: NDArray[Any] | None, shape: Sequence[int]) -> Value:
 
     Args:
         array: the numbers, if they are few. `None`: unknown.
-        shape: shape of the constant.
+        shape: shape of the constant, needed also where the numbers are unknown.
     """
     dims = tuple(int(size) for size in shape)
     known = array if array is not None and array.size <= _MAX_KNOWN and array.dtype.kind in "iubf" else None
@@ -235,7 +235,7 @@ def reduced(value: Value, axes: Sequence[int], *, keep: bool) -> Value:
     """Return the union along axes. One whose length follows the number of samples adds `SIZE`.
 
     Args:
-        value: the value to reduce.
+        value: the value to reduce. A scalar keeps its marks.
         axes: axes to reduce, counted from 0.
         keep: keep reduced axes with size 1.
     """
@@ -282,7 +282,7 @@ class Call:
         inputs: `None` for an input left out.
         attributes: by name, subgraphs left out.
         opset: version of the node's domain.
-        samples: number of samples analysed.
+        samples: how many samples the batch of this walk has.
     """
 
     node: onnx.NodeProto
@@ -317,7 +317,7 @@ class Call:
 
         Args:
             index: position of the input. `None`: the attribute alone counts.
-            name: name of the attribute.
+            name: attribute to look for first. Empty: the input alone counts.
 
         Raises:
             UnknownError: the input's numbers are not known.
@@ -337,7 +337,7 @@ class Call:
 
         Args:
             index: position of the input. `None`: the attribute alone counts.
-            name: name of the attribute.
+            name: attribute to look for first. Of several numbers the first counts.
             default: value if neither is stated. `None`: there is no default.
         """
         found = self.ints(index, name)

@@ -29,8 +29,8 @@ class Weight:
     """One constant of the main graph.
 
     Attributes:
-        data_type: `onnx.TensorProto.DataType` number.
-        shape: the weight's dims.
+        data_type: element type as an `onnx.TensorProto.DataType` number, for instance 1 for float32.
+        shape: the constant's dims. `()` is a scalar.
         load: returns the values, shape as stated (types below a byte are not loaded: see `tensor`).
         tensor: the tensor to store as it is, for types beyond NumPy, else `None`.
     """
@@ -83,7 +83,7 @@ def weight_of_array(array: Array, data_type: int | None = None) -> Weight:
     """Hold values in memory as a weight. `None` takes the element type from the array.
 
     Args:
-        array: values of the weight.
+        array: the values. They are not copied: do not change them later.
         data_type: element type, a `TensorProto` constant. `None`: the array's.
     """
     number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if data_type is None else data_type

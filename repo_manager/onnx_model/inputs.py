@@ -92,7 +92,7 @@ def natural_inputs(
     Args:
         signature: the model's inputs and outputs.
         batch: size of a dynamic first dimension. `None` is 1.
-        seed: same seed, same values.
+        seed: seed of NumPy's generator. The same seed and sizes give the same values.
         sizes: size per symbol or per `input:axis`, as in `resolve_shape`. `None`: usual sizes.
         limits: input name -> exclusive upper limit of its integers (`index_limits`). `None`: no limits.
 
@@ -119,7 +119,7 @@ def natural_answers(
     """Make one request for a model and have ONNX Runtime answer it.
 
     Args:
-        path: the ONNX file.
+        path: the .onnx file, with its external files beside it.
         shapes: input name -> shape, batch axis included. `None`: the model's own shapes.
 
     Returns:
@@ -250,7 +250,7 @@ def find_sizes(
     Args:
         session: session that runs the model.
         signature: names, types and dynamic axes of the model's inputs.
-        seed: of the made values.
+        seed: seed of the made inputs, the same for each size tried.
         budget_s: no further size is tried after so many seconds.
         given: known sizes (`given_sizes`). Only the others are tried. `None`: none is known.
 

@@ -52,7 +52,7 @@ class Model:
     """A checked ONNX model on disk.
 
     Attributes:
-        path: the .onnx file.
+        path: the .onnx file. Its external files are in the same folder or below.
         digest: of the file. With external files, of the list of all their digests and names.
         external_files: absolute paths, all inside the model's folder.
         size_bytes: the file and its external files together.

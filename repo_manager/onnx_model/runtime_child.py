@@ -80,7 +80,7 @@ def answer_to(
 
     Args:
         header: the message: the verb and its arguments.
-        arrays: arrays of the message.
+        arrays: inputs in the order of `header["names"]`, or the bytes of a model to open (taken out).
         sessions: number of the model -> its session. Changed by loads.
     """
     number = header["session"]
@@ -168,7 +168,7 @@ def array_of(content: bytearray | None, kind: str, shape: list[int]) -> Any:
     Args:
         content: bytes of the array. `None`: it is empty.
         kind: NumPy type, or `str` for texts.
-        shape: shape of the array.
+        shape: dims of the array. `content` has to fill them.
     """
     if kind == "str":
         return np.array(json.loads(bytes(content or b"[]")), dtype=object).reshape(shape)

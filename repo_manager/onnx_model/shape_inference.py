@@ -77,7 +77,7 @@ def evaluate(
     The caller has proven the outputs small, by shape inference.
 
     Args:
-        node: node to compute.
+        node: node to compute. An operator outside `_OPERATORS` gives an empty result.
         values: name -> value of the known inputs.
         opsets: operator sets of the model.
     """

@@ -31,9 +31,9 @@ class Signature:
 
     Attributes:
         inputs: in the graph's order, initializers listed as inputs (IR < 4) left out.
-        outputs: in the graph's order.
+        outputs: one entry per output, in the graph's order.
         opset: of ONNX's own operators. 0 when the model uses none.
-        ir_version: of the file.
+        ir_version: ONNX IR version of the file. Below 4, initializers are listed as inputs.
         opsets: every imported domain and its version. ONNX's own is `""`.
     """
 

@@ -131,7 +131,7 @@ def write_view(draft: Draft, written: WrittenModel, path: Path) -> None:
 
     Args:
         draft: shares weights, by name, with the written one. Further ones are stored inside.
-        written: file with the weights.
+        written: the written model. The view refers to its files, so they have to stay.
         path: in the folder of `written`.
     """
     outline = _outline_of_draft(draft, written.places)
