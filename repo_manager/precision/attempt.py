@@ -46,7 +46,7 @@ class Attempts:
         builder: makes the candidates of the conversion.
         prover: judges the candidates by their drift.
         folder: parent of one folder per attempt.
-        name: of the model's file.
+        name: file name of each candidate, inside its attempt's folder.
     """
 
     def __init__(self, builder: Builder, prover: Prover, folder: Path, name: str) -> None:
@@ -127,7 +127,7 @@ def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> At
     """Keep more and more of the layers where drift begins, until the gate passes. Then only the needed ones.
 
     Args:
-        attempts: makes and proves candidates.
+        attempts: makes and proves each candidate, and removes the files of those given up.
         first: an attempt whose only failed check is drift.
         most: largest number of nodes to keep.
         folder: scratch folder for the attempts.
@@ -190,7 +190,7 @@ def refusal(model: Model, precision: Precision, proof: Proof, began: str = "") -
 
     Args:
         model: the ONNX model. It is not changed.
-        precision: precision asked for.
+        precision: precision asked for, named in the first line.
         proof: failed checks of the candidate.
         began: table of the error after each block. Empty: there is none.
     """
@@ -207,7 +207,7 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
 
     Args:
         attempts: builds candidates of the conversion.
-        attempt: the failed attempt.
+        attempt: the failed attempt. The draft of each of its stages is compared with the source.
         folder: scratch folder for temporary models.
     """
     if not attempt.proof.failed_only("drift"):

@@ -83,7 +83,7 @@ class Candidate:
     """A converted draft, not proven yet.
 
     Attributes:
-        draft: to be written.
+        draft: the converted model, ready to be written.
         kept: nodes left in FP32, with the reason.
         stages: name -> draft after each change of precision, all values float32 (see `rounded`).
     """
@@ -105,8 +105,8 @@ class Builder:
 
     Args:
         draft: the model as a float32 draft.
-        precision: precision of all candidates.
-        options: settings of the conversion.
+        precision: precision of all candidates. INT8 needs `samples`, too.
+        options: settings of the conversion. A bad `keep_fp32`, method or percentile is refused at once.
         samples: calibration inputs, for INT8. Iterated again for each pass.
         folder: scratch folder for temporary models.
         check: compares the prepared model with the source. `None`: it is not compared.

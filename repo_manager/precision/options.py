@@ -39,7 +39,7 @@ class ConvertOptions:
         shapes: input -> every size, the batch included, of made-up inputs, for models that run with some sizes only.
             Others are found by trying. Calibration data has sizes of its own.
         drift_samples: how many samples the drift is measured on.
-        seed: of natural inputs.
+        seed: seed of the natural inputs, made where there is no calibration data.
         allow_unchanged: of INT8: write the result also when no operator could become INT8.
         not_in_int8: of INT8: operators and names of nodes the target's builder computes in floating point even where
             the graph asks for INT8. They are left out and listed. `add` fills this in.
@@ -79,8 +79,8 @@ class Check:
     """One post-condition.
 
     Attributes:
-        name: subject of the check.
-        passed: whether the result passed.
+        name: subject of the check, such as `signature` or `drift`.
+        passed: whether the result passed. One `False` fails the gate.
         detail: the finding, and the deciding rule.
         is_empty: it holds only because there was nothing to see: no 2:4 weight to lose, or samples without an answer
             of the source.
@@ -99,7 +99,7 @@ class KeptNode:
     Attributes:
         node: name of the node.
         op_type: operator of the node, such as `Softmax`.
-        reason: why it was kept.
+        reason: why it was kept, with the numbers where a value overflows.
         is_found: whether this conversion found out it must be: its values overflow FP16, or the drift passes only so.
             The same graph with other weights need not.
     """
@@ -115,15 +115,15 @@ class Conversion(Summarized):
     """A converted model. It passed every check.
 
     Attributes:
-        source: digest of the source.
+        source: digest of the source, external files included.
         digest: digest of the written model.
-        precision: as asked for.
+        precision: as asked for, also when some operators stay in FP32.
         files: written files. The model's own is the first.
         checks: in the order they were made.
         drift: one per output, then one per value judged in place of an output.
         sparsity: 2:4 report of the written model.
         accuracy: on held-out data, where a judge was given, else `None`.
-        kept: operators left in FP32.
+        kept: operators left in FP32 (of INT8: out of INT8), each with the reason.
         kept_macs_share: share of the multiply-accumulates these do, 0 to 1. `None`: not counted.
         samples: how many the drift was measured on.
         inputs: where they came from: `held-out` (calibration data no scale was made from), `calibration` or `natural`

@@ -30,8 +30,8 @@ class Reference:
     """What the source model answers.
 
     Attributes:
-        kind: `held-out`, `calibration` or `natural`.
-        inputs: one dictionary a sample.
+        kind: origin of the inputs: `held-out`, `calibration` or `natural` (seeded random numbers).
+        inputs: one dictionary a sample: input name -> array, batch axis included.
         outputs: the source's outputs, in step with `inputs`.
         optimized: ONNX Runtime optimised the source for these answers.
     """

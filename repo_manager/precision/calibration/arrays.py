@@ -174,7 +174,7 @@ def _layout(array: Array, spec: TensorSpec, where: str, batch: Set[str]) -> _Lay
     Args:
         array: values of one input for all samples.
         spec: name, type and shape of the input.
-        where: its file, for messages.
+        where: path of the array's file. Error messages begin with it.
         batch: symbols of the first axis of some input.
 
     Raises:

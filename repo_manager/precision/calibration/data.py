@@ -37,9 +37,9 @@ class CalibrationData:
     """Checked inputs for a model.
 
     Attributes:
-        source: where they came from.
-        names: the model's inputs.
-        count: number of samples.
+        source: where they came from, in words. Error messages begin with it.
+        names: names of the model's inputs, in its order. Every sample has them all.
+        count: number of samples. `_get` takes 0 to `count` - 1.
         digest: of all values, types and shapes, in order. A part keeps the digest of the whole.
         degenerate: why no range of values can be learnt from it. Empty when one can.
 

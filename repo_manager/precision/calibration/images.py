@@ -136,8 +136,8 @@ def read_image(pillow: ModuleType, file: Path, recipe: ImageRecipe) -> Array:
     """Return an image as the recipe wants it, float32 `[1, C, H, W]` or `[1, H, W, C]`.
 
     Args:
-        pillow: Pillow's module `PIL.Image`, imported.
-        file: path of the image.
+        pillow: the imported module `PIL.Image`, not `PIL` itself.
+        file: path of the image, named in the error.
         recipe: how an image becomes the input.
 
     Raises:

@@ -125,7 +125,7 @@ def percentile_values(
     Args:
         draft: the model as a float32 draft.
         largest: value -> its largest absolute size on the same samples.
-        samples: inputs. Iterated several times.
+        samples: input name -> array, for each sample. Iterated once for each group of values.
         folder: scratch folder for a temporary model.
         percentile: in percent, above 0 and up to 100.
 
@@ -162,7 +162,7 @@ def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], fold
     Args:
         draft: the model as a float32 draft.
         samples: input samples: input name -> array, batch axis included.
-        folder: for the temporary model.
+        folder: scratch folder for temporary models. They stay in it.
 
     Returns:
         Node name -> reason.

@@ -164,9 +164,9 @@ def roles_of(node: onnx.NodeProto, opset: int, types: dict[str, ValueType], low:
 
     Args:
         node: of ONNX's own domain, without a body.
-        opset: of ONNX's operator set.
+        opset: version of ONNX's own operators. It picks the node's schema.
         types: of all values, before lowering.
-        low: the 16-bit element type.
+        low: `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
     """
     schema = _schema(node.op_type, opset, "") if node.domain in ONNX_DOMAINS else None
     if schema is None:

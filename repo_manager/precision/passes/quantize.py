@@ -189,7 +189,7 @@ def to_int8(values: Array, scale: Array, axis: int | None) -> Array:
     """Return round(w / scale), to nearest even as QuantizeLinear does, within -127..127.
 
     Args:
-        values: float32 values to quantise.
+        values: the weights, float32. They are not changed.
         scale: scale, one number or one per channel.
         axis: axis of the channels. `None`: one scale for all.
     """

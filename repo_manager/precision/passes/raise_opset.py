@@ -144,7 +144,7 @@ def _name_apart(
     """Give values the converter made names of their own: it counts from the start in each body.
 
     Args:
-        graph: graph to change.
+        graph: graph to change in place, the bodies of its nodes included.
         known: names of the source. They stay.
         taken: names in use. The new ones are added.
         outer: renamings of enclosing graphs, old -> new.
@@ -183,7 +183,7 @@ def _restore_resizes(graph: onnx.GraphProto, outer: Mapping[str, Array], names: 
     """Make every Resize compute as before.
 
     Args:
-        graph: graph to change.
+        graph: graph to change in place, the bodies of its nodes included.
         outer: constants of the enclosing graphs.
         names: in use. New ones are added.
         asymmetric: they were Upsample, or Resize before opset 11.

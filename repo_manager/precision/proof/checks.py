@@ -70,7 +70,7 @@ def check_signature(source: Signature, found: Signature, precision: Precision, *
     Args:
         source: inputs and outputs of the source.
         found: inputs and outputs of the converted model.
-        precision: precision of the candidate.
+        precision: precision of the candidate. Its 16-bit type is expected where types are not kept.
         keep_io_types: whether inputs and outputs stay float32.
     """
     low = precision.facts.low
@@ -140,7 +140,7 @@ def check_drift(
         drift: measured drift of each output.
         precision: sets the limits left open by `options`.
         options: with the limits asked for.
-        inputs: `held-out`, `calibration` or `natural`.
+        inputs: `held-out`, `calibration` or `natural`. With `natural`, top classes are not judged.
         probabilities: outputs whose numbers are probabilities. A difference of at most 0.001 passes, unless
             `options.max_drift` asks for a limit of the outputs.
     """

@@ -43,7 +43,7 @@ class Proof:
         checks: in order. Those after a failed one may be missing.
         drift: one per output. Empty when it did not run.
         found: the candidate, loaded. The source when it could not be.
-        sparsity: of `found`.
+        sparsity: 2:4 report of `found`. The source's when an early check failed.
     """
 
     checks: tuple[Check, ...]
@@ -71,8 +71,8 @@ class Prover:
 
     Args:
         model: the ONNX model. It is not changed.
-        precision: the precision asked for.
-        options: settings of the conversion.
+        precision: the precision asked for. It sets the limits left open by `options`.
+        options: limits of the drift, and whether inputs and outputs keep their types.
         reference: the source's answers, the measure of the proof.
         calibrated: answers of the source on the samples of INT8's scales, whose error is reported. `None`: `reference`
             holds these samples itself.
@@ -106,7 +106,7 @@ class Prover:
         """Check a written candidate.
 
         Args:
-            written: files of the candidate.
+            written: files of the candidate. The first is the .onnx file to load and run.
             rounded: the drift with each 16-bit value rounded (`rounded_drift`).
             stage: the candidate with float32 values, for outputs made by selection. `None` judges them directly.
         """
@@ -153,7 +153,7 @@ class Prover:
         A stand-in rejected by ONNX Runtime is left to `prove`: the candidate will fail there, too.
 
         Args:
-            written: files of the candidate.
+            written: files of the candidate. The stand-in refers to their weights, in the same folder.
             stand_in: the stand-in. `None`: there is none.
         """
         if stand_in is None:

@@ -52,7 +52,7 @@ def trace_drift(
         source: the float32 draft of the source.
         candidate: a draft whose values are float32, too (`rounded` for 16-bit ones).
         samples: input samples: input name -> array, batch axis included.
-        folder: for the temporary models.
+        folder: scratch folder for the temporary models. They stay in it.
         every_node: compare each node's results, else those of weighted operators, at most about 100.
 
     Returns:
