@@ -43,7 +43,7 @@ class Step:
         action: kind of the step. It decides, too, about the fields in use.
         what: the step in words, without the model's name.
         version: the version it is about. `None`: the one this plan builds, or the whole model.
-        versions: the versions to serve. 0 stands for the version this plan builds.
+        versions: the versions to serve. 0 is the version this plan builds.
         changes: of config.pbtxt, as `change_config` takes them. Empty for a model without versions, whose config.pbtxt
             is derived first and then compared with the declared fields.
         labels: output -> its labels, in the order of the classes. They replace the present ones.
