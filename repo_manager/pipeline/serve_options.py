@@ -88,7 +88,7 @@ def check_models(options: ServeOptions) -> None:
 def server_options(options: ServeOptions) -> ServerOptions:
     """Return the embedded server's options.
 
-    Under the policy `signed_by`, models are left out no key vouches for. They are in the server's failures.
+    Under the policy `signed_by`, unsigned models are left out. They are in the server's failures.
 
     Raises:
         RepositoryError: a named model is not vouched for.

@@ -94,8 +94,8 @@ def fetch_snapshot(
         url: place of the snapshot, `<repository>.snapshots/<id>`.
         cache: folder of this node for snapshots. Created when missing.
         signed_by: public keys of which one must vouch for each version. Empty asks for no signature.
-        keep: how many snapshots stay no process serves, beside this one. The longest unused go first, and more of them
-            where there is no room.
+        keep: how many unused snapshots stay beside this one. The longest unused go first, and more of them where
+            there is no room.
         link: is made a symbolic link to the snapshot's folder, in one step. `None`: none is made.
         report: called with a line of text for each step.
 
