@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from repo_manager.loadtest.wire.connection import open_sockets
+from repo_manager.loadtest.worker import generator as generator_module
 from repo_manager.loadtest.worker.generator import Generator
 from repo_manager.loadtest.worker.recorder import Recorder
 from repo_manager.loadtest.worker.schedule import Job
@@ -34,8 +36,18 @@ def test_large_answers_over_grpc_are_skipped_wherever_they_are_cut(grpc_server, 
     assert whole.latencies.count > 6
 
 
-@pytest.mark.parametrize(("slots", "connections"), [(1, 1), (6, 6)])
-def test_http_connections_beyond_the_first_are_opened_when_the_load_runs(http_server, load, slots, connections):
+@pytest.mark.parametrize(("slots", "opened"), [(1, [1]), (6, [1, 2, 2, 1])])
+def test_http_connections_beyond_the_first_are_opened_in_pairs_when_the_load_runs(
+    http_server, load, slots, opened, monkeypatch
+):
+    counts = []
+
+    def counted(endpoint, count):
+        counts.append(count)
+        return open_sockets(endpoint, count)
+
+    monkeypatch.setattr(generator_module, "open_sockets", counted)
+    monkeypatch.setattr(generator_module, "_OPENING_NS", 60_000_000_000)  # on a slow machine, too
     server = http_server(lambda number: "ok")
     job = Job("http", load("http", server.port).endpoint, slots, 1, None, 0, 1, 50_000_000, 100)
     ours, theirs = socket.socketpair()
@@ -51,6 +63,14 @@ def test_http_connections_beyond_the_first_are_opened_when_the_load_runs(http_se
         while server.connections < 1 and time.monotonic() < deadline:
             time.sleep(0.001)
         assert server.connections == 1
-        server.action = lambda number: "ok" if number < 200 else (number == 200 and ours.send(b"x"), "ok")[1]
+        told = []
+
+        def answer(number: int) -> str:
+            if server.connections == sum(opened) and not told:
+                told.append(ours.send(b"x"))
+            return "ok"
+
+        server.action = answer
         generator.run(time.monotonic_ns())
-    assert server.connections == connections
+    assert counts == opened
+    assert server.connections == sum(opened)
