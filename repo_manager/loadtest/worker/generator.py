@@ -95,10 +95,7 @@ class Generator:
                 )
 
     def _first_connections(self) -> int:
-        """Return how many HTTP connections are opened before the load.
-
-        A closed loop opens one connection, and the others when the load runs, see `_open_in_pairs`.
-        """
+        """Return how many HTTP connections are opened before the load. A closed loop: one, see `_open_in_pairs`."""
         if self._job.sequences:
             return self._most_connections
         return 1 if self._is_closed else min(max(self._job.slots, 1), _MAX_CONNECTIONS)
@@ -170,8 +167,7 @@ class Generator:
             for connection in opened:
                 self._submit(connection, 1, None)
             next_ns = time.monotonic_ns() + _APART_NS
-            while not self.stopping and time.monotonic_ns() < next_ns:
-                self._poll(_APART_NS / 2e9)
+            self._wait_until(next_ns)
             is_over = self.stopping or next_ns > end_ns
             count = 0 if is_over else min(2, self._job.slots - self._in_flight)
             opened = self._replace_connections(count) if count > 0 else []
