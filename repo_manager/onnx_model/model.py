@@ -43,7 +43,7 @@ else:
 __all__ = ["Model", "graph_as_stored", "load_graph", "load_model", "parameter_count"]
 
 MAX_FILE_BYTES = (1 << 31) - 1
-"""protobuf's limit for one message, and so for one .onnx file without its external data."""
+"""protobuf's limit for one message (protobuf.dev, "Proto Limits"), and so for one .onnx file without its data."""
 _READ_WHOLE_BYTES = 32 << 20
 
 

@@ -17,7 +17,7 @@ from repo_manager.errors import ModelError
 __all__ = ["BLOB_BYTES", "Blob", "cut_weights", "encode_unknown", "paste_weights"]
 
 BLOB_BYTES = 4096
-_MAX_DEPTH = 100  # protobuf's default limit on nested messages (`CodedInputStream`, coded_stream.h)
+_MAX_DEPTH = 100  # protobuf's default limit on nested messages in C++ (protobuf.dev, "Proto Limits")
 
 # kind of message -> {field number: kind of the nested message} (onnx.proto, IR version 14)
 _NESTED: dict[str, dict[int, str]] = {

@@ -52,8 +52,8 @@ def deploy(
     forward together or not at all. Ctrl-C, SIGTERM and SIGHUP undo an unfinished roll-out.
 
     With a trial, old and new are served together until the gates have passed. A request without a version goes to the
-    higher number while both are served (Triton's rule). Such requests are on trial from the first moment, and the
-    trial's notes count them.
+    higher number while both are served (`ModelLifeCycle::GetModel` of triton-inference-server/core). Such requests are
+    on trial from the first moment, and the trial's notes count them.
 
     Args:
         repository: the repository the target serves.

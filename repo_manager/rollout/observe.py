@@ -27,7 +27,8 @@ json_format = deferred("google.protobuf.json_format")
 __all__ = ["READY", "ServedState", "load_model", "observe", "require_control", "require_known", "wait_until_only_ready"]
 
 _POLL_S = 0.02
-# What a load brings along goes over the network, and is in memory three times. Triton's gRPC ends at 2 GiB.
+# What a load brings along goes over the network, and is in memory three times. Triton's gRPC ends at 2 GiB (server,
+# `MAX_GRPC_MESSAGE_SIZE` of common.h).
 _MOST_SENT_BYTES = 512 << 20
 # Its files are data: nothing of them is executed.
 _DATA_BACKEND = "onnxruntime"

@@ -43,7 +43,7 @@ ANSWER_BYTES = 8 << 20
 INFERENCE_BYTES = 256 << 20
 """The largest answer read of an inference."""
 
-# triton-inference-server/server, `RestrictedFeatures`: the metadata's name over gRPC is this and the key.
+# The name of the metadata over gRPC is this and the key (triton-inference-server/server, inference_protocols.md).
 _GRPC_PREFIX = "triton-grpc-protocol-"
 _STANDARD_HEADERS = frozenset({"authorization", "cookie", "host", "user-agent"})
 

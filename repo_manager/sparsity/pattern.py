@@ -1,6 +1,7 @@
 """The 2:4 pattern itself: in every four consecutive values along an axis, at most two are not zero.
 
-Rule: NVIDIA TensorRT developer guide, "Structured Sparsity". Mask: NVIDIA ASP (`sparse_masklib`, m4n2_1d).
+Rule: NVIDIA TensorRT documentation, "Structured Sparsity" (data formats and tensors). Mask: NVIDIA ASP
+(`sparse_masklib`, m4n2_1d).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from repo_manager.sparsity.uses import Use
 
 __all__ = ["ASP_IN_MULTIPLE", "ASP_OUT_MULTIPLE", "SMALL", "Verdict", "hints_of", "is_asp_eligible", "obstacle_of"]
 
-ASP_OUT_MULTIPLE, ASP_IN_MULTIPLE = 8, 16  # NVIDIA ASP, `eligible_modules`: out % 8, in % 16
-SMALL = 256  # TensorRT#3849
+ASP_OUT_MULTIPLE, ASP_IN_MULTIPLE = 8, 16  # NVIDIA apex, asp.py, `init_model_for_pruning`
+SMALL = 256  # TensorRT#3849: sparse kernels win where input and output channels are above 256
 _QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8_e4m3fn", "float8_e5m2")
 # What a builder fuses behind a convolution or a matrix product before the next quantisation.
 _FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mul", "Add",
@@ -71,9 +71,10 @@ def sizes_of(use: Use) -> tuple[int | None, int | None]:
 
 
 def is_asp_eligible(use: Use) -> bool:
-    """Return whether NVIDIA ASP would prune this weight by default: outputs divide by 8, inputs by 16, not grouped.
+    """Return whether NVIDIA ASP would prune this weight by default: outputs divide by 8, inputs by 16.
 
-    ASP knows linear layers and convolutions. Transposed convolutions and recurrent layers are none of them.
+    ASP knows linear layers and convolutions, not transposed convolutions or recurrent layers. It has no rule against
+    group convolutions. They are left out here because TensorRT never runs one sparse (TensorRT#4054).
     """
     if obstacle_of(use) is not None or "ConvTranspose" in use.node.op_type or "DeformConv" in use.node.op_type:
         return False

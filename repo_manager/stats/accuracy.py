@@ -87,7 +87,8 @@ def score_interval(score: Score) -> Interval | None:
 def drop_interval(source: Score, found: Score) -> Interval | None:
     """Return a 95 % interval of the drop, from the differences of the same samples.
 
-    Where no sample differs it is the rule of three: a change of fewer than 3 in n samples is often not seen.
+    Where no sample differs it is the rule of three (Hanley and Lippman-Hand, "If nothing goes wrong, is everything all
+    right?", 1983): a change of fewer than 3 in n samples is often not seen.
     """
     if source.each is None or found.each is None or source.each.size != found.each.size or found.each.size < 2:
         return None

@@ -2,7 +2,7 @@
 
 Everything here is a pure function of configurations. Triton's checks after the models of an ensemble are loaded
 (`ValidateEnsembleConfig` and `DependencyGraph` of triton-inference-server/core) are in `check_ensemble`. Its checks of
-the ensemble's own config.pbtxt are a table of rules (`rules/ensemble.py`).
+the ensemble's own config.pbtxt are a table of rules (`rules/placement.py`).
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ _TRITON = {
     "string": "BYTES",
 }
 
-# onnxruntime: onnxruntime_utils.cc, ModelConfigDataTypeToOnnxDataType knows no BF16.
+# onnxruntime: onnxruntime_utils.cc, ModelConfigDataTypeToOnnxDataType has no BF16 before release 26.03
+# (onnxruntime_backend#335). Older servers refuse it, so it is refused here.
 # tensorrt: tensorrt_utils.cc, ConvertTrtTypeToConfigDataType.
 _CARRIED = {
     Backend.ONNXRUNTIME: frozenset(_TRITON) - {"bfloat16"},

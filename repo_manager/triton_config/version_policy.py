@@ -25,7 +25,7 @@ _FIELD = "version_policy"
 def version_policy(config: ModelConfig) -> tuple[int, ...] | str:
     """Return the policy: the specific versions in ascending order, `"latest:n"` or `"all"`.
 
-    No policy means `"latest:1"` (Triton's default).
+    No policy means `"latest:1"` (`NormalizeModelConfig` of triton-inference-server/core).
     """
     return _policy_of(config.message().version_policy)
 

@@ -64,6 +64,6 @@ class SendPriority:
 
 
 def fine_timers() -> None:
-    """Ask the kernel for exact timers, not rounded (50 µs by default), where it lets a process do so."""
+    """Ask the kernel for exact timers, not rounded by 50 µs (`PR_SET_TIMERSLACK` of prctl(2)), where it may."""
     with contextlib.suppress(OSError):
         _TIMER_SLACK.write_text("1", encoding="ascii")

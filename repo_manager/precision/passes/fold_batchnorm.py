@@ -1,9 +1,9 @@
 """Fold BatchNormalization into the convolution or Gemm before it, and make the remaining ones safe for FP16.
 
 A trained BatchNormalization is y = x * s + b with s = scale / sqrt(variance + epsilon) and b = bias - mean * s (Ioffe
-and Szegedy 2015, eq. 3 and 4). Computed in float64 here. Any other gets mean 0 and variance + epsilon = 1: its own
-variance may exceed 65504, FP16's largest number, and then every result would be 0. Its epsilon stays at ONNX's default
-of 1e-5.
+and Szegedy 2015, algorithm 2, step 11). Computed in float64 here. Any other gets mean 0 and variance + epsilon = 1: its
+own variance may exceed 65504, FP16's largest number, and then every result would be 0. Its epsilon stays at ONNX's
+default of 1e-5.
 """
 
 from __future__ import annotations

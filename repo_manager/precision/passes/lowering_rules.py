@@ -26,7 +26,7 @@ __all__ = ["Roles", "keep_reasons", "roles_of", "statistics_nodes", "to_low"]
 #
 # LayerNorm, RMSNorm and the like, exported as x * x -> mean -> + epsilon -> 1 / sqrt, overflow FP16 at |x| > 255
 # and lose a small epsilon. In the form mean(x^2) - mean(x)^2 they cancel. The operators are few and cheap: they
-# stay in FP32, as NVIDIA advises for LayerNorm (TensorRT developer guide, "Reduced precision").
+# stay in FP32, as TensorRT's builder advises in its warning about LayerNorm in FP16 (quoted in pytorch/TensorRT#2730).
 
 _SQUARES = {"ReduceSumSquare", "ReduceL2", "LpNormalization"}
 _REDUCTIONS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}

@@ -1,6 +1,6 @@
 """Encoded images (JPEG, PNG, ...) in, a model's input out. Written by `repo-manager add --preprocess`.
 
-It runs in Triton's Python backend with NumPy and Pillow. Recipe.json beside it has the steps.
+It runs in Triton's Python backend with NumPy and Pillow. The steps are in `recipe.json` beside it.
 """
 
 from __future__ import annotations

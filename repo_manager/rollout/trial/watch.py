@@ -67,8 +67,9 @@ class ShadowWatch:
 class TrafficWatch:
     """Watches the requests of others by the server's counters of the new version.
 
-    The counters know errors and mean times on the server, no percentiles and no answers. Triton counts an error a
-    Python model answers with as a success: where models are written in Python, look at clients or use a shadow, too.
+    The counters know errors and mean times on the server, no percentiles and no answers. An error response of a Python
+    model counts as a success (python_backend, python_be.cc: only a failed `execute` calls `SetSuccessStatus(false)`).
+    For models written in Python, look at the clients' errors or use a shadow, too.
 
     Args:
         client: connected client of the server.

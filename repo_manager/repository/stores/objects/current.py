@@ -18,8 +18,8 @@ _LONGEST_TICK_S = 3.0
 def put_config(client: ObjectClient, name: str, data: bytes, before: ObjectFact | None) -> Mark:
     """Write config.pbtxt if no other process did first, and make sure Triton can tell it is new.
 
-    S3 keeps times of modification by the second, and Triton loads only files newer than those it saw: a second write
-    within one second waits for the next and writes again.
+    S3 tells times of modification by the second (Last-Modified, an HTTP date: RFC 9110, 5.6.7), and Triton loads only
+    files newer than those it saw: a second write within one second waits for the next and writes again.
 
     Args:
         client: the repository's open store. Its clock tells whether the file is newer.
