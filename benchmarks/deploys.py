@@ -62,7 +62,7 @@ def _stream(client: TritonClient) -> bool:
     return any(values == [version * step for step in (1, 2, 3)] for version in VERSIONS)
 
 
-# Any answer of `ens` is a version of `scale` times two, whatever version of `ens` and `opt` gave it.
+# Any answer of `ens` is a version of `scale` times two, whichever version of `ens` and `opt` gave it.
 CLIENTS: dict[str, Callable[[TritonClient], bool]] = {
     "scale": _single("scale", "X", "Y", (1.0, 2.0, 3.0)),
     "ens": _single("ens", "IN", "OUT", (2.0, 4.0, 6.0)),

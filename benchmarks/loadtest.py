@@ -50,7 +50,7 @@ def rounds(count: int, clients: dict[str, Callable[[], object]]) -> dict[str, li
         for name in names:
             try:
                 found[name].append(clients[name]())
-            except RepoManagerError as exc:  # perf_analyzer hangs now and then; another time it is a finding
+            except RepoManagerError as exc:  # perf_analyzer hangs now and then; a second hang is a finding
                 print(f"{name}: {exc.message}; once more", file=sys.stderr)
                 found[name].append(clients[name]())
     return found

@@ -96,7 +96,7 @@ class Bench:
 
     def perf(self, protocol: str, model: str, **changes: object) -> LoadPoint:
         """Measure with perf_analyzer."""
-        for _ in range(3):  # it gives no numbers when it calls itself unstable
+        for _ in range(3):  # perf_analyzer gives no numbers when it calls itself unstable
             (point,) = run_load_test(
                 self.options(
                     protocol,
@@ -222,7 +222,7 @@ def costed(bench: Bench, client: Callable[[], object]) -> Costed:
     own = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     client_us = own / requests * 1e6
     if isinstance(result, LoadPoint) and result.client.cpu_us_per_request is not None:
-        client_us = result.client.cpu_us_per_request  # without the start of the worker, which is no request's
+        client_us = result.client.cpu_us_per_request  # without the worker's start, since no request waits for it
     rate = result.throughput_per_s if isinstance(result, LoadPoint) else float(result)
     return Costed(rate, client_us, client_us + (cpu_seconds(bench.server.pid) - server) / requests * 1e6)
 

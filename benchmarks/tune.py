@@ -207,7 +207,7 @@ class Bench:
         """Measure every setting that is not in the record: to its end, or as far as it may be the best."""
         with self.serving() as run:
             settings = self.settings()
-            random.Random(0).shuffle(settings)  # in order, most would be a little better than the one before
+            random.Random(0).shuffle(settings)  # in order, most would be slightly better than the one before
             for setting in settings[: self.chosen.sample or len(settings)]:
                 self.held(run, setting, None, kind="grid")
             for setting in settings:

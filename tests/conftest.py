@@ -13,7 +13,7 @@ from repo_manager import errors
 
 _SHOWN_CHARACTERS = 160
 
-# A machine that is busy is slow, and that is no failure: generated examples have no time limit of their own.
+# A busy machine is slow, so generated examples have no time limit of their own.
 hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )

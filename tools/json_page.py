@@ -200,7 +200,7 @@ def _form_schema(command: str, form: _Form, definitions: dict[str, Any]) -> dict
     return {**title, "type": "object", "properties": properties, "required": list(properties)}
 
 
-# The page, and what later versions are compared with.
+# The page, and the file later versions are compared with.
 
 
 def json_page() -> str:

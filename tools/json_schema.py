@@ -96,7 +96,7 @@ def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"$ref": f"#/$defs/{_defined(kind, definitions)}"}
     if isinstance(kind, typing.TypeVar):
         raise TypeError(f"{kind} stands for no type")
-    return {"type": "string"}  # a path, a place, or another value that is written as text
+    return {"type": "string"}  # a path, a place, or another value written as text
 
 
 def is_class(kind: Any) -> bool:
@@ -115,7 +115,7 @@ def _defined(kind: type, definitions: dict[str, Any]) -> str:
     if definitions.get(name, {}).get("$comment", source) != source:
         name = f"{kind.__name__}.{module}"
     if name not in definitions:
-        definitions[name] = {"$comment": source}  # first, for a class that holds others of itself
+        definitions[name] = {"$comment": source}  # first, for a class with others of itself inside
         properties = properties_of(kind, definitions)
         definitions[name] |= {
             "type": "object",

@@ -290,7 +290,7 @@ def _opset_lines() -> Iterator[str]:
         yield f"| `{precision}` | {'the opset of the source' if least == 1 else least} |"
 
 
-# What mkdocs calls.
+# mkdocs calls these.
 
 
 def on_config(config: Any) -> Any:

@@ -24,8 +24,8 @@ COLUMNS = 100
 LIMIT_S = 300
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]*[.,:;]?")
-# Lines about the moment: how steady a load was, whether a CPU was short, what was still draining, and the progress that
-# a slow machine reports.
+# Lines about the moment: how steady a load was, whether a CPU was short, versions still draining, and a slow machine's
+# progress.
 _MOMENT = re.compile(r"stable|windows|waited for a CPU|CPUs with|Largest load|draining|^\w+: \d+%[,:]")
 _UNITS = {"µs", "ms", "s"}
 

@@ -118,7 +118,7 @@ def run_cell(plan: Plan, model: str, precision: Precision, batch: int, sources: 
     rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in plan.variants}
     for number in range(plan.rounds):
         for variant in plan.variants if number % 2 else plan.variants[::-1]:
-            for _ in range(3):  # warm: the meter counts from the first run that is timed
+            for _ in range(3):  # warm: the meter counts from the first timed run
                 runs[variant]()
             with meter.watch() as power:
                 times = measure(runs[variant], plan.round_s)

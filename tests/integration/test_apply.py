@@ -89,7 +89,7 @@ def test_a_declared_model_comes_changes_and_goes(
     with TritonClient.connect(second.grpc_url) as client:
         assert client.model_config("m").instance_group[0].count == 2
 
-    # The policy: what no trusted key signed is built, and not deployed.
+    # The policy: a version without a trusted signature is built, and not deployed.
     private, public = write_keys(tmp_path)
     policy = {"REPO_MANAGER_SIGNED_BY": str(public)}
     unsigned = {"m": {**changed, "precision": "fp32", "convert": {"max_drift": 0.2}}}

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 F32, I64 = TensorProto.FLOAT, TensorProto.INT64
 BATCHING = 'backend: "onnxruntime"\nmax_batch_size: 8\ninstance_group { count: 1 kind: KIND_CPU }\n'
 PLAIN = 'backend: "onnxruntime"\nmax_batch_size: 0\ninstance_group { count: 1 kind: KIND_CPU }\n'
-# Long enough that requests sent at once meet in one batch.
+# Long enough for requests sent at once to meet in one batch.
 WAITING = "dynamic_batching { max_queue_delay_microseconds: 300000 preferred_batch_size: 8 }\n"
 
 

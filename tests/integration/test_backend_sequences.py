@@ -124,7 +124,7 @@ def test_a_state_lasts_from_start_to_end(serve: Callable[..., str], caller: Call
     assert caller.ask(name, 10, 6, "start") == 10
     assert caller.ask(name, 4, 5, "end") == 10
     assert caller.ask(name, 1, 6) == 11
-    assert caller.ask(name, 1, 5, "start") == 1  # nothing is left of the sequence that ended
+    assert caller.ask(name, 1, 5, "start") == 1  # nothing is left of the ended sequence
     assert caller.ask(name, 2, 6, "start end") == 2  # nor of one that starts anew
     assert caller.ask(name, 2, 5, "end") == 3
     with pytest.raises(Exception, match="must specify the START flag"):

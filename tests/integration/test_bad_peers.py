@@ -89,7 +89,7 @@ def test_a_deployment_that_was_begun_is_undone_in_time(repository: Path, tmp_pat
         shutil.copytree(repository, tmp_path / "control")
         control = (*words[:5], REFUSES, "--repository", str(tmp_path / "control"))
         refused = Command(control, _homes(tmp_path))
-        # What was begun is put back, for which the server has half of a second more, and at least 1.5 s.
+        # Changes already made are put back. The server has half a second more for this, and at least 1.5 s.
         found, (outcome,) = findings(
             {"hangs": Command(words, _homes(tmp_path))}, refused, tmp_path / "output", deadline_s=DEADLINE_S + 1.5
         )

@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 DEADLINE_S = 1.0
-REFUSES = 9  # a port that nothing listens on
+REFUSES = 9  # a port without a listener
 _OPTIONS = "repo_manager.repository.stores.objects.client:DEFAULT_OPTIONS"
 SHORT = {f"{_OPTIONS}.first_contact_s": DEADLINE_S, f"{_OPTIONS}.retry.deadline_s": DEADLINE_S}
-PATIENT_S = 30.0  # where the store does answer, and a busy machine takes its time
+PATIENT_S = 30.0  # a store does answer there, and a busy machine takes its time
 PATIENT = dict.fromkeys(SHORT, PATIENT_S)
 
 
@@ -51,7 +51,7 @@ def test_a_command_survives_every_store(
     refused = command(f"http://127.0.0.1:{REFUSES}")
     found, outcomes = findings(commands, refused, tmp_path / "output", deadline_s=DEADLINE_S)
     assert found == []
-    # Some say what an empty repository says: that there is nothing.
+    # Some answer as an empty repository does: nothing is there.
     assert {outcome.code for outcome in outcomes} <= {0, 3, 5}
 
 

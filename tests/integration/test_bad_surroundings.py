@@ -80,7 +80,7 @@ def test_a_machine_that_refuses_is_told_as_an_error(tmp_path: Path) -> None:
         assert outcome.code in (3, 5), outcome.output
         assert "Traceback" not in outcome.output
     assert not (tmp_path / "models" / "m").exists()
-    # What only looks needs no cache, so it says what it sees: no server.
+    # A command that only reads needs no cache, so it reports what it sees: no server.
     looking = [("serve", "--stop"), ("deploy", "digits:1", "--dry-run"), ("undeploy", "digits", "--dry-run")]
     commands = [Command((*words, "--repository", str(MODEL.parents[2])), homes) for words in looking]
     for outcome in run_commands(commands, tmp_path / "output"):

@@ -89,7 +89,7 @@ def test_answers_are_those_of_a_request_alone(
     assert "max_batch_size: 0" in plain.config
     client.load(name)
     assert worst_error(server, name, path) < 1e-5
-    # Asked for all the same, requests meet: the server joins them, and the error shows it.
+    # Forced into batches, requests meet: the server joins them, and the error shows it.
     waiting = ConfigOptions(max_batch_size=8, max_queue_delay_us=200_000, preferred_batch_sizes=(8,))
     forced = add(path, f"{name}_forced", repository, AddOptions(backend="onnxruntime", config=waiting))
     assert forced.batch_axis.forced

@@ -202,7 +202,7 @@ def test_whole_sequences_and_streams_are_tried_in_the_shadow(
     folder = write_python_model(repository, name, kind=kind, versions=(1, 2, 3, 4), extra=POLICY)
     code = (folder / "1" / "model.py").read_text()
     (folder / "2" / "model.py").write_text(code)
-    # Version 3 answers otherwise as it is. Version 4 forgets what came before, or the last response.
+    # Version 3 answers otherwise by design. Version 4 forgets the sequence so far, or the last response.
     forgetful = code.replace("+= int(", "= int(").replace('read(request, "IN"):', 'read(request, "IN")[:-1]:')
     (folder / "4" / "model.py").write_text(forgetful)
     path = tmp_path / "requests.jsonl"
@@ -221,7 +221,7 @@ def test_whole_sequences_and_streams_are_tried_in_the_shadow(
     assert seen.pairs >= 50
     assert [output.relative_error for output in seen.outputs] == [0.0]
     assert [output.samples for output in seen.outputs] >= [seen.pairs * rows]
-    assert done.trial.notes == ()  # every request that the server counted was one of the trial's
+    assert done.trial.notes == ()  # every request in the server's counters was one of the trial's
     assert observe(client, name).ready == (2,)
     client.unload(name)
 

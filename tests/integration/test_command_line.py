@@ -106,7 +106,7 @@ def test_deploy_starts_a_server_serves_rolls_back_and_is_load_tested(
         assert all(point["server"]["compute_infer_ns"] > 0 for point in report["points"])
         assert report["verdict"]["outcome"] == "pass"
         assert "<svg" in page.read_text()
-    # A gate on errors: of no other one is a client to blame that a busy machine makes late.
+    # A gate on errors: any other gate can fail because a busy machine delays the client.
     run("loadtest", "digits", "-r", repository, "--rate", "50", "--duration", "2", "--slo", "errors>50%", code=4)
     run("loadtest", "missing", "-r", repository, "-c", "1", code=5)
 
@@ -189,7 +189,7 @@ def test_quickstart_works_twice_with_the_usual_ports_taken(run: Run, tmp_path: P
             try:
                 sock.bind(("127.0.0.1", port))
             except OSError:
-                continue  # taken already, which is what is wanted
+                continue  # taken already, as intended
             sock.listen()
         for version in (1, 2):
             ended = run("quickstart", "--seconds", "0.3", "--json", cwd=folder)

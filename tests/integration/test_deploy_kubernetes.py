@@ -117,7 +117,7 @@ def test_deploy_prove_go_back_and_a_snapshot_that_cannot_be_served(
     back = run("rollback", "digits", "-r", repository, "--to", target, kubeconfig=kubeconfig)["rollout"]
     assert (back["version"], back["servers"][0]["snapshot"]["after"]) == (2, change["after"])
 
-    # A model beside it whose version is not what a server can load, though its manifest vouches for it.
+    # Beside it, a model whose version no server can load, though its manifest vouches for it.
     snapshots = repository.parent / f"{repository.name}.snapshots"
     broken = run("deploy", "digits:1", "-r", repository, "--to", target, "--dry-run", kubeconfig=kubeconfig)
     place = (

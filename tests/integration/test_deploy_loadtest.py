@@ -38,7 +38,7 @@ def container(name: str) -> dict[str, object]:
 def test_the_pods_reports_are_joined(served: EmbeddedServer, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "repo_manager.cli"]
     pods = []
-    # Both have to have started by then, on a machine that does other things, too: five times as long as one takes now.
+    # Both must have started by then, even on a busy machine: five times as long as one takes now.
     began = time.monotonic()
     facts = [*command, "loadtest", "scale", "--url", served.grpc_url, "-c", "1", "--duration", "0.1", "--warmup", "0"]
     subprocess.run(facts, check=True, capture_output=True, timeout=90)

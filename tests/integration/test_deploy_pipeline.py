@@ -103,7 +103,7 @@ def test_from_the_file_to_production_and_back_when_production_disagrees(pipeline
     assert "<testsuite" in (results / "gate.xml").read_text()
     assert (results / "production.json").is_file()
 
-    # The second version as GitLab runs it; staging's gate stops it first, then production's own check sends it back.
+    # The second version as GitLab runs it: staging's gate stops it, then production's own check sends it back.
     jobs = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))
     scripts = {name: job["script"][0] for name, job in jobs.items() if isinstance(job, dict) and "script" in job}
     for name in ("verify", "add", "deploy-staging"):

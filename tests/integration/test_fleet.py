@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SERVERS = 16
 X = np.ones((1, 4), np.float32)
 POLICY = "version_policy { specific { versions: [1] } }\n"
-# Python without a package to import: the cheapest model that a real server can serve.
+# Python without a package to import: the cheapest model for a real server.
 CONFIG = SCALING_CONFIG.replace('backend: "onnxruntime"', 'backend: "python"') + POLICY
 CODE = """
 import numpy
@@ -112,10 +112,10 @@ def test_sixteen_servers_go_forward_and_back_and_survive_the_loss_of_some(
         assert (done.batch, done.changed, len(done.servers)) == (4, True, SERVERS)
         assert answers(clients) == [2.0] * SERVERS
         assert sum("serves it too" in event for event in events) == SERVERS
-        # What is deployed is deployed.
+        # A second deployment of the same version changes nothing.
         again = deploy(repository, "m", 2, clients, options=in_batches("100%"))
         assert not again.changed
-        # A broken version stops at the first batch: the others were never asked to load it.
+        # A broken version stops at the first batch, so the other servers are never asked to load it.
         before = (repository / "m" / "config.pbtxt").read_bytes()
         events.clear()
         with pytest.raises(RolloutUndoneError, match=r"(?s)this version is broken.*put back"):

@@ -145,7 +145,7 @@ def test_every_sequence_reaches_the_model_whole_and_in_order(target, protocol, l
     sequences = list(seen(folder, "counted", since).values())
     assert (point.errors, len(sequences) > 6) == (0, True)
     whole = [[[True, False, 1.0], [False, False, 2.0], [False, True, 3.0]], [[True, True, 7.0]]]
-    # The last ones of each live sequence were cut short by the end of the load, and ended all the same.
+    # The end of the load cut the last sequence of each slot short, and still ended it.
     cut = [rows for rows in sequences if rows not in whole]
     assert len(cut) <= 3
     assert all(rows[0][0] and rows[-1][1] and not any(row[1] for row in rows[:-1]) for rows in sequences)

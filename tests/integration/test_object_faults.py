@@ -168,7 +168,7 @@ def test_a_store_without_conditional_writes_is_refused_before_any_file_is_sent(
         began = time.monotonic()
         with pytest.raises(RepositoryError, match="the store has no conditional writes") as caught:
             publish(place, "m", tiny_files(tmp_path), tiny_config(), {})
-        assert time.monotonic() - began < 30  # Not retried for the two minutes of a fault that passes.
+        assert time.monotonic() - began < 30  # Not retried for two minutes, as a passing fault would be.
         assert header in f"{caught.value}".lower()
         assert {key for key in store.objects if not key.endswith(".state")} == set()
 
@@ -275,7 +275,7 @@ def test_an_upload_that_fails_midway_is_begun_anew_by_the_same_command(
 
     def plan(request: Request) -> Fault | None:
         parts[0] += part_of(request)
-        return Fault(status=500) if parts[0] > 2 else None  # from the third part on nothing works any more
+        return Fault(status=500) if parts[0] > 2 else None  # from the third part on every call fails
 
     proxy.arm(plan)
     with pytest.raises(RepositoryError, match="attempts in"):

@@ -589,7 +589,7 @@ def test_no_clock_takes_a_lease_from_a_holder_that_renews_it(
     with pytest.raises(RepositoryError, match="process 1 on far"), again:
         pass
     monkeypatch.setattr(lease.time, "sleep", lambda _: None)
-    with open_store(root).lease("m", timeout_s=600.0):  # It is silent now, whatever its clock says.
+    with open_store(root).lease("m", timeout_s=600.0):  # The holder is silent now, whatever its clock says.
         assert (read_ledger(store, "m").lease or elsewhere).token != elsewhere.token
 
 

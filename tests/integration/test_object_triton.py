@@ -32,7 +32,7 @@ def moto() -> Iterator[tuple[str, int]]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # it has the key of the servers
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # it has the servers' key
     environment = {**os.environ, **s3_environment()}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config")}
 
@@ -58,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_add_deploy_roll_back_load_test_and_clean_up(run: Run, moto: tuple[str, int], tmp_path: Path) -> None:
     root = f"s3://http://127.0.0.1:{moto[1]}/{BUCKET}/path/models"
     run("add", samples.sample_model(), "-n", "digits", "-r", root)
-    # What lies about in a bucket and what we keep in the root ourselves must not become a model.
+    # Stray objects of a bucket, and our own records in the root, must not become models.
     stray = f"http://127.0.0.1:{moto[1]}/{BUCKET}/path/models/.repo-manager.other.state"
     headers = {"content-type": "application/octet-stream"}
     urllib.request.urlopen(urllib.request.Request(stray, data=b"{}", method="PUT", headers=headers)).close()
@@ -109,7 +109,7 @@ def test_a_stub_that_dies_is_noticed_though_its_path_names_no_model(
         before = {stub.instance: stub.pid for stub in stubs_of(pid)}
         assert set(before) == {"digits_0_0", "other_0_0"}
         assert not {stub.model for stub in stubs_of(pid)} & {"digits", "other"}
-        # The server reads the store; the code of models gets nothing for that.
+        # The server reads the store. The code of models gets no credentials.
         secret = s3_environment()["AWS_SECRET_ACCESS_KEY"].encode()
         assert secret in Path(f"/proc/{pid}/environ").read_bytes()
         for stub in before.values():

@@ -40,7 +40,7 @@ class Watched:
     def __init__(self, model: RandomModel, client: TritonClient) -> None:
         self.model, self.client = model, client
         self.loaded: Fingerprint | None = None
-        self.answered: dict[int, int] = {}  # a version's counter begins anew when it is loaded
+        self.answered: dict[int, int] = {}  # a version's counter restarts when it is loaded
         self.trail: list[str] = []
 
     def count(self) -> dict[int, int]:
@@ -87,7 +87,7 @@ class Watched:
         except ServerRefusedError as exc:
             refused = True
             if self.loaded is None and "failed to poll" not in exc.message:
-                self.loaded = Fingerprint({})  # Triton knows the model now, and no time of it
+                self.loaded = Fingerprint({})  # Triton knows the model now, but no time of it
             self.trail.append(f"    refused: {exc.message[:300]}")
         after = self.count()
         now = self.instances()

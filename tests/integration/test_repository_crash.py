@@ -28,7 +28,7 @@ def run(suite: str, store: str, *arguments: object) -> Any:
         pytest.importorskip("obstore")
     done = run_suite(suite, store, "WORK", *arguments, timeout_s=1700)
     assert done.returncode == 0, done.stderr[-3000:]
-    sys.stderr.write(done.stderr)  # what a failing child said is shown with the failing test
+    sys.stderr.write(done.stderr)  # the failing child's output is shown with the failing test
     return json.loads(done.stdout.splitlines()[-1])
 
 

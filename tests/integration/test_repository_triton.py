@@ -193,7 +193,7 @@ def test_a_configuration_change_has_the_effect_that_was_predicted(
     change = change_config(repository, name, {field: value})
     assert change.effect == effect
     client.load(name)
-    kept = client.statistics(name, 1)[0].inference_count  # A version that was loaded anew counts from 0.
+    kept = client.statistics(name, 1)[0].inference_count  # A version loaded again counts from 0.
     assert kept == (0 if effect == ReloadEffect.RELOAD else 1)
 
 

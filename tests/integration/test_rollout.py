@@ -450,7 +450,7 @@ def test_changed_instances_reach_a_running_server(repository: Path, client: Trit
     applied = deploy(repository, model, 1, client)
     assert (applied.changed, actions(applied)) == (True, [(1, Action.UPDATE)])
     assert [group.count for group in client.model_config(model).instance_group] == [3]
-    assert client.statistics(model, 1)[0].success_count > stays  # a version that is loaded again counts from 0
+    assert client.statistics(model, 1)[0].success_count > stays  # a version loaded again counts from 0
     (after,) = status(repository, client, (model,)).models
     assert after.differences == ()
     assert not deploy(repository, model, 1, client).changed

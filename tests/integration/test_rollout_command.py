@@ -159,7 +159,7 @@ def test_a_deadline_ends_it(run: Run, fleet: tuple[Path, str, str]) -> None:
     run("deploy", "m:1", "-r", root, "--to", first, "--to", second)
     before = (root / "m" / "config.pbtxt").read_bytes()
     ended = run("deploy", "m:2", "-r", root, "--to", first, "--timeout", "0.1", code=5)
-    # A slow machine has no time left before the first change, and then there is nothing to put back.
+    # On a slow machine no time is left before the first change, so there is nothing to put back.
     assert "did not answer within 0.0" in ended.err or "0.1 s of --timeout" in ended.err
     assert (root / "m" / "config.pbtxt").read_bytes() == before
     shown = run("status", "-r", root, "--to", first, "--json").document

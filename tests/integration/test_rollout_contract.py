@@ -309,11 +309,11 @@ class Calls:
                 return call(*arguments, **named)
             with self._lock:
                 number, self.count = self.count, self.count + 1
-            # It fails before it has done anything, or when all is done: the next one the other way.
+            # It fails either before its effect or after it. The next one fails the other way.
             if number == self._fails and number % 2:
                 self.failed = True
                 raise BoomError(call.__qualname__)
-            result = call(*arguments, **named)  # an error of its own is none of ours
+            result = call(*arguments, **named)  # an error of the call itself, not ours
             if number == self._fails:
                 self.failed = True
                 raise BoomError(call.__qualname__)
@@ -333,7 +333,7 @@ def test_an_unexpected_error_of_any_call_ends_in_undo(place: Place) -> None:
         with Calls(number) as calls, contextlib.suppress(BoomError):
             place.deploy(2)
             assert not calls.failed
-        if not calls.failed:  # a poll less than before, or the call had an error of its own, which is expected there
+        if not calls.failed:  # one poll less than before, or an error of the call itself, as expected there
             place.deploy(1, trial=None)
             before = place.state()
         assert place.state() == before, number
@@ -377,7 +377,7 @@ def test_an_interruption_at_any_event_ends_in_undo(place: Place) -> None:
     for number in sorted({round(each) for each in np.linspace(0, events - 1, 4)}):
         told: list[str] = []
         act = tell(number, interrupt)
-        # The plan is told before anything is touched: then there is nothing to undo.
+        # The plan is reported before anything is touched: then there is nothing to undo.
         with pytest.raises((RolloutUndoneError, KeyboardInterrupt)) as caught:
             place.deploy(2, report=lambda event, told=told, act=act: (told.append(event), act(event)))
         assert "interrupted" in str(caught.value) or all("plan: " in event for event in told)
@@ -386,7 +386,7 @@ def test_an_interruption_at_any_event_ends_in_undo(place: Place) -> None:
 
 def test_an_interruption_of_the_undo_says_how_to_go_on(place: Place) -> None:
     def report(event: str) -> None:
-        if "plan: " not in event:  # told before anything is touched
+        if "plan: " not in event:  # reported before anything is touched
             interrupt()
 
     with pytest.raises(RepoManagerError, match="interrupted") as caught:
@@ -429,7 +429,7 @@ def test_a_server_for_which_no_time_is_left_is_not_one_that_may_be_missing(
     servers: tuple[Path, list[EmbeddedServer]],
 ) -> None:
     def dawdle(event: str) -> None:
-        if "serves it (1 of 2)" in event:  # the second server has both versions yet
+        if "serves it (1 of 2)" in event:  # the second server still has both versions
             time.sleep(options.deadline_s)
 
     options = RolloutOptions(deadline_s=4.0, max_unavailable=Amount(1))
@@ -487,7 +487,7 @@ def test_an_undo_that_fails_says_what_to_do(place: Place, error: Exception) -> N
     assert caught.value.exit_code == 7
     assert "no room for it" in caught.value.message
     assert "By hand: " in str(caught.value.hint)
-    # Running the same command again is the way on.
+    # To go on, run the same command again.
     assert place.deploy(2, trial=None).ready == (2,)
 
 
@@ -515,7 +515,7 @@ def test_one_shape_for_every_target(place: Place) -> None:
     assert all(server.proof in ("inference", "readiness", "conditions") for server in done.servers)
     assert (done.trial is None) == (planned.trial is None)
     assert model_state(place.repository, place.name).deployments[-1].version == 2
-    if done.trial is not None:  # what is served alone already cannot be tried
+    if done.trial is not None:  # a version served alone already cannot be tried
         with pytest.raises(InconclusiveError, match="cannot be tried"):
             place.deploy(2)
     again = place.deploy(2, trial=None)

@@ -124,7 +124,7 @@ def test_a_network_that_stays_cut_leaves_the_repository_as_it_was(
         deploy(repository, model, 2, through, options=options, report=when("serving", proxy.cut))
     assert asking.errors == []
     assert (repository / model / "config.pbtxt").read_bytes() == before
-    # The server may have loaded both: going on is the same command again.
+    # The server may have loaded both. Run the same command again to go on.
     assert deploy(repository, model, 2, client).ready == (2,)
 
 
@@ -222,7 +222,7 @@ def test_a_config_sent_with_a_load_is_told_and_dropped(repository: Path, client:
     )
     client.load(model, override)
     assert client.model_config(model).max_batch_size == 4
-    client.load(model)  # the load alone changes nothing: that is what the plan says
+    client.load(model)  # the load alone changes nothing, as the plan says
     assert client.model_config(model).max_batch_size == 4
     (seen,) = status(repository, client, (model,)).models
     assert "max_batch_size" in seen.overridden

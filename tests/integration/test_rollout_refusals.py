@@ -70,7 +70,7 @@ def test_a_server_that_is_not_in_explicit_mode_is_refused(
     )
     with TritonClient.connect(start_server(options).grpc_url) as client:
         refused(repository, client, 2, "does not let models be loaded and unloaded", dry_run=dry_run)
-        # What is served already is only asked.
+        # A version already served only gets an inference.
         assert not deploy(repository, "m", 1, client).changed
 
 
@@ -119,7 +119,7 @@ def test_an_ensemble_that_does_not_fit_its_models_is_refused(repository: Path, s
         with pytest.raises(RepositoryError, match="whole has max_batch_size 16, and its model 'm' takes 8 at most"):
             deploy(repository, "whole", 1, client)
         with pytest.raises(ServerRefusedError, match="allows maximum batch size 16"):
-            client.load("whole")  # the server says the same
+            client.load("whole")  # the server gives the same reason
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -130,7 +130,7 @@ def test_a_model_of_several_repositories_is_refused(
     write_model(twin, "m", SCALING_CONFIG + POLICY, {1: scaling_model(5.0)})
     write_model(twin, "other", SCALING_CONFIG, {1: scaling_model(5.0)})
     extra = (f"--model-repository={twin}", "--model-namespacing=true")
-    # Both models `m` are not loaded together: Triton 2.51 crashes now and then while it does that.
+    # Both models `m` are not loaded together: Triton 2.51 sometimes crashes when it does so.
     server = start_server(
         ServerOptions(repository=str(repository), load=("other",), auto_complete=False, extra_args=extra)
     )

@@ -112,7 +112,7 @@ def test_what_needs_a_model_is_proven_and_undone_with_it(models: Path, client: T
     assert any("ens, which needs scale, answers" in event for event in done.events)
     assert (answer(client), ready(client)["ens"], ready(client)["scale"]) == (4.0, [1], [2])
 
-    # Version 3 answers by itself, and only in the way that it answers when it is asked directly.
+    # Version 3 answers a direct request, and no request after its first.
     code = models / "scale" / "3" / "model.py"
     code.write_text(
         code.read_text().replace('read(request, "X") * 3', 'self.once(read(request, "X"))')

@@ -91,7 +91,7 @@ def guarded(repository: Path, files: dict[str, Path], run: Run) -> Iterator[str]
     ready = json.loads(text)
     assert not any(secret in text for secret in SECRETS)
     assert ready["grpc_url"].startswith("grpcs://127.0.0.1:")
-    # Triton's HTTP has no TLS: it stays on the loopback although the host is another.
+    # Triton's HTTP has no TLS, so it stays on the loopback even with another host.
     assert listens_on(ready["http_url"]) == listens_on(ready["metrics_url"]) == {"127.0.0.1"}
     assert listens_on(ready["grpc_url"]) == {"0.0.0.0"}
     yield ready["grpc_url"]
@@ -121,7 +121,7 @@ def test_mutual_tls_and_a_restricted_api_from_the_shell(
     done = json.loads(run(*deploy, *certificate, *named, *header).stdout)
     assert done["rollout"]["servers"][0]["ready"] == [1]
     another_user = {"XDG_CACHE_HOME": str(repository.parent / "another")}
-    # Each of the options is needed: without it nothing is changed, and the message says why.
+    # Each option is needed: without one nothing is changed, and the message says why.
     for options, reason in (
         ((*certificate, *named), "restricted"),
         ((*named, *header), "cannot be reached"),
@@ -133,7 +133,7 @@ def test_mutual_tls_and_a_restricted_api_from_the_shell(
     assert "--header-file" in run("status", *deploy[2:6], *certificate, *named, code=5, **another_user).stderr
     environment = {"REPO_MANAGER_HEADER_FILE": str(files["headers"])}
     run("status", *deploy[2:6], *certificate, *named, **environment, **another_user)
-    # On this machine HTTP leads its own user to it without certificates, and the record has the header.
+    # On this machine its own user reaches it over HTTP without certificates, and the record has the header.
     run("deploy", "m:2", "-r", repository)
     (model,) = json.loads(run("status", "-r", repository, "--json").stdout)["models"]
     assert (model["ready"], model["restarted"]) == ([2], False)

@@ -89,7 +89,7 @@ def test_an_official_triton_finds_what_it_expects() -> None:
             precision for name, _, precision in VERSIONS if name == entry.name
         ]
         config = read_config(REPOSITORY / entry.name / "config.pbtxt").message()
-        # The native backend's own file name, and nothing that only the embedded server's Python backend knows.
+        # The native backend's own file name, and nothing only the embedded server's Python backend knows.
         assert config.default_model_filename in ("", "model.onnx")
         assert config.runtime in ("", "libtriton_onnxruntime.so")
 

@@ -218,7 +218,7 @@ def test_a_killed_stub_is_noticed_and_its_model_loaded_again(start_server: Start
     assert mended == ["scaling"]
     with TritonClient.connect(server.grpc_url) as client:
         np.testing.assert_array_equal(client.infer("scaling", 1, {"x": X})["y"], 2 * X)
-        client.unload("other")  # a stub that ends in order is no reason to load anything
+        client.unload("other")  # an orderly end of a stub is no reason to load anything
         assert eventually(lambda: start_ticks(bystander) is None)
         began = time.monotonic()
         while time.monotonic() - began < 4.0:

@@ -38,7 +38,7 @@ NOBODY = 65534
 OVERRIDE = {"parameters": {"config": '{"backend":"python"}', "file:1/model.py": "aW1wb3J0IG9z"}}
 REGION = {"key": "/repo-manager-test", "offset": 0, "byte_size": 64}
 
-# Everything that changes a server or tells of its files, as its HTTP takes it.
+# Every HTTP request to change a server or to reveal its files.
 CONTROL = {
     "index": ("POST", "/v2/repository/index", {}),
     "load": ("POST", "/v2/repository/models/scaling/load", {}),
@@ -55,7 +55,7 @@ CONTROL = {
     "trace": ("POST", "/v2/trace/setting", {"trace_level": ["TIMESTAMPS"], "trace_file": "/tmp/trace"}),
     "log": ("POST", "/v2/logging", {"log_file": "/tmp/log"}),
 }
-# What a page of another site, or somebody who knows how the key is sent, sends along.
+# Headers of another site's page, or of somebody who knows the name of the key's header.
 HEADERS: dict[str, dict[str, str]] = {
     "nothing": {},
     "a page's form": {"Origin": "https://evil.example", "Content-Type": "text/plain"},
@@ -129,7 +129,7 @@ def test_nobody_without_the_key_changes_a_server(start_server: StartServer, repo
     assert not succeeded
     key = server.client_options.headers["repo-manager-key"]
     assert len(key) >= 32
-    # The same request with the key is served: what was refused was refused for the lack of it.
+    # The same request with the key is served, so the key alone made the difference.
     assert ask(server.http_url, *CONTROL["index"], {"repo-manager-key": key})[0] == 200
 
 
@@ -154,7 +154,7 @@ def test_grpc_needs_the_key_too(start_server: StartServer, repository: Path) -> 
         for headers in ({}, {"triton-grpc-protocol-repo-manager-key": "(hidden)"}, {"repo-manager-key": "0" * 64}):
             with pytest.raises(InferenceServerException, match="restricted"):
                 call(headers)
-    # Inference, health and metadata are open on the loopback, as Triton's are.
+    # Inference, health and metadata are open on the loopback, as in Triton itself.
     assert stranger.is_model_ready("scaling")
     with TritonClient.connect(server.grpc_url) as client:
         assert client.versions("scaling")[1].state == "READY"
@@ -207,7 +207,7 @@ def test_another_user_reads_neither_key_nor_tensors(
     finally:
         watcher.kill()
         said = watcher.communicate(timeout=60)[0].splitlines()
-    # The watcher saw the server's command line and its regions from the beginning, and neither key nor tensors.
+    # The watcher saw the server's command line and its regions from the start, and neither key nor tensors.
     assert any(line.startswith("saw") and "(hidden)" in line for line in said)
     assert any(line.startswith("region") for line in said)
     assert not [line for line in said if key in line or line.startswith("opened") or "restricted" in line]

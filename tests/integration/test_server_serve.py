@@ -172,7 +172,7 @@ def test_a_server_in_the_background_has_every_option(models: Path) -> None:
 def test_a_stuck_server_is_killed_within_the_time_and_does_not_come_back(models: Path, serve: Serve) -> None:
     process = serve("--restart", "on-failure")
     server = found(models)
-    os.kill(server.pid, signal.SIGSTOP)  # it takes no SIGTERM from now on
+    os.kill(server.pid, signal.SIGSTOP)  # it ignores SIGTERM from now on
     started = time.monotonic()
     done = shell("serve", "--stop", "-r", models, "--timeout", "4")
     assert done.returncode == 0, done.stderr

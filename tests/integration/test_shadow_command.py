@@ -100,7 +100,7 @@ def test_ctrl_c_in_a_canary_step(
         stdout=subprocess.DEVNULL,
         text=True,
         cwd=tmp_path,
-        # As from a shell: a process in the background may have been started with the signal ignored.
+        # As from a shell: a background process may have been started with the signal ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None

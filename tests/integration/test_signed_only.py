@@ -195,7 +195,7 @@ def test_nothing_unsigned_runs_in_sixty_attempts(
         assert {each.name for each in client.statistics()} == {"good"}
         assert set(server.failures) == set(options.refused)
     assert not marker.exists()
-    # What is signed goes in, and the payload would have run: it does without the policy.
+    # The signed file is loaded. The payload would have run: without the policy it does.
     deploy(root, "good", 1, urls[0], options=policy)
     with TritonClient.connect(urls[0]) as client:
         client.load(models["exchanged without a signature"])

@@ -219,7 +219,7 @@ def test_signed_models_of_every_kind_are_deployed(signed: Signed) -> None:
     both = signed.publish("both", ENSEMBLE, {"README.md": b"two steps"})
     assert signed.deploy("both", both) == (1,)
     assert signed.answer("both") == 10.0
-    # Both versions are served until the new one is proven, and here afterwards, too; then one goes.
+    # Both versions are served until the new one is proven, and here longer. Then one goes.
     assert signed.deploy("code", signed.code("code", 3.0), keep_previous=True) == (1, 2)
     assert (signed.answer("code", 1), signed.answer("code", 2), signed.answer("both")) == (2.0, 3.0, 15.0)
     config = signed.root / "code" / "config.pbtxt"
@@ -274,7 +274,7 @@ def test_a_server_under_the_policy_never_reads_the_repository(
         sealed.deploy("code", 1)
     sealed.put_back()
     assert sealed.code("code", 3.0) == 2
-    # What is exchanged after the copy is not read: neither by the load, nor when a dead process is replaced.
+    # An exchange after the copy has no effect, neither on the load nor when a dead process is replaced.
     exchange.append(sealed.exchange_all)
     with pytest.raises(RolloutUndoneError, match=r"does not hold|was changed between"):
         sealed.deploy("code", 2)
@@ -287,7 +287,7 @@ def test_a_server_under_the_policy_never_reads_the_repository(
         assert time.monotonic() < deadline
     assert (sealed.answer("code"), sealed.answer("both")) == (2.0, 10.0)
     sealed.put_back()
-    # The server's own policy holds for a command that has none.
+    # The server's own policy applies to a command without one.
     with pytest.raises(RolloutUndoneError, match="is not signed"):
         sealed.deploy("unsigned", 1, policy=False)
     assert sealed.deploy("code", 2, policy=False, keep_previous=True) == (1, 2)
@@ -309,7 +309,7 @@ def test_models_that_are_measured_or_tried_are_copied_first(
         run.loads.copies.load(CANDIDATE, {})
     assert not exchange
     signed.put_back()
-    # The same for what an ensemble needs that is tried before it is published.
+    # The same for the parts of an ensemble tried before it is published.
     exchange.append(signed.exchange_all)
     monkeypatch.setenv("REPO_MANAGER_SIGNED_BY", str(signed.keys[0]))
     (tmp_path / "README.md").write_text("two steps")

@@ -107,7 +107,7 @@ def test_files_and_folders_of_google_storage(
     for name, data in files.items():
         request = urllib.request.Request(f"{moto}/{BUCKET}/google/{name}", data, method="PUT")
         request.add_header("x-amz-acl", "public-read")
-        request.add_header("Content-Type", "application/octet-stream")  # a form would be read as one
+        request.add_header("Content-Type", "application/octet-stream")  # anything else would be read as a form
         urllib.request.urlopen(request, timeout=60).close()
     _adds(f"gs://{BUCKET}/google", tmp_path)
 

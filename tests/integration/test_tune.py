@@ -183,7 +183,7 @@ def test_on_a_server_elsewhere_copies_come_and_go_and_others_are_served(
             killed.send_signal(signal.SIGKILL)
             killed.wait()
             left = ready()
-            assert left  # Triton keeps them
+            assert left  # Triton keeps its counters
             done = run(models, environment, *TUNE, *to)
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["today"]["value"] > 0

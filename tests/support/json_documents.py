@@ -18,7 +18,7 @@ from repo_manager.types import as_json
 __all__ = ["check_document", "check_results", "tool"]
 
 TOOLS = Path(__file__).parents[2] / "tools"
-# The function of a command is named after it, except these.
+# Each command's function has the command's name, except these.
 _COMMAND_OF = {"make": "calibrate"}
 
 

@@ -34,8 +34,8 @@ AZURE_ACCOUNT = "devstoreaccount1"
 # Azurite's well-known key of its only account; it is in its documentation.
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-# S3 decides on a conditional write and makes it in one step. Moto compares, then writes, in a thread of each request:
-# of two writers with the same ETag both could pass, and one's change was lost.
+# S3 checks the condition of a write and writes in one step. Moto compares, then writes, in one thread per request:
+# two writers with the same ETag could both pass, and one change was lost.
 _MOTO = """
 import logging, sys, threading
 logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
@@ -113,7 +113,7 @@ def azurite_command() -> list[str]:
     )
     folder = base / "azurite"
     script = folder / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-    complete = folder / "complete"  # written last: an installation that was cut off is made again
+    complete = folder / "complete"  # written last: an interrupted installation is made again
     base.mkdir(parents=True, exist_ok=True)
     with file_lock(base / "azurite.lock", timeout_s=300):
         if not complete.is_file():

@@ -24,7 +24,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 """
-# pip in a build needs what pip on this machine needs.
+# pip in a build needs the same settings as pip on this machine.
 _SHARED = ("/etc/pip.conf", "/etc/ssl/certs", "/usr/local/share/ca-certificates")
 
 

@@ -110,7 +110,7 @@ model_transaction_policy { decoupled: true }
             sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """,
     ),
-    # Answers with n - 1, ..., 0, one response each time that Triton schedules the request.
+    # Answers with n - 1, ..., 0, one response each time Triton schedules the request.
     "iterative": PythonModel(
         """backend: "python"
 max_batch_size: 0
@@ -158,7 +158,7 @@ output [{ name: "Y" data_type: TYPE_FP32 dims: [2] }]
         return respond(Y=(a * 2 if b is None else a + b).astype(np.float32))
 """,
     ),
-    # Refuses whatever is no JSON object, so every request that is made up.
+    # Refuses anything but a JSON object, so every made-up request.
     "strict": PythonModel(
         """backend: "python"
 max_batch_size: 0
@@ -169,7 +169,7 @@ output [{ name: "KEYS" data_type: TYPE_INT32 dims: [1] }]
         return respond(KEYS=np.array([len(json.loads(read(request, "JSON")[0]).keys())], np.int32))
 """,
     ),
-    # Takes the size of its warm-up sample only.
+    # Takes only the size of its warm-up sample.
     "warm": PythonModel(
         """backend: "python"
 max_batch_size: 4

@@ -39,7 +39,7 @@ class RandomModel:
         (folder / "model.py").write_text(MODEL)
         if self.bytecode:
             return
-        # A file in the way of Python's bytecode, which would change the folder after each load.
+        # Blocks Python's bytecode, which would change the folder after each load.
         (folder / "__pycache__").touch()
 
     def config_text(self) -> str:

@@ -175,7 +175,7 @@ def writers(root: Path) -> list[Callable[[], object]]:
 
 
 ODD = [None, True, -1, 0, 1.5, float("inf"), float("nan"), "", "x", "../x", "\0", [], {}, 2**70, [[]], {"a": 1}]
-ODD.append("\ud800")  # Half a character, which JSON can write and UTF-8 cannot.
+ODD.append("\ud800")  # Half a surrogate pair: JSON can hold it, UTF-8 cannot.
 
 
 def mutate_json(data: bytes, chance: random.Random) -> bytes:

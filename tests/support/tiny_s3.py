@@ -36,9 +36,9 @@ class TinyS3:
         self._kill: tuple[int, int] | None = None
         self.requests = 0
         self.watch: Watch | None = None
-        self.refuses: tuple[str, ...] = ()  # headers that it answers with 501
+        self.refuses: tuple[str, ...] = ()  # headers it answers with 501
         self.ignores: tuple[str, ...] = ()
-        self.good_for: int | None = None  # requests; from then on each answer announces more than there is memory
+        self.good_for: int | None = None  # requests; from then on each answer announces more bytes than there is memory
         self.bad_status = 200
         store = self
 
@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         heeded = {name: self.headers.get(name) for name in {"if-none-match", "if-match"} - {*self.owner.ignores}}
         new, wanted = bool(heeded.get("if-none-match")), heeded.get("if-match")
         with self.owner.lock:
-            self.owner.clock += 1  # every write is a second later: the tests need not wait for one
+            self.owner.clock += 1  # every write is a second later, so no test waits for the next second
             clock = self.owner.clock
 
         def put(objects: State) -> int:

@@ -19,7 +19,7 @@ class Ended(NamedTuple):
 
 
 Run = Callable[..., Ended]
-# Packages that a file of tests may import at its start -> the extra that brings them.
+# Packages a test file may import at its start -> the extra with them.
 EXTRAS = {
     "PIL": "images",
     "cryptography": "sign",

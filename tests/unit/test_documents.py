@@ -24,7 +24,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in
 NAMES = {name for entries in COMMANDS.values() for name in entries}
 VARIABLE = r"REPO_MANAGER_[A-Z_]*[A-Z]"
 READERS = (".py", ".sh", ".toml", ".yaml", ".yml")
-# Words that stand for what a reader writes: an example's tag.
+# Placeholders a reader replaces: an example's tag.
 EXAMPLES = {"stable"}
 
 
@@ -55,7 +55,7 @@ def test_a_command_that_is_named_takes_what_follows_it(document: str, span: str)
     except (Exit, MissingParameter):
         pass
     except ClickException as exc:
-        if "requires an argument" not in exc.message:  # An option is named, its value is not.
+        if "requires an argument" not in exc.message:  # An option is named, not its value.
             pytest.fail(f"{document}: `{span}`: {exc.message}")
 
 
@@ -118,7 +118,7 @@ def known() -> tuple[set[str], str]:
     return options, "".join(path.read_text(encoding="utf-8") for path in ours)
 
 
-# Options of other programs that documents name: tritonserver, docker, pip, kubectl, pre-commit, polygraphy.
+# Options of other programs named in documents: tritonserver, docker, pip, kubectl, pre-commit, polygraphy.
 OTHERS = {
     "--all-files",
     "--force-conflicts",
@@ -222,7 +222,7 @@ def requires_lightkube(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(".")[0] == "lightkube"
 
 
-# What a document says of one place -> the places that there are.
+# A document's claim about a place -> the places in fact.
 CLAIMS: dict[str, tuple[Callable[[], set[str]], set[str]]] = {
     "`engine/capabilities.py` and nowhere else": (
         lambda: {name for name in users_of(asks_what_a_library_has) if name.startswith("engine/")},

@@ -118,7 +118,7 @@ MOST_UNDOCUMENTED, FEWEST_WORDS = 2, 3
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Notes?|Examples?):$")
 ITEM = re.compile(r"\*{0,2}([\w, *]+):(\s|$)")
 PREFORMATTED = re.compile(r"\S {3,}\S|[├└│►─|]")
-# "Load a model, as `Transport.load`": the arguments are those of the other one.
+# "Load a model, as `Transport.load`": the arguments are the other function's.
 SAME_ARGUMENTS = re.compile(r"\b([Aa]s|[Ss]ee) `\w+(\.\w+)?`")
 EXPLAINS_NONE = re.compile(r"`None`|\bnone\b|default", re.IGNORECASE)
 
@@ -135,7 +135,7 @@ def text_of(node: ast.AST) -> str | None:
 def docstrings_of(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.Constant]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # Texts below attributes count, too.
+            # Docstrings below attributes count, too.
             for statement in node.body if isinstance(node, ast.Module | ast.ClassDef) else node.body[:1]:
                 if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
                     yield node, statement.value

@@ -34,7 +34,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SETTINGS_USERS = {"settings", "pipeline", "cli"}
-# The backends run inside Triton's stub process, which has only the standard library, NumPy and their engine.
+# The backends run inside Triton's stub process, with only the standard library, NumPy and their engine.
 STANDALONE = PACKAGE / "server" / "backends"
 SHARED_WITH_BACKENDS = PACKAGE / "triton_config" / "backend_io.py"
 
@@ -136,7 +136,7 @@ def test_a_module_of_ours_is_named_by_a_string_in_two_places() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
     }
-    # The others import packages of other distributions by a name that they are given or that may be missing.
+    # The others import packages of other distributions by a given name, or packages that may be missing.
     others = {
         "__main__.py",
         "engine/control.py",

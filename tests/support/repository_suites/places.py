@@ -26,7 +26,7 @@ from support.tiny_s3 import State, TinyS3, tiny_s3
 
 from repo_manager.repository.location import Location, ObjectRepository, parse_location
 from repo_manager.repository.stores.objects.ledger import read_ledger
-from repo_manager.repository.stores.objects.store import ObjectStore  # Here, as a child is killed at once.
+from repo_manager.repository.stores.objects.store import ObjectStore  # Here, because a child is killed at once.
 
 Act = Callable[[], object]
 

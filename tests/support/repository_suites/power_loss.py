@@ -176,12 +176,12 @@ class Recorder:
         }
         differing = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
         gone = {pair[0] for pair in differing.values()} - {pair[1] for pair in differing.values()}
-        # A folder that moved or went takes its own entries along: only the step itself is one.
+        # A moved or removed folder takes its own entries along: only the step itself is one.
         differing = {key: pair for key, pair in differing.items() if key[0] in entries or key[0] not in gone}
         if differing:
             self.disk.pending.append(Change(differing))
         for inode in set(content) - set(self.disk.content):
-            self.disk.durable_content.pop(inode, None)  # An inode's number that was used before.
+            self.disk.durable_content.pop(inode, None)  # A reused inode number.
         self.disk.entries, self.disk.content = entries, {**self.disk.content, **content}
         for tree in self.disk.trees():
             mark = hash(tuple((path, data) for path, data in tree.items() if not path.endswith(".lock")))
@@ -340,7 +340,7 @@ def write_keys(folder: Path) -> None:
 
 def main() -> None:
     store, work = sys.argv[1], Path(sys.argv[2])
-    # `--forget WHAT`: as if that were never made durable, to see that the checks notice.
+    # `--forget WHAT`: as if that were never made durable, to prove the checks notice.
     forget = sys.argv[4] if sys.argv[3:4] == ["--forget"] else ""
     names = sys.argv[5 if forget else 3 :] or [*OPERATIONS, *SIGN]
     with place_in(store, work) as place:
@@ -349,7 +349,7 @@ def main() -> None:
         place.keep("built")
         recorders: list[Recorder] = []
         if store == "disk":
-            sign_version(place.root, "m", 1, work / KEY, dry_run=True)  # Imports what is not to be recorded.
+            sign_version(place.root, "m", 1, work / KEY, dry_run=True)  # Imports must not be recorded.
             sys.addaudithook(lambda event, args: recorders[0].hook(event, args) if recorders else None)
         print(json.dumps({name: run(place, name, recorders, forget) for name in names}))
 

@@ -120,7 +120,7 @@ def test_every_option_has_a_case() -> None:
     command = typer.main.get_command(app).get_command(None, "add")  # type: ignore[attr-defined, arg-type]
     assert command is not None
     tried = {word for arguments, _, _ in (*CASES, *FILES_CASES) for word in arguments if word.startswith("-")}
-    # Tested where they show.
+    # Tested where their effect shows.
     elsewhere = {
         "--timeout",
         "--memory",

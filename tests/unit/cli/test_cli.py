@@ -36,7 +36,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
-# Rich draws the help; everything else is imported by the command that needs it.
+# Rich draws the help. The command in use imports everything else.
 HEAVY = ("numpy", "onnx", "onnxruntime", "tritonclient", "google.protobuf", "pydantic", "grpc", "jinja2")
 
 
@@ -175,7 +175,7 @@ def test_one_version_and_the_roll_outs_of_a_model_are_shown(run: Run, repository
 
     assert "was never deployed" in run("history", "digits", "-r", repository).out
     assert "there is nothing to do" in run("undeploy", "digits", "-r", repository, "--dry-run").out
-    record_deployment(repository, "digits", 1)  # as releases did that kept no history
+    record_deployment(repository, "digits", 1)  # as releases without a history did
     record_deployment(repository, "digits", 1, record_of("deploy", 1, [], "grpc://a:1"))
     failed = record_of("undeploy", None, [1], "grpc://a:1", outcome="undone", reason="a:1 does not answer")
     record_rollout(repository, "digits", failed)

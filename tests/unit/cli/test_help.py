@@ -61,10 +61,10 @@ def test_the_help_shows_every_option_and_its_words(name: str) -> None:
     """Square brackets are text: Rich would take `[default: ...]` for markup and drop it."""
     shown = re.sub(r"[\s│]+", " ", help_of(name, columns=400))
     if name == "loadtest":
-        return  # Its help is that of its sub-command, which test_load_commands.py reads.
+        return  # Its help is that of its sub-command, read by test_load_commands.py.
     for parameter in command(name).params:
         if getattr(parameter, "hidden", False):
-            assert parameter.opts == ["--options-from-stdin"]  # a process of ours gives it to another
+            assert parameter.opts == ["--options-from-stdin"]  # passed from one of our processes to another
             continue
         for word in (*parameter.opts, *parameter.secondary_opts):
             assert not word.startswith("--") or word in shown

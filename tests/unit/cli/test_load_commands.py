@@ -187,7 +187,7 @@ LOAD_OPTIONS = {
     "--start-at": ("99", "start_at", 99.0),
     "--allow-zeros": (None, "allow_zeros", True),
 }
-# What is no option of the measurement itself; each has a test of its own.
+# Options beside the measurement itself; each has a test of its own.
 ELSEWHERE = {"--wide", "--context",
     "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header-file", "--token-file", "--url", "--to",
     "--golden", "--keep",

@@ -135,7 +135,7 @@ def test_a_promotion_is_signed_where_it_goes(run: Run, repository: Path, keys: P
     copy = ("copy", "d", "--into", production, "-r", repository, "--sign", keys / "key.pem", "-q")
     assert run(*copy, "--dry-run").code == 0
     assert not production.exists()
-    for _ in range(2):  # what is there already is signed, too
+    for _ in range(2):  # existing versions are signed, too
         assert run(*copy).code == 0
         assert run("verify", "d", "--signed-by", keys / "key.pub", "-r", production).code == 0
     assert run("copy", "d", "--into", tmp_path / "other", "-r", repository, "--sign", keys / "key.pub").code == 2

@@ -439,7 +439,7 @@ def test_changed_dims_and_another_file_name_are_exported(place: Place) -> None:
     place.settle()
     assert (place.root / "m" / "1" / "net.onnx").is_file()
     change_config(place.root, "m", {"input[0].dims": "[4, -1]"})
-    assert verify(place.root) == ()  # the model takes them
+    assert verify(place.root) == ()  # the model accepts them
     before = read_config(place.root / "m").message()
     text = document_text(export_document(place.root)[0])
     assert "default_model_filename: net.onnx" in text
@@ -513,7 +513,7 @@ def test_what_is_done_is_the_plan_that_was_shown(place: Place) -> None:
 
     def show(plans: tuple[ModelPlan, ...]) -> None:
         shown.extend(f"{plan.name} {step.action}" for plan in plans for step in plan.steps)
-        # Declared anew meanwhile: what runs is what was shown.
+        # Declared anew in between: the plan shown is the plan executed.
         place.write({"m": {**FULL, "tags": {"other": "newest"}}})
 
     with Servers(place.root, place.folder) as servers:

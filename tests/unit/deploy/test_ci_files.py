@@ -42,7 +42,7 @@ def test_actionlint_would_find(github: Path) -> None:
 
 
 def test_zizmor(github: Path) -> None:
-    # Its low ones ask for `$/` in place of `./`, which actionlint and older runners do not know.
+    # Its low findings ask for `$/` in place of `./`, unknown to actionlint and older runners.
     done = tool("zizmor", "--offline", "--quiet", "--min-severity", "medium", ".", folder=github)
     assert done.returncode == 0, done.stdout + done.stderr
 

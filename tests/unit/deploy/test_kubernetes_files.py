@@ -134,7 +134,7 @@ def test_the_role_for_kserve_allows_what_roll_outs_status_and_gc_ask_for_and_no_
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"]
 
 
-# Triton's HTTP API (server, `src/http_server.cc`): what clients may ask from outside, and some of what they may not.
+# Triton's HTTP API (server, `src/http_server.cc`): requests clients may make from outside, and some they may not.
 ALLOWED = [
     *(("GET", path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")),
     *(("GET", f"/v2/models/digits{path}") for path in ("", "/ready", "/config")),

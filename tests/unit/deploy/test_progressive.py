@@ -15,7 +15,7 @@ from support.promql import metric_names, recorded_metrics, run_promtool
 FOLDER = Path(__file__).parents[3] / "deploy" / "progressive"
 FILES = sorted(FOLDER.glob("*.yaml"))
 NEW, OLD = "rel-triton-7c9f-x2x4z", "rel-triton-5d8b-abcde"
-# How each names the new pods -> the pods that serve meanwhile.
+# How each names the new pods -> the pods in service until then.
 GIVEN = {
     "{{args.rollout}}": "rel-triton",
     "{{args.hash}}": "7c9f",

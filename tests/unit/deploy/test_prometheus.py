@@ -19,9 +19,9 @@ DASHBOARD = DEPLOY / "grafana" / "triton-fleet.json"
 RULE_FILES = ("objectives.yaml", "recording.yaml", "alerts.yaml")
 RULE_TESTS = ("tests.yaml", "tests-day.yaml")
 SCRAPES = ("scrape_0.txt", "scrape_1.txt", "scrape_2.txt", "scrape_3.txt", "gpu.txt")
-# Prometheus's own: of every target, and of every alert.
+# Prometheus's own labels, of every target and every alert.
 OWN = {"up", "ALERTS"}
-# Of kube-state-metrics, which the panel's title names.
+# Of kube-state-metrics, as the panel's title says.
 KUBE = {"kube_pod_container_status_restarts_total"}
 TARGET_LABELS = frozenset({"instance", "job", "namespace", "pod"})
 
@@ -117,7 +117,7 @@ def test_a_healthy_server_as_recorded_raises_no_alert(copied: Path) -> None:
     series = [{"series": 'up{job="triton",instance="a:8002"}', "values": "1x90"}]
     for (metric, labels), value in before.items():
         text = ",".join(f'{key}="{label}"' for key, label in sorted(labels))
-        # 8 s lay between the two; go on at that pace.
+        # The two were 8 s apart; go on at this pace.
         step = max(0.0, (after[metric, labels] - value) * 60 / 8) if not metric.endswith("summary_us") else 0.0
         step = 0.0 if "cpu" in metric or "pool" in metric else step
         name = f'{metric}{{job="triton",instance="a:8002"{"," + text if text else ""}}}'

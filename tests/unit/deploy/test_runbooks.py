@@ -17,7 +17,7 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 PAGES = sorted(path for path in RUNBOOKS.glob("*.md") if path.name != "README.md")
 SCRAPES = ("scrape_0.txt", "scrape_1.txt", "scrape_2.txt", "scrape_3.txt", "gpu.txt")
-# The verbs of kubectl 1.37 that the pages may use, and the options of each.
+# The verbs of kubectl 1.37 allowed on the pages, and the options of each.
 KUBECTL = {
     "get": {"-n", "-l", "-o", "--sort-by", "--field-selector"},
     "describe": {"-n"},

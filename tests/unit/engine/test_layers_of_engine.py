@@ -151,7 +151,7 @@ def test_a_log_of_tensorrt_8_gives_types_and_the_names_of_the_kernels_that_were_
     layers = by_node(layers_from_log(messages))
     assert {layer.inputs[0] for layer in layers.values()} == {"float16"}
     assert {node for node, layer in layers.items() if "sparse" in layer.tactic and node.startswith("conv")} == sparse
-    if weights == "dense":  # the other build took this layer's times from the cache, which knows numbers alone
+    if weights == "dense":  # the other build took this layer's times from the cache, which holds numbers alone
         assert layers["conv_0"].tactic.startswith("sm90_xmma_fprop_image_first_layer")
     assert layers["conv_8"].tactic == "", "a CaskGemmConvolution's number is its own layer's"
     evidence = read_evidence(messages)

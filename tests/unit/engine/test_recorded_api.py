@@ -20,7 +20,7 @@ from repo_manager.types import Precision
 
 ROOT = Path(__file__).parents[3]
 RECORDS = sorted((ROOT / "tests" / "data" / "tensorrt_api").glob("*.json"))
-# What the builder, the profiler and the backends call, by class.
+# The calls of the builder, the profiler and the backends, by class.
 CALLED = {
     "Builder": "create_builder_config create_network create_optimization_profile build_serialized_network",
     "IBuilderConfig": "set_flag set_memory_pool_limit builder_optimization_level profiling_verbosity "
@@ -68,7 +68,7 @@ def test_every_call_that_is_made_exists(path: Path) -> None:
     for name, words in CALLED.items():
         missing = set(words.split()) - set(classes[name])
         if path.stem.startswith("tensorrt_rtx"):
-            # No precision of a layer can be set where types come from the graph; it is not asked for there.
+            # Where types come from the graph, the precision of a layer cannot be set, and nothing asks for it.
             missing -= {"precision"} if name == "ILayer" else set()
         assert not missing, f"{path.stem}: {name} has no {missing}"
 

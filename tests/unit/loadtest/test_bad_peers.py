@@ -17,7 +17,7 @@ from .conftest import Load
 
 TIMEOUT_S = 0.4
 LOAD_S = 0.3
-# A request that is sent at the load's end waits for its time-out; the rest is for a machine that does 47 at once.
+# A request sent at the load's end waits for its time-out. The rest allows for 47 at once on one machine.
 MOST_S = 2 * TIMEOUT_S + LOAD_S + 8.0
 
 
@@ -34,7 +34,7 @@ def _ran(load: Callable[..., Load], name: str) -> str:
     took = time.monotonic() - began
     if took > MOST_S:
         return f"{name}: {took:.1f} s"
-    # Three peers send what is an answer for the one who does not read its body: that is the load test's reading.
+    # Three peers send a valid answer to a client that skips the body, as the load test does.
     return f"{name}: {seen.latencies.count} answers" if seen.latencies.count and name not in _ANSWERS else ""
 
 

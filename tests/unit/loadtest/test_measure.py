@@ -80,7 +80,7 @@ def test_an_interrupted_measurement_has_the_counters_until_then():
     made.stop()
     assert made.point().server.requests == 10
     counters.is_dead = True
-    made.stop()  # what was measured is shown all the same
+    made.stop()  # the measured part is still shown
 
 
 @pytest.mark.parametrize(

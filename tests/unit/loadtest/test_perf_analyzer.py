@@ -72,7 +72,7 @@ PERCENTILES = "Client Recv,p50 latency,p90 latency,p95 latency,p99 latency"
 VERBOSE = ",Avg latency,request/response,response wait"
 GPU = ",Avg GPU Utilization,Avg GPU Power Usage,Max GPU Memory Usage,Total GPU Memory"
 GPU_CELLS = ",GPU-a:0.5;GPU-b:0.6;,GPU-a:70;GPU-b:71;,GPU-a:1000;GPU-b:1000;,GPU-a:8000;GPU-b:8000;"
-# Headers as the releases of the last three years write them, by what a model or an option adds.
+# Headers of the releases of the last three years, by the model or option that adds columns.
 RELEASES = {
     "23.11": (
         f"{START}{SERVER}{PERCENTILES}\n4,900,5,100,30,20,500,15,2,800,900,950,1200\n",

@@ -21,7 +21,7 @@ def test_the_priority_is_as_before_afterwards():
         time.sleep(0.1)
         held = priority.is_held
         priority.check(time.monotonic_ns())
-        assert priority.is_held is held  # a sleeping process keeps it
+        assert priority.is_held is held  # a sleeping process keeps its priority
     assert own_priority() == before
 
 

@@ -151,7 +151,7 @@ def test_what_a_kind_of_model_cannot_take_is_refused():
         endpoint("http", facts(sequence=False, decoupled=True))
 
 
-# A live connection, told what a server sends piece by piece.
+# A live connection, fed a server's bytes piece by piece.
 
 
 class FakeSocket:
@@ -287,7 +287,7 @@ def test_a_live_sequence_has_one_request_open():
     connection.on_readable()
     assert len(told.notes["sequence"]) == 1
     assert told.notes["sequence"][0] > sum(told.good) - told.good[0]
-    # The other sequence is open still: at the end of the load its last request is sent.
+    # The other sequence is still open: at the end of the load its last request is sent.
     sock.incoming.append(answers[0])
     connection.on_readable()
     assert connection.end_sequences() == 1
@@ -350,11 +350,11 @@ def test_a_stream_carries_one_request_after_another(cut):
             sock.incoming.append(stream[start : start + cut])
             connection.on_readable()
         assert (connection.in_flight, len(told.good)) == (0, turn + 1)
-    # The empty final response is the end of a request, and no response.
+    # The empty final response ends the request, and is not counted as a response.
     assert (len(told.notes["first"]), len(told.notes["between"]), told.bad) == (3, 3, [])
     assert connection.end_streams() == 1
     assert [row[:3] for row in sent_frames(sock)] == [(0, 1, 1)]
-    assert connection.end_streams() == 1  # the server has not ended it yet, and is told once
+    assert connection.end_streams() == 1  # the server has not ended it yet, and is asked once
     sock.incoming.append(END)
     connection.on_readable()
     assert (connection.end_streams(), sent_frames(sock), told.bad) == (0, [], [])
@@ -364,7 +364,7 @@ def test_a_live_sequence_keeps_its_stream():
     sock, told, connection = kept(facts(), lanes=2, sequence_length="2", streaming=True)
     connection.submit(2)
     connection.flush()
-    sock.incoming.append(frame(0, 0, 3, response()))  # of a model with one response: it has no mark
+    sock.incoming.append(frame(0, 0, 3, response()))  # of a model with one response, so without a mark
     connection.on_readable()
     sent_frames(sock)
     connection.submit(1)
@@ -436,6 +436,6 @@ def test_a_request_larger_than_a_streams_window_goes_on_when_the_server_has_read
     connection.on_readable()
     connection.submit(1)
     connection.flush()
-    # What is left of the stream's window is all that the next request may use.
+    # The rest of the stream's window limits the next request.
     assert sum(len(row[3]) for row in sent_frames(sock)) == 65_535 + 60_000 - sum(len(row[3]) for row in sent)
     assert told.bad == []

@@ -65,7 +65,7 @@ def test_a_graceful_goaway_loses_nothing(grpc_server, load):
 def test_streams_above_the_goaway_are_sent_again_elsewhere(grpc_server, load):
     server = grpc_server(lambda n: "refuse" if n == 6 else "ok")
     result = load("grpc", server.port).run(0.3, slots=2, ended=15)
-    assert result.errors <= 1  # the request before it, whose answer was cut off, is no longer certain
+    assert result.errors <= 1  # the request before it, with its answer cut off, is no longer certain
     assert all("closed" in message or "broke" in message for message, _ in result.messages)
     assert result.latencies.count > 10
     assert server.connections in (2, 3)  # each of the two slots may open the next connection
@@ -106,10 +106,10 @@ def test_an_open_loop_keeps_its_schedule(grpc_server, load):
     server = grpc_server(lambda n: "ok")
     began = time.monotonic()
     result = load("grpc", server.port).run(1.0, schedule=Schedule("constant", 200.0))
-    # The run may last longer than asked where others use the CPUs; the schedule goes on as long.
+    # The run may last longer than asked where others use the CPUs. The schedule goes on as long.
     assert 190 <= result.latencies.count <= 205 + 200 * (time.monotonic() - began - 1.0)
     assert result.sent == result.latencies.count
-    # How many come late depends on who else uses the CPUs (benchmarks/ measure it); that they are counted does not.
+    # How many come late depends on other users of the CPUs (benchmarks/ measure it). All late ones are counted.
     assert (result.late > 0) == (result.max_late_ns > 500_000)
 
 

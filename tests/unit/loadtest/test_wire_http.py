@@ -115,7 +115,7 @@ def test_an_open_loop_does_not_forget_a_stall(http_server, load):
     assert _slower_than(opened, 0.1) >= 36  # those due in the first 0.4 s of the stall
     assert _slower_than(opened, 0.3) >= 16
     assert opened.latencies.quantile_ns(0.99) > 400e6
-    # A busy machine delays answers, too. Nothing else does: no request waits for longer than the server says.
+    # A busy machine delays answers, too. Nothing else does: no request waits longer than the server says.
     due_ns = [client.start_ns + number * 10_000_000 for number in range(len(server.answered_ns))]
     waits_ns = [answered - due for answered, due in zip(server.answered_ns, due_ns, strict=True)]
     assert opened.latencies.count == len(waits_ns)

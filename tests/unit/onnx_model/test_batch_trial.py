@@ -62,7 +62,7 @@ def test_whole_numbers_and_flags(kind: int, tmp_path: Path) -> None:
         return onnx_models.model(nodes, [value("x", ["N", 8], kind)], [value("y", ["N", 8])])
 
     assert tried(proto([1]), tmp_path) is None
-    # Samples drawn alike often hold the same maximum; the extremes of the type tell.
+    # Random samples often share their maximum. The extremes of the type tell the samples apart.
     assert tried(proto([0, 1]), tmp_path) is not None
 
 

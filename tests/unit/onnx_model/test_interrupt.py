@@ -136,7 +136,7 @@ def test_a_run_that_takes_too_much_memory_fails_and_the_next_model_runs(tmp_path
 def test_a_model_that_crashes_onnx_runtime_is_an_error_and_can_be_loaded_again(tmp_path: Path) -> None:
     text = '<ir_version: 8, opset_import: ["": 17]> g (int64[k] a, int64[k] b) => (int64[k] y) { y = Div(a, b) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
-    session, one = Session(tmp_path / "m.onnx"), np.array([-(2**63)])  # which has no quotient by -1
+    session, one = Session(tmp_path / "m.onnx"), np.array([-(2**63)])  # INT64_MIN / -1 overflows
     with pytest.raises(ModelError, match="crashed by SIGFPE"):
         session.run({"a": one, "b": np.array([-1])})
     assert session.run({"a": one, "b": np.array([2])})["y"].tolist() == [-(2**62)]

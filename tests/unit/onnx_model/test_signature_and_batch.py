@@ -177,7 +177,7 @@ def test_batched_integers_strings_bools(tmp_path: Path) -> None:
             ),
             "different first dimensions",
         ),
-        # The sum over the batch, the running sum along it, its softmax, a rotation of it: samples meet.
+        # The sum over the batch, the running sum along it, its softmax, a rotation of it: samples affect each other.
         (one(helper.make_node("CumSum", ["x", "z"], ["y"]), [value("x", ["N", 4])], [value("y", ["N", 4])],
              {"z": np.int64(0).reshape(())}), "node 'y' (CumSum) adds up along the batch axis"),
         (one(helper.make_node("Softmax", ["x"], ["y"], axis=0), [value("x", ["N", 4])], [value("y", ["N", 4])]),
@@ -186,7 +186,7 @@ def test_batched_integers_strings_bools(tmp_path: Path) -> None:
          "output 'y' has 4 rows for one sample"),
         (one(helper.make_node("Reshape", ["x", "s"], ["y"]), [value("x", ["N", 4])], [value("y", ["M", 2])],
              {"s": np.array([-1, 2], np.int64)}), "2 rows for one sample"),
-        # Detections: as many rows as there are hits.
+        # Detections: as many rows as hits.
         (one([helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Transpose", ["i"], ["y"])],
              [value("x", ["N", 4])], [value("y", ["hits", 2], T.INT64)]), "rows for one sample"),
         (one([helper.make_node("Shape", ["x"], ["i"]), helper.make_node("Cast", ["i"], ["f"], to=1),

@@ -48,7 +48,7 @@ def shown(result: Added, capsys: pytest.CaptureFixture[str]) -> str:
 def test_it_is_unbatched_and_the_node_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = added(tmp_path, loudest())
     assert "max_batch_size: 0" in result.config
-    assert result.conversion.files == (Path("model.onnx"),)  # No temporary folder that is gone by now.
+    assert result.conversion.files == (Path("model.onnx"),)  # Not in the temporary folder, gone by now.
     assert REASON in shown(result, capsys)
     recorded = read_manifest(tmp_path / "repository" / "m" / "1").extra["batch_axis"]
     assert recorded == {"kind": "unbatched", "reason": REASON, "stackable": True, "forced": False}

@@ -355,7 +355,7 @@ def masked_attention(save, how, value):
     """Attention over 4 places with an additive mask, a chosen one (Where), or one that is a weight."""
     rng = np.random.default_rng(9)
     mask = np.zeros((4, 4), np.float32)
-    mask[0] = value  # a row that is masked as a whole
+    mask[0] = value  # a fully masked row
     weights = {"w": rng.standard_normal((8, 8)).astype(np.float32) / 3, "one": np.float32(1), "low": np.float32(value)}
     masks = {
         "added": [

@@ -52,7 +52,7 @@ def test_the_arithmetic_of_the_file_decides(save, out, precision):
     result = convert(model, precision, out, calibration=calibration)
     (drift,) = result.drift
     assert drift.relative_error < 0.01
-    assert drift.served_relative_error < 0.01  # with the kernels that the embedded backend asks for
+    assert drift.served_relative_error < 0.01  # with the kernels the embedded backend asks for
     assert "as ONNX Runtime serves it on " in result.checks[1].detail
     assert "no optimisations" in result.checks[1].detail
 
@@ -174,7 +174,7 @@ def overfitting(save):
     held_out = {sample["x"].tobytes() for sample in of(model, samples).split()[1].batches()}
     for sample in samples:
         if sample.tobytes() in held_out:
-            sample *= 40  # far beyond what the scales are made from
+            sample *= 40  # far beyond the values behind the scales
     return model, of(model, samples)
 
 
@@ -188,7 +188,7 @@ def test_the_gate_judges_samples_that_no_scale_was_made_from(save, out):
     result = convert(model, Precision.INT8, out, calibration=calibration, options=ConvertOptions(max_drift=2))
     assert (result.inputs, result.samples) == ("held-out", 8)
     assert result.drift[0].calibration_relative_error < 0.05 < 0.2 < result.drift[0].relative_error
-    # 16-bit precisions make no scales: all samples judge them.
+    # 16-bit precisions need no scales, so all samples judge them.
     assert convert(model, Precision.FP16, out, calibration=calibration).inputs == "calibration"
 
 
@@ -353,7 +353,7 @@ def test_a_class_number_is_judged_by_its_scores(save, out):
         {"w": weight.astype(np.float32)},
     )
     calibration = of(model, rng.standard_normal((32, 1, 8)).astype(np.float32))
-    options = ConvertOptions(min_top1=0.0)  # its classes are level: most of them change places
+    options = ConvertOptions(min_top1=0.0)  # its classes are almost equal: most of them change places
     result = convert(model, Precision.INT8, out, calibration=calibration, options=options)
     label, scores = result.drift
     assert (label.output, label.judged_by, scores.output, scores.is_output) == ("label", ("scores",), "scores", False)

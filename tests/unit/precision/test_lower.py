@@ -267,7 +267,7 @@ def test_trap_loop_state_and_captured_values(save, run):
 def test_trap_output_that_is_read_inside_too(save, run):
     nodes = [node("Relu", ["x"], ["y"]), node("Neg", ["y"], ["z"], name="kept")]
     result = lowered(save(nodes, {"x": [2]}, {"y": [2], "z": [2]}), keep=Keep(["kept"]))
-    assert ops(result.draft).count("Cast") == 2  # x in, y out: the kept node reads what goes out
+    assert ops(result.draft).count("Cast") == 2  # x in, y out: the kept node reads an output
     np.testing.assert_array_equal(run(result.draft, {"x": np.float32([1, -1])})["z"], [-1, 0])
 
 

@@ -56,7 +56,7 @@ def producer(draft, name):
 def test_trap_scales_lie_along_the_output_channels(save, run, tmp_path, layer, shape, x, axis):
     """A wrong axis builds in silence and runs in float."""
     weight = floats(*shape)
-    if axis is not None:  # channels of very different size: only one scale each keeps them
+    if axis is not None:  # channels of very different size: only a scale per channel keeps them all
         weight *= (10.0 ** -np.arange(shape[axis])).reshape([-1 if a == axis else 1 for a in range(len(shape))])
     model = save([layer], {"x": x}, {"y": [None] * len(x)}, {"w": weight.astype(np.float32)})
     sample = {"x": floats(*x)}

@@ -99,7 +99,7 @@ def test_the_bound_pays_for_each_look_at_the_held_out_samples(tmp_path: Path) ->
     first, _ = prune_with_data(model, data, PruneOptions(max_drift=0.12))
     before, after = (sum(map(numpy_helper.to_array, it.graph.initializer)) for it in (onnx.load(model.path), first))
     answers, _, _ = np.linalg.svd(np.linalg.solve(before, after - before))
-    hard = np.linalg.solve(before.T, answers[:, 0])  # the direction in which pruning changes most of the answer
+    hard = np.linalg.solve(before.T, answers[:, 0])  # in this direction pruning changes most of the answer
     split = data.split()
     assert split is not None
     held_out = {sample["x"].tobytes() for sample in split[1].batches()}

@@ -74,7 +74,7 @@ def test_training_that_does_harm_changes_nothing(monkeypatch: pytest.MonkeyPatch
     before = {tensor.name: tensor for tensor in onnx.load(model.path).graph.initializer}
     by_pruning = {name for layer in report.pruned for name in (layer.weight, layer.shifted)}
     others = [tensor for tensor in proto.graph.initializer if tensor.name not in by_pruning]
-    assert others  # such as the biases of dense layers, which were trained, too
+    assert others  # such as the biases of dense layers, trained as well
     assert all(tensor == before[tensor.name] for tensor in others)
 
 
@@ -121,7 +121,7 @@ def test_an_operator_that_pytorch_computes_otherwise_is_named(tmp_path: Path, mo
 @needs_torch
 def test_a_trained_model_comes_closer_and_only_values_change() -> None:
     model, data = digits()
-    # So much damping leaves the values near the dense ones: there is something to gain.
+    # So much damping leaves the values near the dense ones, so training can gain something.
     options = PruneOptions(distill=True, epochs=2, all_valid=True, damping=30.0)
     proto, report = prune_with_data(model, data, options)
     again, _ = prune_with_data(model, data, replace(options, threads=1))

@@ -90,7 +90,7 @@ def test_a_trained_model_keeps_its_answers(tmp_path: Path) -> None:
     assert 0.9 < evidence.sparse_macs / evidence.macs < 1
     document = json.loads(json.dumps(as_json(report)))
     assert document["method"] == "second-order"
-    # What is reported is what the file does.
+    # The report is the file's behaviour.
     path = tmp_path / "pruned.onnx"
     path.write_bytes(proto.SerializeToString())
     held_out = data.split()
@@ -350,7 +350,7 @@ def test_add_prunes_on_data_and_records_it(tmp_path: Path) -> None:
     assert "at most" in known["drift"]
     page = sparsity_page(inspected.sparsity, title="digits", pruned=inspected.pruned)
     assert "Compute able to run sparse against its cost" in page
-    # The dense twin that --control publishes has every weight of the pruned layers.
+    # The dense twin of --control has every weight of the pruned layers.
     assert [control.name for control in added.controls] == ["digits__dense"]
     twin = Path(added.path).parents[1] / "digits__dense" / str(added.controls[0].version)
     dense = sparsity_report(load_model(next(twin.glob("*.onnx"))))

@@ -115,7 +115,7 @@ def test_models_code_gets_what_it_needs_of_the_environment(monkeypatch: pytest.M
     found = environment_of({"ASKED_FOR": "x"}, triton, backends)
     own = {"PATH", "ASKED_FOR", "LD_LIBRARY_PATH", WITHHELD}
     assert set(found) == {*needed, *own}
-    # Triton itself reads a repository in object storage, and its models' processes are to forget what for.
+    # Triton itself needs the credentials of an object store. Its models' processes do not get them.
     remote = environment_of({"ASKED_FOR": "x"}, triton, backends, remote=True)
     assert set(remote) == {*needed, *own, *cloud}
     assert set(remote[WITHHELD].split()) >= set(cloud)

@@ -30,7 +30,7 @@ class Disk:
         self.unsynced: set[Path] = set()
         self.faults: list[str] = []
         self.visible = 0
-        sys.addaudithook(self._hook)  # It cannot be removed again; `active` turns it off.
+        sys.addaudithook(self._hook)  # An audit hook cannot be removed; `active` turns it off.
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.active:

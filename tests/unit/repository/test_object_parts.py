@@ -159,10 +159,10 @@ def test_a_holder_is_alive_as_long_as_its_process_and_its_lease() -> None:
     elsewhere = dataclasses.replace(me, machine="another", pid=2**22 + 1)
     assert elsewhere.alive
     assert not dataclasses.replace(elsewhere, expires_at=1.0).alive
-    for wrong in (math.inf, math.nan, time.time() + 10 * LEASE_S):  # written by a clock that is wrong, or by an enemy
+    for wrong in (math.inf, math.nan, time.time() + 10 * LEASE_S):  # written by a wrong clock, or by an enemy
         assert not dataclasses.replace(elsewhere, expires_at=wrong).alive
     assert str(os.getpid()) in str(me)
-    # This process lives, but works on no claim of that token any more.
+    # This process lives, but works on no claim with that token any more.
     assert is_abandoned(Pending("publish", me))
     assert not is_abandoned(Pending("publish", elsewhere))
 
@@ -221,4 +221,4 @@ def test_a_repository_on_disk_does_not_wait_for_what_is_for_object_storage() -> 
     code = "import sys, repo_manager.repository; print([m for m in sys.modules if 'stores.objects' in m])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.strip() == "[]"
-    assert len(VERBS) == 15  # About a dozen: what can be composed of them is a function.
+    assert len(VERBS) == 15  # About a dozen: anything composed of them is a function.

@@ -323,7 +323,7 @@ def test_files_beside_the_versions_are_signed_with_any_of_them(signed: Path, key
         check_signature(signed, "m", version, [keys["a.pub"]])
     with pytest.raises(RepositoryError, match="made with another key"):
         check_signature(signed, "m", 1, [keys["b.pub"]])
-    # Neither another content, nor another model's signature of the same content, nor one more file.
+    # Neither other content, nor another model's signature of the same content, nor one more file.
     beside(signed, "labels.txt", "dog\ncat\n")
     with pytest.raises(RepositoryError, match=r"changed: files/labels\.txt"):
         check_signature(signed, "m", 1, [keys["a.pub"]])

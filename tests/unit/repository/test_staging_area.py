@@ -72,7 +72,7 @@ def test_a_link_in_the_areas_place_is_not_followed(tmp_path: Path) -> None:
     assert names(elsewhere) == []
 
 
-# The rest needs file systems of our own: a mount namespace, which an ordinary user may make too.
+# The rest needs file systems of our own: a mount namespace, open to an ordinary user too.
 NAMESPACE = ["unshare", "-rm"]
 HAS_NAMESPACE = (
     shutil.which("unshare") is not None
@@ -81,7 +81,7 @@ HAS_NAMESPACE = (
 )
 needs_namespace = pytest.mark.skipif(not HAS_NAMESPACE, reason="no mount namespaces here")
 
-# Runs each argument: `publish ROOT FILE` itself, anything else by the shell. One process: starting is what costs.
+# Runs each argument: `publish ROOT FILE` itself, anything else by the shell. One process, because starting is slow.
 STEPS = """
 import os, subprocess, sys
 from pathlib import Path

@@ -145,9 +145,7 @@ def test_state_is_changed_by_what_is_there_at_that_moment(store: Store, place: P
 
     assert store.change_state("m", tag, needs=4).tags == {"best": 3, "t": 4}
     assert store.states()["m"].tags == store.states(("m",))["m"].tags == {"best": 3, "t": 4}
-    if (
-        not store.traits.remote
-    ):  # In a bucket only a removal that is under way is seen here; the caller has looked before.
+    if not store.traits.remote:  # In a bucket only a removal under way is seen here. The caller has looked before.
         remove(place.root, "m", 4, force=True)
         with pytest.raises(RepositoryError, match="no version 4 any more"):
             store.change_state("m", tag, needs=4)

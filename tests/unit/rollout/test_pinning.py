@@ -53,7 +53,7 @@ def test_what_is_pinned_stays_but_for_what_is_named(repository: Path, tmp_path: 
     file = tmp_path / "snapshot.yaml"
     first = snapshot(repository, ("other:1",), values=file, mounted="/models/repository")
     assert first.changed
-    set_served_versions(repository, "other", (2,))  # the policy moves on; what is pinned does not
+    set_served_versions(repository, "other", (2,))  # the policy moves on; the pins do not
     second = snapshot(repository, ("scale:2",), values=file)
     assert pinned(second) == {"other": (1,), "scale": (2,)}
     assert second.pin.previous == first.pin.url

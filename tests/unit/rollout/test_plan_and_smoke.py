@@ -122,11 +122,11 @@ def test_nothing_happens_while_a_config_sent_with_a_load_is_in_the_way(tmp_path:
     plan = plan_from(entry, 1, served(1, config=changed), keep_previous=False, obstacle=SENT)
     assert actions(plan) == {1: Action.NOTHING}
     assert plan.changes
-    # A policy that changes makes config.pbtxt newer, which drops the override.
+    # A changed policy makes config.pbtxt newer, so Triton drops the override.
     entry = model(tmp_path, 1, 2, policy=(1,))
     plan = plan_from(entry, 2, served(1, config=changed), keep_previous=False, obstacle=SENT)
     assert (actions(plan), plan.is_hindered) == ({1: Action.DROP, 2: Action.LOAD}, False)
-    # A server that agrees with the file has nothing in the way.
+    # If server and file agree, nothing is in the way.
     plan = plan_from(model(tmp_path, 1, policy=(1,)), 1, served(1), keep_previous=False, obstacle=SENT)
     assert (actions(plan), plan.changes) == ({1: Action.KEEP}, False)
 

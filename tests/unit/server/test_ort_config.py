@@ -84,7 +84,7 @@ def test_what_fits_is_accepted(inputs: list[Any], outputs: list[Any], batch: int
     ("inputs", "outputs", "reason"),
     [
         ([entry("x", 4)], [entry("y", 2)], r"tensor 'x'.*\[-1,3\].*\[-1,4\]"),
-        ([entry("x", -1)], [entry("y", 2)], r"tensor 'x'.*\[-1,3\].*\[-1,-1\]"),  # what the model fixes stays fixed
+        ([entry("x", -1)], [entry("y", 2)], r"tensor 'x'.*\[-1,3\].*\[-1,-1\]"),  # fixed dimensions stay fixed
         ([entry("x", 3, 1)], [entry("y", 2)], "expects 2 dimensions.*specifies 3"),
         ([entry("x", 3)], [entry("y", -1)], r"tensor 'y'.*\[-1,2\].*\[-1,-1\]"),  # an output may not
         ([entry("z", 3)], [entry("y", 2)], "input 'z', allowed inputs are: x"),

@@ -19,7 +19,7 @@ def started(script: str, log: Path, **environment: str) -> ServerProcess:
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_server_that_ends_at_once_is_noticed_with_its_code(code: int, tmp_path: Path) -> None:
-    # Before the supervisor has installed its handler of ended children, that is.
+    # That is, before the supervisor has installed its handler of ended children.
     process = started(f"echo $GIVEN; exit {code}", tmp_path / "log", GIVEN="secret word")
     assert process.wait(10.0) == code
     assert process.read_log() == "secret word\n"

@@ -194,7 +194,7 @@ def test_the_weight_is_what_the_graph_computes(kind: int, seed: int, tmp_path: P
     last, expected = layers_in(graph, "x", [kind], seed)
     graph.nodes.append(helper.make_node("Identity", [last], ["y"]))
     proto = onnx_models.model(graph.nodes, [IN], [OUT], graph.constants)
-    given = np.eye(SIZE, dtype=np.float32)  # so that the output is the weight: the case itself is what it claims
+    given = np.eye(SIZE, dtype=np.float32)  # the identity: the output is the weight, so the case is checked itself
     weight = Session(proto, optimize=False).run({"x": given})["y"]
     assert (np.isclose(weight, 0, atol=1e-6) == (expected["layer0"] == 0)).all()
     check(proto, expected, tmp_path)

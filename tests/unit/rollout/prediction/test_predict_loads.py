@@ -122,7 +122,7 @@ def test_one_bad_version_refuses_all(folder: Path) -> None:
     (folder / "config.pbtxt").write_text(CONFIG.replace("[1, 2]", "[2, 3]"))
     wanted = read_wanted(folder, unloadable={3: "it is broken"})
     assert actions(predict(served(1, 2), before, wanted)) == {1: "keep", 2: "keep", 3: "fail"}
-    # What stays loaded is not asked again whether it could load.
+    # A version that stays loaded is not checked for loading again.
     wanted = read_wanted(folder, unloadable={2: "it is broken"})
     assert actions(predict(served(1, 2), before, wanted)) == {1: "drop", 2: "keep", 3: "load"}
 

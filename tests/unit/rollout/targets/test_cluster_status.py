@@ -78,7 +78,7 @@ def test_what_somebody_else_did_is_said(deployed: FakeCluster, repository: Path,
     assert first.servers[0].snapshot is not None
     url = first.servers[0].snapshot.after
     env = deployed.deployment("models", "rel-triton")["spec"]["template"]["spec"]["containers"][0]["env"]
-    env[0]["value"] = url  # `kubectl set env`, which knows nothing of a history
+    env[0]["value"] = url  # `kubectl set env`, without a history
     said = " ".join(cluster_status(repository, TARGET, api).differences)
     assert "the last roll-out was of" in said
     assert "pods serve something else" in said, "what a pod serves is read from its own containers"

@@ -194,7 +194,7 @@ def test_without_a_controller_nothing_is_said_to_be_deployed(
     with pytest.raises(RolloutUndoneError, match=said):
         deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=0.3))
     assert standard_service(cluster)["spec"] == before
-    # What the last look said stands at the end; on a busy machine the deadline may cut one short, which is said before.
+    # The last look's finding ends the message. On a busy machine the deadline may cut a look short, as said before it.
     with pytest.raises(RolloutUndoneError, match=r"2 s of --timeout: (The Kub[^\n]*: )?digits: " + said):
         deploy(repository, "scale", 2, TARGET, options=RolloutOptions(load_timeout_s=20.0, deadline_s=2.0))
 
