@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings and hooks for all tests."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ hypothesis.settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True)
 def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test gives as a token is redacted for the rest of its process, in the messages of others too."""
+    """A token used by one test is redacted in later messages of the same process, in other tests too."""
     monkeypatch.setattr(errors, "_SECRETS", set())
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C and a hang-up mean what they mean in a terminal.
+    """Let Ctrl-C and a hang-up have their usual meaning in a terminal.
 
-    A shell starts a job in the background with SIGINT ignored, and `nohup` with SIGHUP; what is ignored stays so in the
-    programs that the tests start and interrupt.
+    A shell starts a background job with SIGINT ignored, and `nohup` with SIGHUP. The programs that the tests start and
+    interrupt would inherit both.
     """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -39,17 +39,17 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Run one worker more than there are CPUs: half of what the tests do is to wait for servers."""
+    """Run one worker more than there are CPUs: half of the tests' time is waiting for servers."""
     return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that take minutes: at the end they would run alone, while the other workers wait."""
+    """Begin with the tests of several minutes: at the end they would run alone while the other workers wait."""
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -_limit_of(item)))
 
 
 def _limit_of(item: pytest.Item) -> float:
-    """Return the time limit that a slow test states: the longest are begun first."""
+    """Return a slow test's own time limit: the longest tests begin first."""
     limit = item.get_closest_marker("timeout")
     is_slow = item.get_closest_marker("slow") is not None
     return float(limit.args[0]) if is_slow and limit is not None and limit.args else 0.0

@@ -25,7 +25,7 @@ REHEARSE = bool(os.environ.get("REPO_MANAGER_REHEARSE"))
 
 
 def missing() -> str:
-    """What keeps the tests from running here; empty when nothing does."""
+    """Why the tests cannot run here. Empty when they can."""
     if REHEARSE:
         return "" if is_installed("tensorrt_rtx") else "a rehearsal needs tensorrt_rtx"
     if not find_gpus():
@@ -49,14 +49,14 @@ def library() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def device() -> None:
-    """For what runs on the GPU itself."""
+    """For tests on the GPU itself."""
     if REHEARSE:
         pytest.skip("a rehearsal has no device")
 
 
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three 3x3 convolutions of 512 channels, pruned to 2:4: wide enough that a sparse kernel can win."""
+    """Three 3x3 convolutions of 512 channels, pruned to 2:4: wide enough for a sparse kernel to win."""
     random, nodes, weights, x = np.random.default_rng(0), [], [], "x"
     for index in range(3):
         scale = np.float32((2 / (512 * 9)) ** 0.5)

@@ -1,4 +1,4 @@
-"""Plans that are built on the GPU, what their builder says of them, and what they compute."""
+"""Plans built on the GPU: their builder's report, and their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOOSE = ConvertOptions(max_drift=10.0, min_top1=0.0)  # made-up weights
 def published(
     source: Path, root: Path, library: ModuleType, precision: Precision = Precision.FP16, **options: Any
 ) -> tuple[Added, Path, dict[str, Any]]:
-    """`add` a model; return what it did, the engine's file and the manifest."""
+    """`add` a model. Return the result, the engine's file and the manifest."""
     data = None
     if "int8" in str(precision):
         spec = signature_of(load_model(source)).inputs[0]

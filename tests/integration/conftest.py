@@ -24,7 +24,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty repository that the module's `server` serves."""
+    """An empty repository, served by the module's `server`."""
     return tmp_path_factory.mktemp("repository")
 
 
@@ -55,7 +55,7 @@ def any_client(request: pytest.FixtureRequest, server: EmbeddedServer) -> Iterat
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[[ServerOptions], EmbeddedServer]]:
-    """Start servers that are stopped at the test's end, whatever happens in it."""
+    """Start servers, and stop them at the test's end in any case."""
     started: list[EmbeddedServer] = []
 
     def start(options: ServerOptions) -> EmbeddedServer:
@@ -71,7 +71,7 @@ def start_server() -> Iterator[Callable[[ServerOptions], EmbeddedServer]]:
 
 
 class BothProtocols:
-    """A client that asks over gRPC and over HTTP, and holds the answers against each other."""
+    """A client for gRPC and HTTP at once: it compares the answers of both."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self._clients = [TritonClient.connect(url) for url in (server.grpc_url, server.http_url)]

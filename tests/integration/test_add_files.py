@@ -1,4 +1,4 @@
-"""`add` of what is not converted: any backend's files, run on the embedded server before they are published."""
+"""`add` without conversion: any backend's files, run on the embedded server before they are published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`add --preprocess`: one recipe for calibration, load tests and serving, and an ensemble that takes image files."""
+"""`add --preprocess`: one recipe for calibration, load tests and serving, and an ensemble for image files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECIPE = "size: [12, 16]\nresize: 20\ncolor: bgr\nlayout: {}\nscale: 1.0\nmean: 
 
 
 def write_model(path: Path, shape: list[int | str], element: int = TensorProto.FLOAT) -> Path:
-    """Write a model that returns the sums of each axis but the first, so that every wrong pixel shows."""
+    """Write a model with the sums over each axis but the first, so every wrong pixel shows."""
     axes = onnx.numpy_helper.from_array(np.array(range(1, len(shape)), np.int64), "axes")
     nodes = [
         helper.make_node("Cast", ["pixels"], ["real"], to=TensorProto.FLOAT),

@@ -1,4 +1,4 @@
-"""The declared state on real servers: it comes, changes and goes; and the policy that asks for signatures."""
+"""The declared state on real servers: added, changed and removed; and the signature policy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def second(repository: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[..., Any]:
-    """Run a command as a user does; return its exit code, its JSON and what it said."""
+    """Run a command as a user does. Return its exit code, its JSON and its messages."""
     folder = tmp_path_factory.mktemp("declared")
     onnx_models.save(onnx_models.mlp(), folder / "a.onnx")
 

@@ -234,7 +234,7 @@ def test_kept_answers_of_several_outputs_are_those_asked_for(
 
 
 def test_an_output_that_depends_on_the_values_keeps_its_true_shape(serve: Callable[..., str], both: Any) -> None:
-    """The file declares `[1, 3]`, which holds for inputs without zeros only."""
+    """The file declares `[1, 3]`, true only for inputs without zeros."""
     graph = onnx_model([helper.make_node("NonZero", ["x"], ["y"])], {"x": (F32, [3])}, {"y": (I64, [1, 3])})
     serve("nonzero", PLAIN, graph)
     for x in ([1, 1, 1], [2, 2, 2], [3, 3, 3], [0, 1, 1], [1, 1, 1], [1, 0, 0], [4, 5, 6]):

@@ -174,7 +174,7 @@ def batch_input(kind: str, target: str) -> str:
 
 
 def ragged_model() -> onnx.ModelProto:
-    """Every request sees the whole batch: y = all of x, c = all counts, b = what else is told, a row each."""
+    """Every request sees the whole batch: y = all of x, c = all counts, b = the other batch inputs, a row each."""
     nodes = [
         N("Div", ["count", "count"], ["ones"]),
         N("Unsqueeze", ["ones", "one"], ["column"]),

@@ -1,4 +1,4 @@
-"""Servers that misbehave, in front of the commands: no traceback, no overrun of the deadline, bounded memory."""
+"""Commands against misbehaving servers: no traceback, no overrun of the deadline, bounded memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def peers() -> Iterator[dict[str, str]]:
-    """Every peer that misbehaves: name -> URL."""
+    """Every misbehaving peer: name -> URL."""
     with contextlib.ExitStack() as stack:
         urls = {}
         for name, manner in MANNERS.items():

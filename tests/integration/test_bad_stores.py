@@ -1,4 +1,4 @@
-"""Stores and clusters that misbehave, in front of the commands: no traceback, no overrun, bounded memory."""
+"""Commands against misbehaving stores and clusters: no traceback, no overrun, bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENT = dict.fromkeys(SHORT, PATIENT_S)
 
 @pytest.fixture(scope="module")
 def stores() -> Iterator[dict[str, str]]:
-    """Every store that misbehaves: name -> endpoint."""
+    """Every misbehaving store: name -> endpoint."""
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(BadPeer(manner)) for name, manner in HTTP_MANNERS.items()}
         peers |= {name: stack.enter_context(AnsweringPeer({"": text})) for name, text in STORE_ANSWERS.items()}
@@ -56,7 +56,7 @@ def test_a_command_survives_every_store(
 
 
 def test_a_store_that_turns_bad_ends_no_process(model: Path, tmp_path: Path) -> None:
-    """It announces more than there is memory, for which its client aborts, in the middle of a publication."""
+    """It announces more bytes than there is memory, in the middle of a publication, and its client aborts."""
     with contextlib.ExitStack() as stack:
 
         def command(good_for: int | None, status: int) -> Command:
@@ -80,7 +80,7 @@ def test_a_store_that_turns_bad_ends_no_process(model: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("status", [301, 307])
 def test_a_store_that_redirects_to_another_host_gets_nothing_there(status: int, model: Path, tmp_path: Path) -> None:
-    """Not a session's token, nor the files that are published; the store's own redirects are followed as ever."""
+    """No session token and no published file leaves the store. The store's own redirects are still followed."""
 
     def redirect(line: object) -> None:
         line.read_request()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Files that expand, and machines that refuse: each is one clear error, and never a traceback."""
+"""Expanding files and refusing machines: each is one clear error, never a traceback."""
 
 from __future__ import annotations
 

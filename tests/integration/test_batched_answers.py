@@ -44,7 +44,7 @@ def floor() -> onnx.ModelProto:
 
 
 def quantised() -> onnx.ModelProto:
-    """What `quantize_dynamic` makes of a MatMul: one scale for the whole batch."""
+    """A MatMul as `quantize_dynamic` writes it: one scale for the whole batch."""
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"], name="quantise"),
         helper.make_node("MatMulInteger", ["q", "w", "zero"], ["product"]),

@@ -44,7 +44,7 @@ FACTORS = {1: 2.0, 2: 2.0, 3: 2.001, 4: 3.0}
 
 @pytest.fixture
 def model(repository: Path, client: TritonClient, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A model of which version 1 is served; unloaded afterwards."""
+    """A model with version 1 served. It is unloaded afterwards."""
     name = request.node.name.split("[")[0].removeprefix("test_")[:60]
     versions = {version: scaling_model(factor) for version, factor in FACTORS.items()}
     write_model(repository, name, SCALING_CONFIG + POLICY, versions)
@@ -288,7 +288,7 @@ def test_a_version_that_is_loaded_already_is_tried_all_the_same(
 
 
 class Traffic:
-    """Clients that follow the published weights, and what they were answered."""
+    """Clients that follow the published weights, and their answers."""
 
     def __init__(self, url: str, model: str, weights: Path | None = None) -> None:
         self.errors: list[str] = []

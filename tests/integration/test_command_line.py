@@ -46,7 +46,7 @@ def run(tmp_path: Path, environment: dict[str, str]) -> Run:
 
 @pytest.fixture
 def repository(tmp_path: Path, run: Run) -> Iterator[Path]:
-    """A repository with two versions of the sample; a server that a test started is stopped afterwards."""
+    """A repository with two versions of the sample. A server started by a test is stopped afterwards."""
     root = tmp_path / "repository"
     for precision in ("fp32", "fp16"):
         run("add", samples.sample_model(), "-n", "digits", "-r", root, "-p", precision)
@@ -55,7 +55,7 @@ def repository(tmp_path: Path, run: Run) -> Iterator[Path]:
 
 
 def processes_below(folder: Path) -> list[str]:
-    """Command lines of every running process that names a path below `folder`."""
+    """Command lines of every running process with a path below `folder`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -1,4 +1,4 @@
-"""Triton's own rules, each breach and its legal neighbours, against what the real tritonserver says."""
+"""Triton's own rules: each breach and its legal neighbours, compared with the real tritonserver's verdict."""
 
 from __future__ import annotations
 
@@ -274,10 +274,10 @@ def running(root: Path) -> Iterator[TritonClient]:
 
 
 class LivingServer:
-    """Tritonserver on one repository, started when it is asked for, and again after a crash.
+    """Tritonserver on one repository, started on demand, and again after a crash.
 
-    Triton 2.51 sometimes crashes when it discards what it has built of a configuration that it refuses: in 10 of 516
-    loads of a bad sequence state, for instance, and now and then only after it has answered.
+    Triton 2.51 sometimes crashes when it discards the parts of a refused configuration: in 10 of 516 loads of a bad
+    sequence state, for instance, and now and then only after it has answered.
     """
 
     def __init__(self, root: Path) -> None:
@@ -367,7 +367,7 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_a_rule_of_the_onnxruntime_backend_decides_as_the_server_does(tmp_path: Path) -> None:
-    """The parameters and accelerators of the native backend, which the embedded one takes or refuses alike."""
+    """The parameters and accelerators of the native backend. The embedded one takes or refuses the same ones."""
     plain = f'backend: "onnxruntime" max_batch_size: 8 {X} {Y} '
     legal = {
         "flags": parameter("enable_mem_arena", "off") + parameter("enable_mem_pattern", "True"),

@@ -492,7 +492,7 @@ def test_what_a_kind_has_of_its_own_is_its_alone(tmp_path: Path) -> None:
 
 
 def _check_query(trigger: dict[str, Any], name: str, folder: Path) -> None:
-    """See that KEDA's query is the time in the queue of the Deployment's own pods, and 0 when there are no requests."""
+    """Check KEDA's query: the queue time of the Deployment's own pods, and 0 without requests."""
     assert (trigger["metricType"], trigger["metadata"]["threshold"]) == ("Value", "0.02")
     series = [
         {"series": f'nv_inference_{metric}{{namespace="models",pod="{pod}"}}', "values": f"0+{step}x10"}
@@ -575,7 +575,7 @@ def test_no_pod_gets_a_token_of_the_api_server(case: str) -> None:
 
 @pytest.fixture(scope="module")
 def arguments() -> list[str]:
-    """The pods' own arguments, but for what the embedded server sets itself."""
+    """The pods' own arguments, without those the embedded server sets itself."""
     given = _container(load_objects(render(_BASE)))["args"]
     ours = ("--model-repository", "--model-control-mode", "--strict-readiness")
     return [argument for argument in given if not argument.startswith(ours)]

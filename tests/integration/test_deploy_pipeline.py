@@ -23,7 +23,7 @@ CI = Path(__file__).parents[2] / "deploy" / "ci"
 
 
 class Pipeline:
-    """A checkout with the files in place, and the environment that a CI system would give."""
+    """A checkout with the files in place, and a CI system's environment."""
 
     def __init__(self, folder: Path, staging: EmbeddedServer, production: EmbeddedServer) -> None:
         self.folder = folder
@@ -158,7 +158,7 @@ def test_a_first_version_that_fails_in_production_is_taken_out_of_service(pipeli
 
 
 def test_gitlab_runs_a_shell_in_the_image() -> None:
-    """The image's own entry point is `repo-manager`, which takes GitLab's shell for a command."""
+    """The image's own entry point is `repo-manager`, so GitLab's shell would be read as a command."""
     image = yaml.safe_load((CI / "gitlab" / "deploy-model.yml").read_text(encoding="utf-8"))["default"]["image"]
     assert image["entrypoint"] == [""]
 

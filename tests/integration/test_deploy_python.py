@@ -1,4 +1,4 @@
-"""`repo_manager.deploy` from Python does what the command does: tags, settings, the repository's own server."""
+"""`repo_manager.deploy` from Python equals the command: tags, settings, the repository's own server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLICY = "version_policy { specific { versions: [1] } }\n"
 
 @pytest.fixture
 def model(repository: Path, client: TritonClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model of two versions, of which the first is tagged `stable`."""
+    """A model of two versions, the first tagged `stable`."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     name = f"m{len(list(repository.glob('m*')))}"
     write_model(repository, name, SCALING_CONFIG + POLICY, {1: scaling_model(2.0), 2: scaling_model(3.0)})

@@ -1,4 +1,4 @@
-"""`add` from the shell, as a person stops it, and what it writes for several GPU kinds: real builder, real server."""
+"""`add` from the shell, interrupted by a person, and its files for several GPU kinds: real builder, real server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_on_a_terminal(
     arguments: list[object], environment: dict[str, str], act: Callable[[str, subprocess.Popen[bytes]], bool]
 ) -> tuple[int, str]:
-    """Run the command with a terminal as stderr; `act` sees what was shown so far until it says that it is done."""
+    """Run the command with a terminal as stderr. `act` sees the output so far until it returns true."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "repo_manager", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=follower, env=environment)

@@ -1,4 +1,4 @@
-"""The tensorrt backends on the real server of a machine without a GPU: the load fails, and says what to do."""
+"""The tensorrt backends on the real server without a GPU: the load fails, and the message names the remedy."""
 
 from __future__ import annotations
 

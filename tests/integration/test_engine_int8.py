@@ -1,4 +1,4 @@
-"""INT8 engines: what the builder computes in floating point is left out of the quantisation, and listed."""
+"""INT8 engines: operators the builder computes in floating point are not quantised, and are listed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_controls_leave_out_the_same_layers(tmp_path: Path) -> None:
 def test_a_layer_that_the_builder_turns_out_to_widen_is_left_out_of_a_second_build(
     tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with an operator that is not on record for a builder."""
+    """As with an operator not recorded for a builder."""
     monkeypatch.delitem(FLOAT_OPERATORS, RTX)  # type: ignore[arg-type]
     added = published(decoder(2), tmp_path, precision, control=True)
     assert [(kept.node, kept.reason) for kept in added.conversion.kept] == [("up", REASON)]

@@ -1,4 +1,4 @@
-"""`add --backend tensorrt_rtx`, whole: the real builder, a real repository, and builds that are stopped."""
+"""`add --backend tensorrt_rtx` as a whole: the real builder, a real repository, and interrupted builds."""
 
 from __future__ import annotations
 

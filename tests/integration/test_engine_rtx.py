@@ -1,4 +1,4 @@
-"""Engines by the real TensorRT-RTX builder, which needs no GPU."""
+"""Engines by the real TensorRT-RTX builder. It needs no GPU."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_the_plans_detail_decides_whether_precision_can_be_read_back(
 
 
 class Recorder:
-    """Notes what is set on a real configuration, and passes it on."""
+    """Notes the settings of a real configuration, and passes them on."""
 
     def __init__(self, config: object) -> None:
         object.__setattr__(self, "config", config)
@@ -435,7 +435,7 @@ print(gc.isenabled(), old)
 
 
 def test_an_old_builder_in_a_cycle_does_not_stop_the_next_build(source: Path, tmp_path: Path) -> None:
-    """The logger's callback would collect it while TensorRT holds the lock that its end takes."""
+    """The logger's callback would collect it while TensorRT holds the lock its destructor takes."""
     command = [sys.executable, "-c", _AFTER_GARBAGE, str(source), str(tmp_path / "out.engine")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert (done.stdout, done.returncode) == ("True []\n", 0), done.stderr[-2000:]

@@ -26,7 +26,7 @@ AUTO_COMPLETE = False
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """`scale`, whose second version doubles, and `opt`, which doubles; version 1 of `scale` is the one served."""
+    """`scale`, whose second version doubles, and `opt`, which doubles. Version 1 of `scale` is served."""
     source = tmp_path_factory.mktemp("source")
     sample = source / "rows.npz"
     np.savez(sample, X=np.array([[1, 2], [3, 4]], np.float32))

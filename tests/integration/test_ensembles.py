@@ -1,4 +1,4 @@
-"""The check of ensembles, over random graphs, against what the real tritonserver says of them."""
+"""The check of ensembles over random graphs, compared with the real tritonserver's verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sixteen real tritonserver processes that go forward together, and back together."""
+"""Sixteen real tritonserver processes go forward together, and back together."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_version(repository: Path, version: int, code: str) -> None:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[EmbeddedServer]]]:
-    """A repository of `m` (1, 2 good, 3 broken), and its servers, of which each serves version 1."""
+    """A repository of `m` (1, 2 good, 3 broken), and its servers, each with version 1 served."""
     repository = tmp_path_factory.mktemp("fleet")
     for version in (1, 2):
         write_version(repository, version, CODE.format(factor=version))
@@ -154,7 +154,7 @@ def check_loss(repository: Path, servers: list[EmbeddedServer], clients: list[Tr
 
 
 def check_refusal(repository: Path, servers: list[EmbeddedServer], clients: list[TritonClient]) -> None:
-    """A server that refuses stops everything: the others are put back."""
+    """One refusing server stops everything: the others are put back."""
     with contextlib.ExitStack() as stack:
         restricted = ServerOptions(
             repository=str(repository),
@@ -171,7 +171,7 @@ def check_refusal(repository: Path, servers: list[EmbeddedServer], clients: list
 
 
 def check_restart(repository: Path, dead: EmbeddedServer) -> None:
-    """A server that was dead all the time comes up with what was deployed meanwhile."""
+    """A server that was down all the time starts with the version deployed in the meantime."""
     assert model_state(repository, "m").deployments[-1].version == 2
     with dead.successor() as again, TritonClient.connect(again.grpc_url) as client:
         assert (observe(client, "m").ready, answers([client])) == ((2,), [2.0])

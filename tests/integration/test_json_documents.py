@@ -1,4 +1,4 @@
-"""The `--json` documents of commands that need a server follow the schemas that the documentation publishes."""
+"""The `--json` documents of commands with a server follow the published schemas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Run a command on a repository of the test's own; the document that it prints is checked."""
+    """Run a command on a repository of the test's own. Its printed document is checked."""
     (tmp_path / "run").mkdir(mode=0o700)
     surroundings = {
         **os.environ,

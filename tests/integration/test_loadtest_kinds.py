@@ -1,4 +1,4 @@
-"""Load on sequence and decoupled models and on ensembles of a real tritonserver; each model notes what it was sent."""
+"""Load on sequences, decoupled models and ensembles of a real tritonserver. Each model notes its requests."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def load(target: tuple[EmbeddedServer, Path], protocol: str, model: str, **chang
 
 
 def seen(folder: Path, model: str, since: int) -> dict[int, list[list[object]]]:
-    """Return what a model was sent, by sequence, from line `since` on."""
+    """Return a model's requests by sequence, from line `since` on."""
     found: dict[int, list[list[object]]] = collections.defaultdict(list)
     for line in (folder / f"{model}.jsonl").read_text().splitlines()[since:]:
         identity, *rest = json.loads(line)

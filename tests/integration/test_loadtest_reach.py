@@ -1,4 +1,4 @@
-"""The load test over TLS, through shared memory, merged, interrupted, and with a server that dies."""
+"""The load test over TLS, through shared memory, merged, interrupted, and with a dying server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers only pictures of its kind: what it was sent has arrived as it was."""
+    """A model that accepts pictures of one kind only, so an answer proves an unchanged request."""
     repository = tmp_path_factory.mktemp("repository")
     (repository / "gray" / "1").mkdir(parents=True)
     (repository / "gray" / "1" / "model.py").write_text(MODEL)
@@ -169,7 +169,7 @@ run_load_test(
 
 
 def ownerless_regions() -> list[Path]:
-    """Return the regions that no living load test has locked; other tests run at the same time."""
+    """Return the regions not locked by a living load test, as other tests run at the same time."""
     found = []
     for path in Path("/dev/shm").glob("repo-manager-load-*"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:

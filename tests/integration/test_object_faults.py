@@ -1,4 +1,4 @@
-"""Object storage that fails: each request of an operation, in each way that networks and stores have (moto, proxy)."""
+"""Failing object storage: each request of an operation, with every fault of networks and stores (moto, proxy)."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_a_process_that_ends_right_after_an_answer_is_not_aborted() -> None:
 
 
 def large_files(folder: Path) -> dict[str, Path]:
-    """A file of four parts, and one that is sent whole."""
+    """A file of four parts, and one sent whole."""
     folder.mkdir()
     (folder / "large").write_bytes(os.urandom(3 * PART + 1234))
     (folder / "small").write_bytes(b"small")

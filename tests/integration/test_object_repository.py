@@ -104,7 +104,7 @@ def test_an_empty_prefix_is_an_empty_repository(root: ObjectRepository) -> None:
 
 
 def mark_folders(root: ObjectRepository, *folders: str) -> None:
-    """Write the empty objects that a console leaves where somebody "creates a folder"."""
+    """Write the empty objects a console leaves after "Create folder"."""
     for folder in folders:
         url = f"{root.endpoint}/{root.bucket}/{root.prefix}/{folder}/"
         urllib.request.urlopen(urllib.request.Request(url, data=b"", method="PUT")).close()
@@ -284,7 +284,7 @@ def test_deployments_tags_and_versions_by_name(root: ObjectRepository, put: Put)
 def test_each_write_of_the_configuration_is_newer_by_the_stores_clock(
     root: ObjectRepository, put: Put, store: ObjectClient
 ) -> None:
-    """S3 keeps whole seconds, and Triton does nothing for a time that it has seen: so a roll-back would do nothing."""
+    """S3 keeps whole seconds, and Triton ignores a time it has seen, so a roll-back would have no effect."""
     put(), put()
     times = []
     for change in (lambda: set_served_versions(root, "m", [2]), lambda: touch_config(root, "m")):

@@ -1,4 +1,4 @@
-"""The pictures in the tutorials show what the reports look like now, as far as words can tell."""
+"""The pictures in the tutorials show the reports as they look now, as far as words can tell."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ X = np.ones((1, 1), np.float32)
 
 
 class Watched:
-    """A model on the server: what was loaded of it, and which load every version is of."""
+    """A model on the server: its last loaded state, and which load each version comes from."""
 
     def __init__(self, model: RandomModel, client: TritonClient) -> None:
         self.model, self.client = model, client
@@ -55,7 +55,7 @@ class Watched:
         return {version: sum(group.count for group in found) for version, found in groups.items()}
 
     def ask(self) -> dict[int, int]:
-        """Ask every READY version once, so that its counter is not 0."""
+        """Ask every READY version once, so its counter is not 0."""
         before = self.count()
         for version in before:
             self.client.infer(self.model.name, version, {"x": X})
@@ -112,7 +112,7 @@ def newer(files: Fingerprint | None, loaded: Fingerprint) -> bool:
 def fates(
     before: dict[int, int], after: dict[int, int], updated: set[int], said: Prediction, served: ServedState
 ) -> dict[int, Action]:
-    """Return what happened to every version; what stayed as it was is called as predicted where that fits."""
+    """Return the effect on every version. An unchanged one gets the predicted name where it fits."""
     found = {}
     predicted = {each.version: each.action for each in said.versions}
     for version in sorted({*before, *after, *predicted}):

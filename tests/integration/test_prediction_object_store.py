@@ -1,4 +1,4 @@
-"""What Triton sees of changes in an object store, on the real server and a real S3 protocol (moto)."""
+"""How Triton sees changes in an object store, on the real server and a real S3 protocol (moto)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Bucket:
         return found
 
     def put_later_than(self, path: str, data: bytes, moment: datetime.datetime) -> None:
-        """Put an object again and again until its time is another than that one."""
+        """Put an object again and again until its time differs from the given one."""
         while True:
             self.put(path, data)
             if self.modified(path) != moment:

@@ -1,4 +1,4 @@
-"""Reload rules that docs/triton-reload.md lists and `rollout.prediction` uses, one test each, on the real server.
+"""Reload rules of docs/triton-reload.md, used by `rollout.prediction`: one test each, on the real server.
 
 A version was loaded again when its counter of inferences began anew.
 """
@@ -32,7 +32,7 @@ X = np.ones((1, 1), np.float32)
 
 
 class Served(RandomModel):
-    """Versions 1, 2 and 3, of which 1 and 2 are served; changed by hand here."""
+    """Versions 1, 2 and 3, with 1 and 2 served. Changed by hand here."""
 
     def __init__(self, repository: Path, name: str, client: TritonClient, *, bytecode: bool = False) -> None:
         super().__init__(repository, name, random.Random(0), bytecode=bytecode)
@@ -51,7 +51,7 @@ class Served(RandomModel):
         return observe(self.client, self.name).ready
 
     def load(self) -> set[int]:
-        """Load; return the versions that were served and were loaded again."""
+        """Load. Return the versions loaded again."""
         before = self._counts()
         self.client.load(self.name)
         after = self._counts()

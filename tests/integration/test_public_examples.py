@@ -1,4 +1,4 @@
-"""The examples that Triton's users start from, rebuilt: verify, deploy, infer the recorded sample, roll back.
+"""The examples Triton's users start from, rebuilt: verify, deploy, infer the recorded sample, roll back.
 
 `add_sub`, `bls_sync` and `repeat_int32` follow the examples of triton-inference-server/python_backend, `simple_string`
 those of triton-inference-server/server (`docs/examples/model_repository`).
@@ -99,7 +99,7 @@ def strings(values: np.ndarray) -> np.ndarray:
 
 
 def exchange(name: str, version: int) -> Exchange:
-    """Return what the example answers, as its documentation says, times the version."""
+    """Return the example's documented answer, times the version."""
     numbers = {"INPUT0": A, "INPUT1": B}
     answered: Mapping[str, np.ndarray] = {"OUTPUT0": (A + B) * version, "OUTPUT1": (A - B) * version}
     if name == "add_sub":

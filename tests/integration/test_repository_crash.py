@@ -1,4 +1,4 @@
-"""Every operation killed at every call to its store, Triton on what is left, and 64 writers at once; on both stores."""
+"""Every operation killed at every call to its store, Triton on the remains, and 64 writers at once; both stores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(suite: str, store: str, *arguments: object) -> Any:
 
 
 def served_model() -> bytes:
-    """A model that fits the configurations of the operations: x[N, 3] to y[N, 2]."""
+    """A model for the configurations of the operations: x[N, 3] to y[N, 2]."""
     return onnx_model(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         {"x": (TensorProto.FLOAT, ["N", 3])},
@@ -43,7 +43,7 @@ def served_model() -> bytes:
 
 
 def make_real(folder: Path) -> None:
-    """The operations work on stand-ins, for speed: whole copies become a model here, and what is torn stays torn."""
+    """The operations use stand-ins, for speed: whole copies become a model here, and torn ones stay torn."""
     real = served_model()
     for path in folder.rglob("*"):
         if path.is_file() and path.name != "config.pbtxt" and path.read_bytes() == CONTENT:
@@ -55,7 +55,7 @@ def make_real(folder: Path) -> None:
 
 
 def is_damaged(folder: Path) -> bool:
-    """Whether an operation that repairs found it so, or it has no config.pbtxt."""
+    """Whether the damage repaired by an operation is there, or config.pbtxt is missing."""
     spoilt = any(path.read_bytes() == SPOILT for path in folder.rglob("*.onnx"))
     return spoilt or not (folder / "config.pbtxt").exists()
 

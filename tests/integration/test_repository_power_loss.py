@@ -1,4 +1,4 @@
-"""Power cuts, on both stores: every operation recorded, and replayed with what was not durable lost. No server."""
+"""Power cuts on both stores: every operation recorded, then replayed without its non-durable writes. No server."""
 
 from __future__ import annotations
 

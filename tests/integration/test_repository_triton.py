@@ -1,4 +1,4 @@
-"""What publish writes is what a real tritonserver loads, serves and switches between."""
+"""A real tritonserver loads, serves and switches between published versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deploying and going back, on a real tritonserver, with the faults that happen."""
+"""Deploying and going back on a real tritonserver, with realistic faults."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def ready(client: TritonClient, name: str) -> tuple[int, ...]:
 
 
 def actions(rollout: Rollout) -> list[tuple[int, Action]]:
-    """Return what the only server's plan does to each version."""
+    """Return the only server's planned action for each version."""
     (server,) = rollout.servers
     assert server.plan is not None
     return [(step.version, step.action) for step in server.plan.steps]
 
 
 class Load:
-    """Closed-loop clients that ask a model all the time, and every answer or error they got."""
+    """Closed-loop clients of one model, with all their answers and errors."""
 
     def __init__(self, server: EmbeddedServer, name: str) -> None:
         self.errors: list[str] = []

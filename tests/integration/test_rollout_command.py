@@ -64,7 +64,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str,
 
 @pytest.fixture
 def nobody() -> str:
-    """The URL of a server that does not answer."""
+    """The URL of a silent server."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return f"grpc://127.0.0.1:{probe.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""What every roll-out holds, on every target: whatever goes wrong, at whatever step, the previous state is back.
+"""The contract of every roll-out on every target: after any fault at any step the previous state is back.
 
 Triton servers are real; Kubernetes and KServe answer from a fake API server over real HTTP.
 """
@@ -61,11 +61,11 @@ POLICY = "version_policy { specific { versions: [1] } }\n"
 
 
 class BoomError(Exception):
-    """What nobody expects."""
+    """An error nobody expects."""
 
 
 class Place(Protocol):
-    """A target that serves version 1 of a model, and can serve version 2."""
+    """A target with version 1 of a model served, and a version 2."""
 
     repository: Path
     name: str
@@ -77,7 +77,7 @@ class Place(Protocol):
     def rollback(self) -> Rollout: ...
 
     def state(self) -> Any:
-        """Return all of it that a roll-out may change, but for the history of deployments."""
+        """Return everything a roll-out may change, without the history of deployments."""
 
 
 class Servers:
@@ -98,7 +98,7 @@ class Servers:
         return rollback(self.repository, self.name, self._clients, options=self._options)
 
     def answers(self) -> list[float]:
-        """What each server answers to a request that names no version."""
+        """Each server's answer to a request without a version."""
         return [float(client.infer(self.name, None, {"x": X})["y"][0, 0]) for client in self._clients]
 
     def state(self) -> Any:
@@ -183,7 +183,7 @@ def _on_servers(kind: str, root: Path, running: list[EmbeddedServer]) -> Iterato
 
 @contextlib.contextmanager
 def _traffic(url: str, name: str) -> Iterator[None]:
-    """Ask for the model all the time; requests that name no version go to the highest one served."""
+    """Ask for the model all the time. Requests without a version go to the highest one served."""
     stop = threading.Event()
 
     def ask() -> None:
@@ -252,7 +252,7 @@ def acting(owner: Any, name: str, act: Callable[[], None], *, after: bool = Fals
 
 
 def tell(number: int, act: Callable[[], None], *, for_good: bool = False) -> Callable[[str], None]:
-    """Make a report function that acts at the event of that number, and with `for_good` at every later one."""
+    """Make a report function that acts at the event of this number, and with `for_good` at every later one."""
     seen = iter(range(10**6))
 
     def report(_event: str) -> None:
@@ -286,7 +286,7 @@ def test_an_unexpected_error_at_any_step_ends_in_undo(place: Place, step: str, a
 
 
 class Calls:
-    """Counts what a roll-out asks of servers, of the cluster and of the store; lets one of the calls fail, once."""
+    """Counts a roll-out's calls to servers, cluster and store, and lets one of them fail, once."""
 
     def __init__(self, fails: int = -1) -> None:
         self.count, self.failed, self._fails, self._lock = 0, False, fails, threading.Lock()
@@ -549,7 +549,7 @@ def test_going_back_is_a_roll_out_to_the_version_before(place: Place) -> None:
 def test_going_back_after_somebody_elses_roll_out_is_told_and_changes_nothing(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The version before is looked up first; by the time that the roll-out begins it is another one."""
+    """The previous version is looked up first, and another one is deployed before the roll-out begins."""
     for version in (2, 1):
         place.deploy(version, trial=None)
     real, between = engine.run, [2]

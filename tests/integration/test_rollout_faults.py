@@ -1,4 +1,4 @@
-"""What goes wrong around a roll-out: the old version serves on, and the cause is named."""
+"""Faults around a roll-out: the old version stays in service, and the cause is named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POLICY = "version_policy { specific { versions: [1] } }\n"
 
 @pytest.fixture
 def model(repository: Path, client: TritonClient, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A model that answers 2, 3 and 4 times its input; version 1 is deployed."""
+    """A model whose versions answer 2, 3 and 4 times the input. Version 1 is deployed."""
     name = request.node.name.split("[")[0].removeprefix("test_")[:60]
     versions = {1: scaling_model(2.0), 2: scaling_model(3.0), 3: scaling_model(4.0)}
     write_model(repository, name, SCALING_CONFIG + POLICY, versions)
@@ -44,7 +44,7 @@ def model(repository: Path, client: TritonClient, request: pytest.FixtureRequest
 
 
 class Asking:
-    """A client that asks a model all the time over a connection of its own."""
+    """A client of one model on its own connection, always asking."""
 
     def __init__(self, url: str, name: str) -> None:
         self.errors: list[str] = []

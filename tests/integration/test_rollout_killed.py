@@ -1,4 +1,4 @@
-"""A roll-out whose process is killed: what it left is named, is not taken for proven, and the next command ends it."""
+"""A killed roll-out: its remains are named, are not taken for proven, and the next command ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roll-outs of every kind of model, proven in the way that the model is asked."""
+"""Roll-outs of every kind of model, each proven by its own kind of request."""
 
 from __future__ import annotations
 

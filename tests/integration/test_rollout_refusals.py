@@ -1,4 +1,4 @@
-"""Servers that would refuse what a roll-out or its undo needs are refused before anything is changed."""
+"""A roll-out is refused in advance if the server would refuse one of its steps or its undo."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def refused(repository: Path, client: TritonClient, version: int, text: str, *, dry_run: bool = False) -> None:
-    """See that a deploy is refused, and changes nothing."""
+    """Check that a deploy is refused and changes nothing."""
     before = (repository / "m" / "config.pbtxt").stat().st_mtime_ns, client.versions("m")
     with pytest.raises(ServerRefusedError, match=text) as caught:
         deploy(repository, "m", version, client, options=RolloutOptions(dry_run=dry_run))
@@ -149,7 +149,7 @@ def test_a_model_of_several_repositories_is_refused(
 def test_a_folder_that_a_server_cannot_read_is_explained(
     repository: Path, start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Triton only says that it "failed to poll"; a server that keeps no record here is as a remote one."""
+    """Triton only says "failed to poll". A server without a record here is treated as a remote one."""
     other = tmp_path / "other"
     write_model(other, "m", SCALING_CONFIG + POLICY, {1: scaling_model(2.0)})
     (other / "m" / "config.pbtxt").write_text(SCALING_CONFIG + "no_such_field: 1\n")

@@ -1,4 +1,4 @@
-"""Roll-outs of ensembles and their parts: what is needed comes along, what needs it is proven and undone with it."""
+"""Roll-outs of ensembles and parts: needed models come along, dependent ones are proven and undone together."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a command as a user does, watch its process list, and see that no secret shows."""
+    """Run a command as a user does, watch its process list, and check that no secret shows."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config")}
 
     def run(*arguments: object, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:

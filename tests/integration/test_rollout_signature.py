@@ -1,4 +1,4 @@
-"""A policy of signatures: asked of what is served already as well, on one server, on several, and in object storage."""
+"""A signature policy also covers versions served already: on one server, on several, in object storage."""
 
 from __future__ import annotations
 

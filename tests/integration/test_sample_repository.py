@@ -48,7 +48,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonClient]:
-    """A real tritonserver on a copy that differs in one point: both versions of `digits` are served."""
+    """A real tritonserver on a copy with one difference: both versions of `digits` are served."""
     copy = tmp_path_factory.mktemp("served") / "model_repository"
     shutil.copytree(REPOSITORY, copy)
     set_served_versions(copy, "digits", (1, 2))

@@ -1,4 +1,4 @@
-"""The embedded server: a real tritonserver that comes up, answers, and leaves nothing behind."""
+"""The embedded server: a real tritonserver that starts, answers, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_wrong_argument_is_explained_by_triton(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_survives_the_owner(scaling: Path, number: int) -> None:
-    """The owner is another Python process that is killed while its server serves."""
+    """The owner is another Python process, killed while its server serves."""
     script = (
         "import sys, time\n"
         "from repo_manager import EmbeddedServer, ServerOptions\n"

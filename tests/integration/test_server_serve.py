@@ -1,4 +1,4 @@
-"""`serve` as a user runs it: what ends by itself comes back when asked to, and says why when not."""
+"""`serve` as a user runs it: an ended server is restarted on request, else the reason is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deploy --shadow` and `--canary` from the shell, on the real tritonserver: exit codes, and what is served after."""
+"""`deploy --shadow` and `--canary` from the shell on a real tritonserver: exit codes, and the versions served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under `signed_by` nothing runs that no key vouched for, whichever way into service is tried."""
+"""With `signed_by`, nothing runs without a trusted signature, whichever way into service is tried."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def attacked(tmp_path: Path, key: Path) -> tuple[Path, dict[str, str], Path]:
-    """A repository of signed models, one attack on each but the first; attack -> model; what a payload writes."""
+    """A repository of signed models with one attack each but the first: attack -> model, and the payload's file."""
     root, marker, source = tmp_path / "models", tmp_path / "marker", tmp_path / "model.onnx"
     root.mkdir()
     onnx.save(scaling_model(2.0), source)
@@ -228,7 +228,7 @@ def test_what_is_exchanged_between_the_check_and_the_load_is_put_back(
 
 
 def test_signed_python_code_stays_signed_while_it_is_served(tmp_path: Path, key: Path) -> None:
-    """The interpreter of the server writes no bytecode into the version, which nobody would have signed."""
+    """The server's interpreter writes no bytecode into the version, as nobody would have signed it."""
     root = tmp_path / "models"
     root.mkdir()
     sources = {"model.py": tmp_path / "model.py", "helper.py": tmp_path / "helper.py"}

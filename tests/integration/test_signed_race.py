@@ -1,4 +1,4 @@
-"""Under `signed_by` a server loads the files that were checked, whatever is written to the repository by then."""
+"""With `signed_by`, a server loads the checked files, whatever is written to the repository afterwards."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ HELPER = "def scaled(x, factor): return x * factor\n"
 
 
 class Signed:
-    """A repository whose every version is signed, its server, and what an attacker's code would write."""
+    """A repository with every version signed, its server, and the output of an attacker's code."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.root, self.marker = base, base / "models", base / "marker"
@@ -92,7 +92,7 @@ class Signed:
             (config.parent / "model.py").write_text(self.evil)
 
     def put_back(self) -> None:
-        """Take back what `exchange_all` did."""
+        """Undo `exchange_all`."""
         for code in self.root.glob("*/[0-9]*/helper.py"):
             code.write_text(HELPER)
         for code in self.root.glob("*/model.py"):
@@ -185,7 +185,7 @@ def sealed(tmp_path: Path) -> Iterator[Signed]:
 
 @pytest.fixture
 def exchange(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """What is done at the last moment before the next load: what is to be sent was read by then."""
+    """Exchanges files just before the next load, after the data to send were read."""
     load, waiting = TritonClient.load, list[Callable[[], object]]()
 
     def load_late(client: TritonClient, name: str, *arguments: object, **options: object) -> None:

@@ -157,7 +157,7 @@ def test_an_interrupted_fetch_goes_on_and_a_changed_object_begins_anew(
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The files of a tracking server that has a registered model with an alias; what the environment says of it."""
+    """The files of a tracking server with a registered model and an alias, and the environment for it."""
     mlflow = pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("mlflow")
     environment = {"MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}

@@ -150,7 +150,7 @@ def test_a_new_file_in_a_version_reloads_that_version(served: Served) -> None:
 
 
 def test_restored_times_do_not_hide_a_change(served: Served) -> None:
-    """The inode's change time counts as well, and nothing can set that back."""
+    """The inode's change time counts as well, and nobody can set it back."""
     path = served.folder / "1" / "model.onnx"
     before, times = served.stubs(), path.stat()
     path.write_bytes(scaling_model(5.0).SerializeToString())

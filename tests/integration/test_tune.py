@@ -28,7 +28,7 @@ from repo_manager.tuning.scratch import CANDIDATE
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "preferred", "--budget", "100s", "--json")
-"""Of a model that is no engine it measures today's setting alone, and has time for that on any machine."""
+"""For a model without an engine it measures only today's setting, with enough time on any machine."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`tune` of ensembles, of several models together, for energy; answers that change; instances in place."""
+"""`tune` of ensembles, of several models together, for energy; changing answers; instances in place."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_models_together_are_under_load_at_once_and_compared_at_once(models: Pat
 
 
 class _Metrics(http.server.BaseHTTPRequestHandler):
-    """A server's metrics, with a joule for each execution of a model: fewer, larger batches are what saves energy."""
+    """A server's metrics with a joule per execution of a model, so fewer and larger batches save energy."""
 
     source = ""
 
@@ -152,7 +152,7 @@ def metrics_of(url: str) -> Iterator[str]:
 
 
 def test_for_energy_larger_batches_win_where_executions_cost(models: Path, tmp_path: Path) -> None:
-    """Requests that wait for others for a while share an execution, and its joule."""
+    """Requests that wait for others share an execution and its joule."""
     (tmp_path / "other").mkdir()
     with (
         EmbeddedServer(ServerOptions(str(tmp_path / "other"), auto_complete=False)) as server,
@@ -181,7 +181,7 @@ def test_where_nothing_reports_energy_that_is_said(models: Path) -> None:
 
 
 def test_a_setting_that_changes_the_answers_is_out_and_instances_change_in_place(models: Path) -> None:
-    """The model takes the mean over its batch away, which is nothing as long as requests come alone."""
+    """The model subtracts the mean of its batch, so a request that comes alone gets zeros."""
     mixing = onnx_model(
         [
             helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),

@@ -1,4 +1,4 @@
-"""Every command of the tutorials, run in their order; what they print is what the documents show, numbers apart."""
+"""Every command of the tutorials, run in order. Its output is the documents', numbers apart."""
 
 from __future__ import annotations
 
