@@ -2,7 +2,7 @@
 
     python tests/fuzz/fuzz_ensembles.py [--graphs 300] [--seed 1]
 
-Prints each disagreement with what both sides say, and the share of graphs on which they agree (bar: 98 %).
+Prints each disagreement with both verdicts, and the share of graphs with equal verdicts (bar: 98 %).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Feed broken files of every kind but ONNX (fuzz_onnx.py) to what reads them.
+"""Feed broken files of every kind but ONNX (fuzz_onnx.py) to their readers.
 
     python tests/fuzz/fuzz_files.py --cases 2400 [--first SEED]
 

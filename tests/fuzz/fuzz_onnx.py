@@ -1,4 +1,4 @@
-"""Feed broken ONNX files to everything that reads them.
+"""Feed broken ONNX files to all their readers.
 
     python tests/fuzz/fuzz_onnx.py --cases 20000 [--models DIR] [--run] [--only SEED]
 

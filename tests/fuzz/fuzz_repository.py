@@ -1,9 +1,9 @@
-"""Damage config.pbtxt, manifest.json, the record, signatures, labels and repository.yaml; call all that reads them.
+"""Damage config.pbtxt, manifest.json, the record, signatures, labels and repository.yaml, and call all their readers.
 
     python tests/fuzz/fuzz_repository.py --seconds 60 [--first SEED] [--only SEED]
 
 Anything but success or an error of ours is a finding: another exception, more than 10 s, a changed signature or
-manifest that verifies, a model file that changed. Exit code 1 if there are any.
+manifest accepted, a changed model file. Exit code 1 if there are any.
 """
 
 from __future__ import annotations

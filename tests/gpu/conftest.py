@@ -1,7 +1,7 @@
-"""Tests on an NVIDIA GPU: `pytest tests/gpu`. Without one they are skipped, and say what is missing.
+"""Tests on an NVIDIA GPU: `pytest tests/gpu`. Without one they are skipped, with the reason.
 
-REPO_MANAGER_REHEARSE=1 runs here what needs no device, with TensorRT-RTX's builder, so that the tests themselves are
-known to work before a GPU is at hand; what needs the device stays skipped.
+REPO_MANAGER_REHEARSE=1 runs the parts without need of a device, with TensorRT-RTX's builder. So the tests themselves
+are known to work before a GPU is at hand. The other parts stay skipped.
 """
 
 from __future__ import annotations

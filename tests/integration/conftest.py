@@ -32,7 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repository: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A real tritonserver on the module's repository; nothing is loaded.
 
-    A module whose configurations are complete says `AUTO_COMPLETE = False`: each load is a second faster.
+    A module with complete configurations sets `AUTO_COMPLETE = False`: each load is a second faster.
     """
     auto_complete = getattr(request.module, "AUTO_COMPLETE", True)
     with EmbeddedServer(ServerOptions(repository=str(repository), auto_complete=auto_complete)) as running:

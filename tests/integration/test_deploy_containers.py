@@ -1,6 +1,7 @@
-"""The container files, built and run by podman on a base that is made here.
+"""The container files, built and run by podman on a base made here.
 
-REPO_MANAGER_TEST_CONTAINERS=1 makes it, once, in the cache: minutes. Without that and without a base they are skipped.
+REPO_MANAGER_TEST_CONTAINERS=1 makes it once, in the cache, within minutes. Without the variable and without a base the
+tests are skipped.
 """
 
 from __future__ import annotations

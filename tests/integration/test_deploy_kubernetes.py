@@ -1,7 +1,7 @@
-"""`repo-manager deploy --to k8s://` from the shell: the chart's Deployment, pods that are real tritonservers.
+"""`repo-manager deploy --to k8s://` from the shell: the chart's Deployment, with real tritonservers as pods.
 
-The API server and its Deployment controller are a fake (tests/support/fake_cluster.py); each pod runs the real
-tritonserver on the snapshot that its environment names, on an address of its own.
+The API server and its Deployment controller are a fake (tests/support/fake_cluster.py). Each pod runs the real
+tritonserver on the snapshot named in its environment, on an address of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reload rules of docs/triton-reload.md, used by `rollout.prediction`: one test each, on the real server.
 
-A version was loaded again when its counter of inferences began anew.
+A version was loaded again if its counter of inferences restarted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Servers that misbehave: what a broken, overloaded or hostile peer sends in place of an answer.
+"""Misbehaving servers: the bytes of a broken, overloaded or hostile peer in place of an answer.
 
-`BadPeer` listens and treats each connection in one manner. A manner is a function of the connection that says what is
-read and what is sent; it goes on until it returns, the peer hangs up, or the server is closed. `ANSWERS` are not
-manners of a socket but wrong contents: `AnsweringPeer` is a well-behaved HTTP server that says them.
+`BadPeer` listens and treats each connection in one manner. A manner is a function of the connection: it reads and sends
+until it returns, the peer hangs up, or the server is closed. `ANSWERS` are wrong contents, not manners of a socket:
+`AnsweringPeer`, a well-behaved HTTP server, sends them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Line:
         self.sock, self.closing = sock, closing
 
     def read_request(self) -> None:
-        """Read until the end of a request's header, or what of it comes."""
+        """Read until the end of a request's header, or until the data end."""
         got = b""
         while b"\r\n\r\n" not in got and (piece := self.sock.recv(65_536)):
             got += piece
@@ -134,7 +134,7 @@ HTTP_MANNERS: dict[str, Manner] = {
     "redirects-to-itself": _after(b"HTTP/1.1 307 Go\r\nLocation: /v2\r\nContent-Length: 0\r\n\r\n", _end),
     "gzip": _after(_OK + b"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n\x1f\x8b" + b"\xff" * 18, _end),
 }
-"""Of a server that is asked over HTTP, encrypted or not: name -> manner."""
+"""Manners of a server for HTTP clients, encrypted or not: name -> manner."""
 
 _SERVES = frame(SETTINGS, 0, 0, b"")
 _HUGE_MESSAGE = struct.pack(">BI", 0, 0xFFFFFFFF)
@@ -173,7 +173,7 @@ GRPC_MANNERS: dict[str, Manner] = {
     "resets-at-once": Line.reset,
     "half-closed": _half_closed,
 }
-"""Of a server that is asked over gRPC: name -> manner."""
+"""Manners of a server for gRPC clients: name -> manner."""
 
 MANNERS = {**{f"http-{name}": each for name, each in HTTP_MANNERS.items()}} | {
     f"grpc-{name}": each for name, each in GRPC_MANNERS.items()
@@ -219,7 +219,7 @@ class BadPeer:
 
 
 def triton_answers(model: str, inputs: list[Any], outputs: list[Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a server that serves version 1 of a model answers: end of the path -> JSON, or bytes."""
+    """Return the answers of a server with version 1 of a model: end of the path -> JSON, or bytes."""
     stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
     return {
         "/v2": {"name": "triton", "version": "2.51.0", "extensions": []},
@@ -346,7 +346,7 @@ STORE_ANSWERS: dict[str, bytes] = {
     "endless-pages": _listing("<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"),
     "folders-in-folders": _listing("<CommonPrefixes><Prefix>models/m/</Prefix></CommonPrefixes>"),
 }
-"""What a store may answer to everything: name -> body."""
+"""Wrong bodies a store may answer to every request: name -> body."""
 
 
 API_ANSWERS: dict[str, Any] = {
@@ -372,11 +372,11 @@ API_ANSWERS: dict[str, Any] = {
     "service": {"metadata": {"name": "digits"}, "spec": {"predictor": None}, "status": 5},
     "service-of-nulls": {"metadata": None, "spec": {"predictor": {"model": None}}, "status": None},
 }
-"""What an API server may answer to everything: name -> JSON."""
+"""Wrong documents an API server may answer to every request: name -> JSON."""
 
 
 class AnsweringPeer(BadPeer):
-    """An HTTP server that answers as told: end of the path -> what."""
+    """An HTTP server with given answers: end of the path -> content."""
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self._answers = sorted(answers.items(), key=lambda pair: -len(pair[0]))

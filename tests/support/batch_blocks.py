@@ -1,6 +1,7 @@
-"""Random graphs of which it is known whether the samples of a batch depend on each other.
+"""Random graphs with known batch behaviour: whether the samples of a batch depend on each other.
 
-A graph is a chain of blocks on a value [N, 4, 6]. Each block keeps that shape, and keeps the samples apart or does not.
+A graph is a chain of blocks on a value [N, 4, 6]. Each block keeps this shape, and either keeps the samples apart or
+mixes them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ T, C = 4, 6
 
 
 class Graph:
-    """Collects nodes and constants; `dtype` is that of all floats."""
+    """Collects nodes and constants. All floats have the type `dtype`."""
 
     def __init__(self, seed: int, dtype: int = TensorProto.FLOAT, opset: int = 17) -> None:
         self.random = np.random.default_rng(seed)
@@ -166,7 +167,7 @@ def _place(g: Graph, x: str) -> str:
 
 
 def _steps_embedding(g: Graph, x: str) -> str:
-    """The place among the steps, which is the sample's own affair."""
+    """The place among the steps, a matter of each sample alone."""
     steps = g.op("Range", np.array(0, np.int64), g.op("Squeeze", g.size(x, 1)), np.array(1, np.int64))
     return g.op("Add", x, g.op("Gather", g.weight(16, C), steps, axis=0))
 
@@ -263,7 +264,7 @@ def _twice(g: Graph, x: str) -> str:
 
 
 def _if(g: Graph, x: str, mixed: bool) -> str:
-    """A branch that the mean of a batch decides, or the length of the steps."""
+    """A branch decided by the mean of a batch, or by the length of the steps."""
     info = helper.make_tensor_value_info
     branches = {}
     for name, op in (("then_branch", "Tanh"), ("else_branch", "Neg")):
@@ -352,7 +353,7 @@ MIXED: dict[str, Block] = {
 
 
 def chain(seed: int, *, mixed: bool, dtype: int = TensorProto.FLOAT) -> tuple[onnx.ModelProto, list[str]]:
-    """Return a random graph and its blocks' names; `mixed` puts one or two blocks among them that mix samples."""
+    """Return a random graph and its blocks' names. `mixed` adds one or two blocks that mix samples."""
     g = Graph(seed, dtype)
     names = [str(name) for name in g.random.choice(list(KEPT), g.random.integers(1, 5))]
     for _ in range(int(g.random.integers(1, 3)) if mixed else 0):

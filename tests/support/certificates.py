@@ -26,7 +26,7 @@ def make_certificates(folder: Path) -> dict[str, Path]:
 
 
 def make_key_pair(folder: Path) -> tuple[Path, Path]:
-    """Make a key that signs versions; return the private file and the public one."""
+    """Make a key to sign versions with. Return the private file and the public one."""
     private, public = folder / "key.pem", folder / "key.pub"
     for words in (
         ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)],

@@ -1,4 +1,4 @@
-"""Every `repo-manager ...` that an asset or a document holds, parsed by the real command line, never run."""
+"""Every `repo-manager ...` in an asset or a document, parsed by the real command line, never run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def command_lines(text: str, *, prose: bool = False) -> Iterator[Found]:
 
     Args:
         text: a script, YAML, or Markdown.
-        prose: only what stands in code (Markdown).
+        prose: take only the text in code (Markdown).
     """
     joined = re.sub(r"\s*\\\n\s*", " ", text)
     for line in _code_of(joined) if prose else joined.splitlines():
@@ -63,7 +63,7 @@ def command_lines(text: str, *, prose: bool = False) -> Iterator[Found]:
 
 
 def _code_of(text: str) -> Iterator[str]:
-    """Yield what stands in code blocks and between backticks."""
+    """Yield the texts of code blocks and between backticks."""
     for index, part in enumerate(re.split(r"^```.*$", text, flags=re.MULTILINE)):
         if index % 2:
             yield from part.splitlines()

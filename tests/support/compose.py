@@ -1,4 +1,4 @@
-"""What the compose schema cannot see: files, volumes, ports and services that a compose file refers to."""
+"""Checks beyond the compose schema: files, volumes, ports and services a compose file refers to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOCAL_PORT = re.compile(r"127\.0\.0\.1:(\d+):(\d+)")
 
 
 def check_compose(document: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return what does not hang together in a compose file that lies in `folder`."""
+    """Return the inconsistencies of a compose file in `folder`."""
     services = document["services"]
     found: list[str] = []
     for name, service in services.items():
@@ -28,7 +28,7 @@ def check_compose(document: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def variables(text: str) -> dict[str, bool]:
-    """Return the variables that a file asks for, and whether it goes on without them."""
+    """Return the variables a file asks for, and whether it has a default for them."""
     return {name: mode == ":-" for name, mode in _VARIABLE.findall(text)}
 
 

@@ -21,12 +21,12 @@ def _schemas() -> dict[tuple[str, str], Any]:
 
 
 def kinds() -> set[str]:
-    """Return the kinds that can be checked."""
+    """Return the kinds with a schema."""
     return {kind for _, kind in _schemas()}
 
 
 def _strict(schema: Any) -> Any:
-    """Return a structural schema as JSON Schema that refuses a field that it does not name."""
+    """Return a structural schema as JSON Schema, with unknown fields refused."""
     if isinstance(schema, list):
         return [_strict(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Linters that the `dev` extra brings as programs."""
+"""Linters from the `dev` extra, run as programs."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Objects keep `resourceVersion` and `generation` as the real one does: a patch with an old version is a conflict, only
 a change of the spec makes a new generation, strategic patches merge containers and variables by name, null removes.
-The controller takes a step at each read of a Deployment, sees a change some reads late, and its pods end slowly; what
-becomes of new pods is a test's `Behaviour`.
+The controller takes a step at each read of a Deployment, sees a change some reads late, and its pods end slowly. A
+test's `Behaviour` decides about new pods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import yaml
 
 Object = dict[str, Any]
 Behaviour = Callable[["FakeCluster", Object, Object], None]
-"""cluster, deployment, pod: makes a pod that was just created what the test wants."""
+"""cluster, deployment, pod: turns a freshly created pod into the state a test wants."""
 
 _LAG = 2
 """How many reads after a change the Deployment controller sees it, and after its end a pod is gone."""
@@ -69,7 +69,7 @@ def merged(old: Any, patch: Any, *, strategic: bool, key: str = "") -> Any:
 
 
 def claimed(old: Any, patch: Any, *, key: str = "") -> Object:
-    """Return the fields that a patch changes, as `managedFields` writes them."""
+    """Return the fields changed by a patch, as `managedFields` writes them."""
     found: Object = {}
     for name, value in patch.items():
         before = old.get(name) if isinstance(old, dict) else None
@@ -90,7 +90,7 @@ def claimed(old: Any, patch: Any, *, key: str = "") -> Object:
 
 
 def dropped(patch: Any) -> Object:
-    """Return the fields that a merge patch removes, as `managedFields` writes them: nobody owns them any more."""
+    """Return the fields removed by a merge patch, as `managedFields` writes them: they have no owner any more."""
     found: Object = {}
     for name, value in patch.items():
         if value is None:
@@ -101,7 +101,7 @@ def dropped(patch: Any) -> Object:
 
 
 def _without(fields: Object, taken: Object) -> Object:
-    """Return the fields that are left to a manager when another one has changed some."""
+    """Return a manager's remaining fields after another one has changed some."""
     left = {}
     for key, value in fields.items():
         if key not in taken:
@@ -116,7 +116,7 @@ def _joined(one: Object, other: Object) -> Object:
 
 
 def claim(item: Object, fields: Object, manager: str, operation: str = "Update") -> None:
-    """Give fields to a manager, as the API server does with what a request changes; others lose them."""
+    """Give a manager the fields its request changes, as the API server does. Others lose them."""
     if not fields:
         return
     entries = item["metadata"].setdefault("managedFields", [])
@@ -185,25 +185,25 @@ def _container_status(deployment: Object, state: Mapping[str, Any], *, ready: bo
 
 @dataclasses.dataclass
 class FakeCluster:
-    """The state, and what happens to it."""
+    """The state, and its changes."""
 
     behaviour: Behaviour = ready
     objects: dict[tuple[str, str, str], Object] = dataclasses.field(default_factory=dict)
     pods: list[Object] = dataclasses.field(default_factory=list)
     replica_sets: dict[tuple[str, str], Object] = dataclasses.field(default_factory=dict)
-    """Of every template that a Deployment ever had, by namespace and name: an undo leaves them there, without pods."""
+    """Every template a Deployment ever had, by namespace and name: an undo leaves them, without pods."""
     logs: str = ""
     requests: list[tuple[str, str, Any]] = dataclasses.field(default_factory=list)
     refuse: Callable[[str, str], tuple[int, str] | None] = lambda _method, _path: None
     """method, path -> status and message, to refuse a request."""
     on_patch: Callable[[Object], None] = lambda _item: None
-    """Told of every object that was patched, custom ones: a test's own controller."""
+    """Called with every patched object, custom ones too: a test's own controller."""
     on_read: Callable[[Object], None] = lambda _item: None
-    """Told of every object that is read by its name, before it is sent."""
+    """Called with every object read by its name, before it is sent."""
     manager: str = "unknown"
-    """The field manager of the request that is answered now."""
+    """The field manager of the current request."""
     events: list[Object] = dataclasses.field(default_factory=list)
-    """What was created as Events, in order."""
+    """The created Events, in order."""
     frozen: bool = False
     """The Deployment controller does nothing."""
     _unseen: dict[tuple[str, str, str], int] = dataclasses.field(default_factory=dict)
@@ -284,7 +284,7 @@ class FakeCluster:
             touch(deployment)
 
     def settle(self) -> None:
-        """Let the pods that are on their way out be gone."""
+        """Remove the pods on their way out."""
         self._ending.clear()
 
     def _end(self, pod: Object) -> None:
@@ -355,7 +355,7 @@ def _is_ready(pod: Object) -> bool:
 
 
 def _discovery() -> dict[str, Object]:
-    """What the API server says of itself, as far as helm asks before it renders a chart with `lookup`."""
+    """The API server's description of itself, as far as helm asks before it renders a chart with `lookup`."""
     kinds = {
         ("", "v1"): {"secrets": "Secret", "services": "Service", "serviceaccounts": "ServiceAccount", "pods": "Pod"},
         ("apps", "v1"): {"deployments": "Deployment"},
@@ -438,7 +438,7 @@ class Handler(BaseHTTPRequestHandler):
         self._unknown()
 
     def _unknown(self) -> None:
-        """Answer as for a kind that it does not know, or not yet: in plain text, without the object's name."""
+        """Answer as for an unknown kind: in plain text, without the object's name."""
         self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")
 
     def _created(self, kind: str, body: Object) -> None:
@@ -478,7 +478,7 @@ def _labels(query: str) -> dict[str, str]:
 
 
 class ServedCluster:
-    """A fake cluster behind a real port, with a kubeconfig that leads to it."""
+    """A fake cluster behind a real port, with a kubeconfig for it."""
 
     def __init__(self, folder: Path, base: type[Handler] | None = None) -> None:
         self.cluster = FakeCluster()

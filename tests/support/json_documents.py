@@ -1,4 +1,4 @@
-"""Real `--json` documents against the schemas that the documentation publishes."""
+"""Real `--json` documents against the published schemas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tool(name: str) -> Any:
 
 @functools.cache
 def _validator(command: str) -> jsonschema.Draft202012Validator:
-    """Return a validator of a command's documents that takes no key besides those of the schema."""
+    """Return a validator of a command's documents. Keys outside the schema are refused."""
     schema = copy.deepcopy(tool("json_page").json_schemas()[command])
     if command not in tool("json_page").WRITTEN:
         _close(schema)
@@ -49,7 +49,7 @@ def _close(value: Any) -> None:
 
 
 def check_document(command: str, document: Any) -> None:
-    """Hold a document against the schema of its command, which has to name every key."""
+    """Compare a document with the schema of its command, which must name every key."""
     if isinstance(document, dict):
         document = {key: value for key, value in document.items() if key != "context"}
     error = jsonschema.exceptions.best_match(_validator(command).iter_errors(document))
@@ -57,7 +57,7 @@ def check_document(command: str, document: Any) -> None:
 
 
 def check_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check every document that a command of this process prints until the patch ends."""
+    """Check every document printed by a command of this process until the patch ends."""
     printed = Terminal.result
 
     def result(terminal: Terminal, result: Any, *views: Any) -> None:

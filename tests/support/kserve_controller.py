@@ -1,7 +1,7 @@
 """An InferenceService, and KServe's controller as far as the status goes, for a fake cluster.
 
-As the real one does, the controller lags behind the spec, copies `observedGeneration` from what it owns, and leaves the
-status of what was served before until then (kserve, `PropagateStatus`, `PropagateRawStatus`).
+Like the real one, the controller lags behind the spec, copies `observedGeneration` from the objects it owns, and shows
+the status of the previous version until then (kserve, `PropagateStatus`, `PropagateRawStatus`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LAG = 3
 
 
 def inference_service(*, mode: str = "Knative") -> dict[str, Any]:
-    """As `kubectl get -o json` shows a ready one, in the fields that are read."""
+    """A ready one as `kubectl get -o json` shows it, with only the fields we read."""
     status = ready_status("00001", "00001", 100)
     status["deploymentMode"] = mode
     if mode != "Knative":
@@ -32,7 +32,7 @@ def inference_service(*, mode: str = "Knative") -> dict[str, Any]:
 
 
 def owned_deployment(name: str, uri: str) -> dict[str, Any]:
-    """Return the Deployment that KServe makes of a predictor in Standard mode."""
+    """Return the Deployment KServe makes of a predictor in Standard mode."""
     labels = {"app": f"isvc.{name}", "serving.kserve.io/inferenceservice": "digits"}
     return {
         "apiVersion": "apps/v1",

@@ -1,8 +1,8 @@
-"""Kubernetes manifests as a set that hangs together: what schemas cannot see, checked.
+"""Kubernetes manifests as a consistent set: checks beyond the schemas.
 
-A schema holds one object against its type. Whether a Service selects any pod, whether a named port exists, whether a
-volume is mounted that nobody declares: that needs the whole set. The rules are in `manifests_pods` (one pod's inside)
-and `manifests_links` (objects to each other); here are the objects, and what the rules share.
+A schema compares one object with its type. Whether a Service selects any pod, whether a named port exists, whether an
+undeclared volume is mounted: these checks need the whole set. The rules are in `manifests_pods` (inside a pod) and
+`manifests_links` (between objects). Here are the objects, and the common parts of the rules.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORKLOADS = {"Deployment", "StatefulSet", "DaemonSet", "Job"}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that does not hang together."""
+    """An inconsistency."""
 
     rule: str
     where: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, as it is for the API server in strict mode."""
+    """YAML with a doubled key as an error, as in the API server's strict mode."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -112,7 +112,7 @@ def selects(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bo
 
 
 def quantity(value: Any) -> float:
-    """Read a resource quantity (`500m`, `1.5Gi`, `2`); NaN, which no comparison holds for, when it is none."""
+    """Read a resource quantity (`500m`, `1.5Gi`, `2`). Else NaN, for which no comparison holds."""
     match = _QUANTITY.fullmatch(str(value))
     if match is None or match[2] not in _SUFFIXES:
         return math.nan
@@ -126,7 +126,7 @@ def port_names(workload: Object) -> set[str | int]:
 
 
 def twice(values: Iterable[Any]) -> list[Any]:
-    """Return the values that stand more than once."""
+    """Return the values present more than once."""
     listed = list(values)
     return sorted({value for value in listed if listed.count(value) > 1}, key=str)
 

@@ -31,8 +31,8 @@ def check_set(objects: list[Object], *, external: frozenset[str] = frozenset()) 
     """Check a set of manifests as a whole.
 
     Args:
-        objects: everything that is applied together.
-        external: `Kind/name` of what is referred to and exists in the cluster already.
+        objects: everything applied together.
+        external: `Kind/name` of objects in the cluster already.
     """
     rules: tuple[Callable[[list[Object], frozenset[str]], Iterator[Finding]], ...] = (
         *(_identity, _selectors, _services, _autoscalers, _budgets, _policies, _monitors, _accounts, _routes),
@@ -93,7 +93,7 @@ def _services(objects: list[Object], _external: frozenset[str]) -> Iterator[Find
 
 
 def _autoscalers(objects: list[Object], _external: frozenset[str]) -> Iterator[Finding]:
-    """An HPA scales what is there, between limits in order, and is alone in setting the number."""
+    """An HPA scales an existing object, between ordered limits, and alone sets the number."""
     for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
         spec, place = scaler["spec"], where(scaler)
         target = spec["scaleTargetRef"]
@@ -138,7 +138,7 @@ def _budgets(objects: list[Object], _external: frozenset[str]) -> Iterator[Findi
 
 
 def _policies(objects: list[Object], _external: frozenset[str]) -> Iterator[Finding]:
-    """A NetworkPolicy covers pods, and a port that it names exists on them."""
+    """A NetworkPolicy covers pods, and the ports it names exist on them."""
     for policy in of_kind(objects, "NetworkPolicy"):
         pods = _pods(objects, policy["spec"].get("podSelector"), namespace(policy))
         if not pods:
@@ -151,7 +151,7 @@ def _policies(objects: list[Object], _external: frozenset[str]) -> Iterator[Find
 
 
 def _monitors(objects: list[Object], _external: frozenset[str]) -> Iterator[Finding]:
-    """A ServiceMonitor takes exactly one Service, so that no pod is scraped twice, and a port of it."""
+    """A ServiceMonitor takes exactly one Service, so no pod is scraped twice, and a port of it."""
     for monitor in of_kind(objects, "ServiceMonitor"):
         taken = [
             service
@@ -170,7 +170,7 @@ def _monitors(objects: list[Object], _external: frozenset[str]) -> Iterator[Find
 
 
 def _accounts(objects: list[Object], external: frozenset[str]) -> Iterator[Finding]:
-    """Bindings bind what is there; no rule is wider than it says."""
+    """Bindings bind existing roles to somebody. No rule has a wildcard, reads secrets, or seems restricted only."""
     known = {where(item) for item in objects} | external
     for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
         reference = binding["roleRef"]
@@ -194,7 +194,7 @@ def _accounts(objects: list[Object], external: frozenset[str]) -> Iterator[Findi
 
 
 def _routes(objects: list[Object], external: frozenset[str]) -> Iterator[Finding]:
-    """A route's weights send requests somewhere that exists."""
+    """A route's weights send requests to existing services."""
     services = {where(item): item for item in of_kind(objects, "Service")}
     for route in of_kind(objects, "HTTPRoute", "GRPCRoute"):
         if not route["spec"].get("parentRefs"):
@@ -215,7 +215,7 @@ def _routes(objects: list[Object], external: frozenset[str]) -> Iterator[Finding
 
 
 def _references(objects: list[Object], external: frozenset[str]) -> Iterator[Finding]:
-    """ServiceAccounts, ConfigMaps, Secrets and claims that pods name are there."""
+    """ServiceAccounts, ConfigMaps, Secrets and claims of pods exist."""
     known = {where(item) for item in objects} | external
     for workload in workloads(objects):
         spec = template(workload)["spec"]

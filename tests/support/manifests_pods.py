@@ -25,7 +25,7 @@ _SECURITY_MARGIN_S = 1
 
 
 def check_pods(objects: list[Object]) -> Iterator[Finding]:
-    """Yield what is wrong inside each workload's pod template."""
+    """Yield the faults inside each workload's pod template."""
     for workload in workloads(objects):
         place = where(workload)
         for rule in (_names, _volumes, _environment, _probes, _resources, _shared_memory, _security, _images, _drain):
@@ -69,7 +69,7 @@ def _volumes(workload: Object) -> Iterator[str]:
 
 
 def _environment(workload: Object) -> Iterator[str]:
-    """No variable stands twice, and `$(NAME)` in a command names one that is there."""
+    """No variable is doubled, and `$(NAME)` in a command names an existing one."""
     for container in containers(workload):
         names = [variable["name"] for variable in container.get("env", ())]
         for name in twice(names):
@@ -81,7 +81,7 @@ def _environment(workload: Object) -> Iterator[str]:
 
 
 def _probes(workload: Object) -> Iterator[str]:
-    """A probe asks a port that is there, waits no longer than its period, and start-up fits the deadline."""
+    """A probe asks an existing port, waits no longer than its period, and start-up fits the deadline."""
     for container in containers(workload):
         for kind in _PROBES:
             probe = container.get(kind)
@@ -121,7 +121,7 @@ def _resources(workload: Object) -> Iterator[str]:
 
 
 def _shared_memory(workload: Object) -> Iterator[str]:
-    """What lies in a memory volume counts against the memory limit."""
+    """The content of a memory volume counts against the memory limit."""
     for volume in template(workload)["spec"].get("volumes", ()):
         directory = volume.get("emptyDir") or {}
         if directory.get("medium") != "Memory":
@@ -134,7 +134,7 @@ def _shared_memory(workload: Object) -> Iterator[str]:
 
 
 def _security(workload: Object) -> Iterator[str]:
-    """Not root, no privileges, a root file system that cannot be written."""
+    """Not root, no privileges, a read-only root file system."""
     pod = template(workload)["spec"].get("securityContext", {})
     for container in containers(workload):
         own = {**pod, **container.get("securityContext", {})}

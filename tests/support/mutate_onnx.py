@@ -264,7 +264,7 @@ GRAPHS: list[Callable[[onnx.ModelProto, random.Random], None]] = [
 
 
 def mutate(data: bytes, seed: int) -> tuple[str, bytes]:
-    """Return (what was done, the broken file)."""
+    """Return (description of the mutation, the broken file)."""
     rng = random.Random(seed)
     if rng.random() < 0.35:
         change = rng.choice(BYTES)

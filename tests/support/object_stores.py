@@ -91,7 +91,7 @@ def moto_server() -> Iterator[tuple[str, int]]:
 
 
 def s3_environment() -> dict[str, str]:
-    """What Triton and repo-manager read, and nothing else of AWS."""
+    """The variables read by Triton and repo-manager, and nothing else of AWS."""
     return {
         "AWS_ACCESS_KEY_ID": "test-key",
         "AWS_SECRET_ACCESS_KEY": "test-secret-never-shown",
@@ -101,9 +101,9 @@ def s3_environment() -> dict[str, str]:
 
 
 def azurite_command() -> list[str]:
-    """The command that runs Azurite's blob service; it is installed by npm once, into the cache.
+    """The command for Azurite's blob service, installed by npm once, into the cache.
 
-    Skips the test, with the reason, where that is impossible.
+    Skips the test, with the reason, where npm cannot install it.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:

@@ -200,7 +200,7 @@ def zoo() -> onnx.ModelProto:
 
 
 def folded() -> dict[str, onnx.ModelProto]:
-    """Models whose output shape ONNX Runtime knows only after it has folded constants; what is declared is dynamic."""
+    """Models with output shapes known to ONNX Runtime only after constant folding. The declared ones are dynamic."""
     return {
         "reshape": _folded("Reshape", ["row", "numbers"], [2, 4], ["T", 8], ["a", "b"]),
         "batched_reshape": _folded("Reshape", ["n", "numbers"], [-1, 2, 4], ["N", 8], ["N", "a", "b"]),

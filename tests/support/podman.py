@@ -1,4 +1,4 @@
-"""Containers without an engine and without a registry: podman, on a Debian base that debootstrap makes here."""
+"""Containers without an engine and without a registry: podman, on a Debian base made here by debootstrap."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Podman:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
 
     def base(self) -> str:
-        """Return the base image's name; made at the first call ever, when that is asked for."""
+        """Return the base image's name. The first call ever makes it, when asked to."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._conf.write_text(_CONF, encoding="utf-8")
         if self.run("image", "exists", _BASE).returncode == 0:
@@ -93,7 +93,7 @@ def podman() -> Podman:
 
 
 def build_context(folder: Path, *paths: str) -> Path:
-    """Copy what git tracks below some paths, as a clean checkout has it."""
+    """Copy the files tracked by git below some paths, as in a clean checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *paths],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=30,

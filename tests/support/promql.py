@@ -1,4 +1,4 @@
-"""What the tests of alerts and dashboards read out of PromQL and out of recorded scrapes."""
+"""PromQL and recorded scrapes, read for the tests of alerts and dashboards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_promtool(*arguments: str | Path, folder: Path) -> subprocess.CompletedPr
 
 
 def metric_names(expression: str) -> set[str]:
-    """Return the metrics that an expression reads (not functions, labels, durations or keywords)."""
+    """Return the metrics an expression reads (not functions, labels, durations or keywords)."""
     text = _GROUPING.sub(" ", re.sub(r"\{[^}]*\}", " ", _STRING.sub('""', expression)))
     text = _DURATION.sub(" ", text)
     return {name for name in _NAME.findall(text) if name.lower() not in _WORDS}
@@ -50,7 +50,7 @@ def scrape(name: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def recorded_metrics(names: Sequence[str]) -> Mapping[str, set[frozenset[str]]]:
-    """Return the metrics in these scrapes, each with the label names that it was seen with."""
+    """Return the metrics in these scrapes, each with its label names."""
     found: dict[str, set[frozenset[str]]] = {}
     for name in names:
         for metric, labels in scrape(name):

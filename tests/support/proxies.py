@@ -1,4 +1,4 @@
-"""Proxies between a client and a server that tests can cut, stall, or that end TLS as a gateway does."""
+"""Proxies between a client and a server: they can be cut, stall, or end TLS as a gateway does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import TracebackType
 
 
 class TcpProxy:
-    """Passes bytes between clients and one server until it is told otherwise.
+    """Passes bytes between clients and one server until told otherwise.
 
     `cut()` resets every connection and refuses new ones; `stall()` takes bytes and passes none on; `heal()` ends both.
-    With `context` it speaks TLS to its clients and plain TCP to the server. What clients sent is in `received`.
+    With `context` it speaks TLS to its clients and plain TCP to the server. `received` holds the clients' bytes.
     """
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
@@ -56,7 +56,7 @@ class TcpProxy:
         self._flowing.clear()
 
     def heal(self) -> None:
-        """Let everything through again; what was stalled goes on."""
+        """Let everything through again, stalled bytes first."""
         self._cut.clear()
         self._flowing.set()
 
@@ -112,7 +112,7 @@ class TcpProxy:
 
 
 def tls_terminating(port: int, certificates: dict[str, Path], *, mutual: bool = False) -> TcpProxy:
-    """Make a proxy that ends TLS before a plain server, as an ingress does."""
+    """Make a proxy to end TLS before a plain server, as an ingress does."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates["server.pem"], certificates["server.key"])
     if mutual:

@@ -1,6 +1,6 @@
-"""Python-backend models of every kind that Triton serves, written into a repository for tests.
+"""Python-backend models of every kind Triton serves, written into a repository for tests.
 
-Those with several versions answer with the version's number in the result, so that a test sees which one answered.
+With several versions, each answer contains the version's number, so a test sees which one answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random ensembles over a fixed set of models, right ones and mutated ones, and what the real server says of each."""
+"""Random ensembles over a fixed set of models, valid ones and mutated ones, and the real server's verdicts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _LOADABLE = tuple(name for name in MODELS if name != "broken")
 
 @dataclasses.dataclass
 class Step:
-    """A step that mutations may change."""
+    """A step open to mutations."""
 
     model: str
     version: int
@@ -93,7 +93,7 @@ class Step:
 
 @dataclasses.dataclass
 class Ensemble:
-    """An ensemble that mutations may change."""
+    """An ensemble open to mutations."""
 
     batch: int
     inputs: dict[str, Tensor]
@@ -108,7 +108,7 @@ class Ensemble:
 
 
 def random_ensemble(draw: random.Random) -> Ensemble:
-    """Make an ensemble that is right but for chance: each step takes tensors of its inputs' shapes and types."""
+    """Make an ensemble, most likely valid: each step takes tensors of its inputs' shapes and types."""
     tensors = {"in0": A, **({"in1": C} if draw.random() < 0.4 else {})}
     inputs = dict(tensors)
     steps: list[Step] = []
@@ -176,9 +176,9 @@ def mutate(ensemble: Ensemble, draw: random.Random) -> None:
 
 
 def texts_of(count: int, seed: int) -> dict[str, str]:
-    """Return name -> config.pbtxt of random ensembles; later ones may contain earlier ones.
+    """Return name -> config.pbtxt of random ensembles. Later ones may contain earlier ones.
 
-    None contains one that contains itself: Triton 2.51 recurses without end when it meets such a cycle from outside.
+    None contains a cyclic one: Triton 2.51 recurses without end when it enters a cycle from outside.
     """
     draw = random.Random(seed)
     made: dict[str, Ensemble] = {}
@@ -196,7 +196,7 @@ def texts_of(count: int, seed: int) -> dict[str, str]:
 
 
 def _nest(name: str, inner: Ensemble, ensemble: Ensemble, draw: random.Random) -> None:
-    """Add a step that runs another ensemble, most often with all of its inputs from tensors of the same name."""
+    """Add a step with another ensemble, most often with all of its inputs from tensors of the same name."""
     outputs = {tensor: f"inner_{tensor}" for tensor in inner.outputs}
     sources = {tensor: tensor for tensor in inner.inputs}
     ensemble.steps.append(Step(name, draw.choice([-1, -1, 1, 2]), sources, outputs))
@@ -217,7 +217,7 @@ def write(root: Path, texts: dict[str, str]) -> None:
 
 
 def our_verdict(name: str, configs: dict[str, ModelConfig]) -> list[str]:
-    """Return what speaks against an ensemble, or against an ensemble inside it.
+    """Return the objections to an ensemble, or to an ensemble inside it.
 
     Args:
         name: the ensemble.

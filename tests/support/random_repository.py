@@ -1,4 +1,4 @@
-"""Random changes of a model's folder, for tests that hold predictions against a real server."""
+"""Random changes of a model's folder, for tests of predictions against a real server."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RandomModel:
 
     @property
     def unloadable(self) -> dict[int, str]:
-        """Version -> why it cannot load, for what a checker of files would see."""
+        """Version -> why it cannot load, as a checker of files would see it."""
         found = {}
         for version in self.versions:
             path = self.folder / str(version) / "model.py"
@@ -174,7 +174,7 @@ def change_scheduler(model: RandomModel) -> None:
 
 
 def say_the_default(model: RandomModel) -> None:
-    """Write out, or leave out, what Triton fills in by itself."""
+    """Write out, or leave out, the fields Triton fills in by itself."""
     defaults = (f'name: "{model.name}"', "optimization { input_pinned_memory { enable: true } }", "optimization {}", "")
     model.fields["default"] = model.rng.choice((*defaults, "# a comment"))
     model.write_config()
@@ -242,7 +242,7 @@ def stray_folder(model: RandomModel) -> None:
 
 
 def lookalike(model: RandomModel) -> None:
-    """A name that `config.pbtxt` begins with: Triton takes it for the configuration, and then sees no times at all."""
+    """A prefix of `config.pbtxt` as a name: Triton takes it for the configuration, and then sees no times at all."""
     path = model.folder / model.rng.choice(("config", "c"))
     if path.exists():
         path.unlink()

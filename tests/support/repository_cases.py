@@ -99,10 +99,10 @@ class Cases:
         self.contents = {file: (root / file).read_bytes() for file in FILES}
 
     def run(self, seed: int) -> str:
-        """Run one case; return which file was damaged.
+        """Run one case. Return the damaged file's name.
 
         Raises:
-            AssertionError: something was accepted that must not be.
+            AssertionError: a damage was accepted.
             Exception: anything but our own errors is a finding.
         """
         chance = random.Random(seed)
@@ -139,7 +139,7 @@ class Cases:
 
 
 def envelope(content: bytes) -> Any:
-    """What of a signature counts: the statement, and the signature of it."""
+    """The meaningful parts of a signature: the statement, and its signature."""
     found = json.loads(content)["dsseEnvelope"]
     return base64.b64decode(found["payload"]), base64.b64decode(found["signatures"][0]["sig"]), found["payloadType"]
 

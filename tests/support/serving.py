@@ -1,4 +1,4 @@
-"""Tiny models and hand-written repositories for tests that serve them."""
+"""Tiny models and hand-written repositories, served in tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""As much of S3 as the repository uses, in memory, for tests that restore a state a thousand times.
+"""The part of S3 the repository uses, in memory, for tests with thousands of restored states.
 
-moto is what the operations are tested against; this is for the crash tests alone, where it takes a tenth of the time.
-`kill` ends a process with SIGKILL as its n-th request arrives, before anything is done: dying after request n is the
-same for the store as dying before request n + 1.
+The operations are tested against moto. This one is for the crash tests alone, and needs a tenth of the time there.
+`kill` ends a process with SIGKILL as its n-th request arrives, before anything is done: to the store, dying after
+request n equals dying before request n + 1.
 """
 
 from __future__ import annotations
@@ -200,10 +200,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Watch:
-    """Holds each write until no other comes, and notes every state that a crash may leave at any moment.
+    """Holds each write until no other comes, and notes every state a crash may leave at any moment.
 
-    A write that was answered is durable. Those that are under way may each have been done or not: kept are none, all,
-    any first few, all but one, or just one, in the order in which they came.
+    An answered write is durable. Each write under way may have been done or not: none, all, any first few, all but one,
+    or just one is kept, in the order of arrival.
     """
 
     QUIET_S = 0.01
@@ -221,7 +221,7 @@ class Watch:
         self._note()
 
     def write(self, change: Write) -> int:
-        """Do a write once it is the first of those that wait."""
+        """Do a write once it is the first of the waiting ones."""
         with self._turn:
             self.writes += 1
             self._waiting.append(change)
@@ -242,7 +242,7 @@ class Watch:
             return status
 
     def last(self) -> list[State]:
-        """What a crash can leave after the last write was answered."""
+        """The states a crash can leave after the last answered write."""
         return list(self._states())
 
     def _states(self) -> Iterator[State]:

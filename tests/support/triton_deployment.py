@@ -1,4 +1,4 @@
-"""A repository with a published model, and a Deployment that serves it, for tests of roll-outs on Kubernetes."""
+"""A repository with a published model, and a Deployment of it, for tests of roll-outs on Kubernetes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def publish_scaling(repository: Path, name: str, factors: list[float], scratch: 
 def triton_deployment(
     name: str = "rel-triton", *, release: str = "rel", url: str = "/models/repository"
 ) -> dict[str, Any]:
-    """Return a Deployment as the chart makes it, with a gRPC port on which nobody answers."""
+    """Return a Deployment as the chart makes it, with a gRPC port without a listener."""
     labels = {"app.kubernetes.io/name": "triton", "app.kubernetes.io/instance": release}
     labels |= {"app.kubernetes.io/component": "server", "repo-manager/kind": name}
     container = {

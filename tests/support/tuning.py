@@ -1,8 +1,8 @@
-"""A tuning without a server: a formula, or a recorded grid, answers in place of load tests, with their noise and time.
+"""A tuning without a server: a formula or a recorded grid in place of load tests, with their noise and time.
 
-What a load test would find (levels that hold, fail or stay undecided) and how long it would take follow from one
-number: the largest rate that a state of settings holds. So a search can be run thousands of times against surfaces
-whose best setting is known.
+The findings of a load test (levels that hold, fail or stay undecided) and its duration follow from one number: the
+largest rate held by a state of settings. So a search can run thousands of times against surfaces with a known best
+setting.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WARMUP_S = 0.5
 
 
 def subjects_of(configs: Mapping[str, str], tops: Sequence[str]) -> Subjects:
-    """Return models that have a configuration and no files; ensembles come after what they need."""
+    """Return models with a configuration and no files. Ensembles come after their parts."""
     models = {}
     for name, text in configs.items():
         config = parse_config(text)
@@ -73,12 +73,12 @@ class Surface(Loads):
     """Answers for copies.
 
     Args:
-        copies: what is served.
-        options: what is sought.
-        rate_of: the largest rate that a state holds, in requests a second; 0 holds none.
-        batch_ms: of a model and a size.
-        seed: of the noise.
-        noise: of one measurement, as a share; one in twenty is disturbed and shows up to a quarter less.
+        copies: the served models.
+        options: the aim of the search.
+        rate_of: the largest rate held by a state, in requests a second. 0: it holds none.
+        batch_ms: time of a batch in milliseconds, by model and size.
+        seed: seed of the noise.
+        noise: noise of one measurement, as a share. One in twenty is disturbed and shows up to a quarter less.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Surface(Loads):
         return self._fake.spent_s
 
     def seen(self, state: State) -> float:
-        """What one measurement would show of a state."""
+        """The result of one measurement of a state."""
         share = 1 + self._random.gauss(0, self._noise)
         if self._random.random() < 0.05:
             share *= 1 - self._random.random() / 4
@@ -137,7 +137,7 @@ class Surface(Loads):
         return SearchStep(rate, f"rate {rate:g}/s", decision, f"capacity {distance:+.1%}", seconds)
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Any, ...]:
-        """Pairs of blocks whose mean is as noisy as that of twenty."""
+        """Pairs of blocks, with a mean as noisy as that of twenty."""
         self._fake.spent_s += min(
             max(seconds, 6 * _PROOF_PAIR_S), (8 if gain >= 1.6 else 12 if gain >= 1.3 else 20) * _PROOF_PAIR_S
         )

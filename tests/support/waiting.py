@@ -1,4 +1,4 @@
-"""Waiting for what another process does a moment later: Triton counts an inference after it has answered it."""
+"""Waiting for another process: Triton, for instance, counts an inference after it has answered it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    """Say whether a condition comes true in time."""
+    """Return whether a condition comes true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

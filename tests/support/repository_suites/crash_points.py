@@ -1,6 +1,6 @@
-"""Kill a command at its n-th call, for every n, and look at what is left.
+"""Kill a command at its n-th call, for every n, and check the remains.
 
-Most calls only read, so many deaths of an operation leave the same: what is checked already is not checked again.
+Most calls only read, so many deaths of an operation leave equal remains. Equal remains are checked once.
 
 Usage: python -m support.repository_suites.crash_points disk|objects WORK STRIDE [COLLECTION]
 Prints how often each operation was killed.
@@ -22,11 +22,11 @@ from repo_manager.errors import RepoManagerError
 
 MAX_POINTS = 20_000
 OWN_TO_A_RUN = re.compile(rb"[0-9a-f]{8,}|\d{4}-\d\d-\d\dT[\d:.+Z]+|\d+\.\d+")
-"""Random names, digests, times: what differs between two runs that did the same."""
+"""Random names, digests, times: the differences between two equal runs."""
 
 
 def left_by(place: Place) -> frozenset[tuple[bytes, bytes]]:
-    """Every path with its content, without what is a run's own. A file cut short differs from the whole one."""
+    """Every path with its content, without a run's own parts. A truncated file differs from the whole one."""
     return frozenset((_plain(path.encode()), _plain(data)) for path, data in place.contents())
 
 
@@ -49,7 +49,7 @@ def collect(place: Place, collection: Path, prefix: str) -> None:
 
 
 def run(place: Place, name: str, operation: Operation, stride: int, first: int, collection: Path | None) -> int:
-    """Crash one operation at every stride-th call; return how many times that was."""
+    """Crash one operation at every stride-th call. Return the number of crashes."""
     checked = set()
     for points, number in enumerate(range(first, MAX_POINTS, stride)):
         place.restore("prepared")

@@ -1,6 +1,6 @@
-"""Processes that add to one model at once while others clean up and verify.
+"""Processes add to one model at once while others clean up and verify.
 
-Usage: python -m support.repository_suites.many_writers disk|objects WORK PROCESSES ADDS. Prints what happened as JSON.
+Usage: python -m support.repository_suites.many_writers disk|objects WORK PROCESSES ADDS. Prints the results as JSON.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def look(place: Place, stop: Path) -> None:
 
 
 def result(place: Place) -> dict[str, object]:
-    """Say what is left."""
+    """Return the remains in words."""
     versions = find_model(place.root, "m").versions
     return {
         "left": [entry.version for entry in versions],

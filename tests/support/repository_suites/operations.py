@@ -1,4 +1,4 @@
-"""Every operation that writes, on a repository with a history; and what must hold after each was cut short."""
+"""Every writing operation, on a repository with a history, and the conditions after an interrupted one."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ WHOLE = (1, 2, 3, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What is done.
+    """One operation.
 
     Attributes:
-        act: does it.
-        left: the versions of `model` that may be there after it was cut short and then done again.
-        prepare: what is done before.
-        model: whose versions are counted.
-        production: whether in the other repository.
-        damaged: whether `prepare` damaged something, which verifies as an error until it is repaired.
-        removes: whether versions, or the model, may be gone.
+        act: performs it.
+        left: the versions of `model` allowed after it was interrupted and then repeated.
+        prepare: runs before it.
+        model: the model whose versions are counted.
+        production: whether they are counted in the other repository.
+        damaged: whether `prepare` caused a damage: an error of `verify` until it is repaired.
+        removes: whether versions, or the model, may be missing afterwards.
     """
 
     act: Callable[[Place], object]
@@ -54,7 +54,7 @@ class Operation:
 
 
 def configuration(name: str) -> ModelConfig:
-    """Another backend's: what is published here is no ONNX, and changes of it ask the model."""
+    """Another backend's, as the published file is no ONNX, and configuration changes ask the model."""
     message = tiny_config(name).message()
     message.backend, message.default_model_filename = "other", "model.onnx"
     return ModelConfig.from_message(message)
@@ -163,7 +163,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def check(place: Place, operation: Operation) -> None:
-    """What must hold after a crash at any point."""
+    """Check the conditions for a crash at any point."""
     _check_whole(place, operation)
     again = versions_after_again(place, operation)
     assert again in operation.left, again
@@ -176,7 +176,7 @@ def check(place: Place, operation: Operation) -> None:
 
 
 def _check_whole(place: Place, operation: Operation) -> None:
-    """Nothing is torn: what there was is there as it was, and what is served is whole."""
+    """Nothing is torn: old content is unchanged, and the served versions are whole."""
     for root in (place.root, place.production):
         if exists(root):
             errors = [problem for problem in verify(root, models=False) if problem.severity == "error"]
@@ -198,7 +198,7 @@ def _check_whole(place: Place, operation: Operation) -> None:
 
 
 def versions_after_again(place: Place, operation: Operation) -> tuple[int, ...]:
-    """Do it once more: it works, or says that it was done; then let `gc` clear the rest."""
+    """Do it once more: it works, or says it was done. Then let `gc` clear the rest."""
     with contextlib.suppress(RepositoryError):
         operation.act(place)
     gc(place.root, keep=100)

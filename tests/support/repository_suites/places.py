@@ -48,25 +48,25 @@ class Place(Protocol):
     def delete(self, path: str) -> None: ...
 
     def rest(self) -> list[str]:
-        """What is there and should not be, while no command runs."""
+        """Stray content while no command runs."""
 
     def contents(self) -> Iterator[tuple[str, bytes]]:
-        """Every path, a folder's with `/` at its end, and what it holds."""
+        """Every path, a folder's with `/` at its end, and its content."""
 
     def keep(self, name: str) -> None:
-        """Remember what is there."""
+        """Remember the present content."""
 
     def restore(self, name: str) -> None:
-        """Put back what was remembered under this name."""
+        """Put back the content remembered under this name."""
 
     def dies(self, act: Act, number: int) -> bool:
-        """Do it in a child that is killed at its n-th call; say whether it came that far."""
+        """Do it in a child killed at its n-th call. Return whether it came so far."""
 
     def isolated(self, act: Act) -> None:
-        """Do it where it cannot disturb a later child. What it raises is an AssertionError here."""
+        """Do it where it cannot disturb a later child. Its errors become an AssertionError here."""
 
     def download(self, folder: Path) -> None:
-        """Copy both repositories as a server would see them, but for models that are being removed as a whole."""
+        """Copy both repositories as a server would see them, without models under removal as a whole."""
 
 
 def in_child(act: Act, before: Callable[[int], None] = lambda _: None, after: Act = lambda: None) -> bool:
@@ -227,7 +227,7 @@ class ObjectPlace:
         ObjectStore(self.root).client.delete([path])
 
     def rest(self) -> list[str]:
-        """Versions that are still being published or removed, and objects below a number that is no version."""
+        """Versions still being published or removed, and objects below a number without a version."""
         client = ObjectStore(self.root).client
         found = []
         for name in client.list().folders:
@@ -271,7 +271,7 @@ class ObjectPlace:
 def place_in(
     store: str, work: Path, set_variable: Callable[[str, str], object] = os.environ.__setitem__
 ) -> Iterator[Place]:
-    """Give an empty place: `disk` or `objects`, for which `set_variable` sets the environment's credentials."""
+    """Give an empty place, `disk` or `objects`. `set_variable` sets the credentials in the environment."""
     work.mkdir(parents=True, exist_ok=True)
     if store == "disk":
         yield DiskPlace(work)

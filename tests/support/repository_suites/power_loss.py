@@ -1,24 +1,23 @@
-"""What a power cut leaves of an operation: its file-system calls recorded, then replayed with what was not synced lost.
+"""Power cuts: an operation's file-system calls are recorded, then replayed without their unsynced effects.
 
 The model is weaker than any journaling file system, and so harder on the repository:
 
-- A file's content is durable once the file was synced. Before that a crash leaves what was durable before (nothing,
-  for a new file), half of it, or all.
-- Making, renaming and removing an entry is atomic, and durable once a directory that it touched was synced, or a later
-  durable step on the same file or folder needs it. Of the steps that are not durable yet a crash keeps none, all, any
-  first few, all but one, or just one.
+- A file's content is durable once the file was synced. Before that, a crash leaves the earlier durable content
+  (nothing, for a new file), half of the new one, or all of it.
+- Making, renaming and removing an entry is atomic. It is durable once a touched directory was synced, or a later
+  durable step on the same file or folder needs it. Of the other steps a crash keeps none, all, any first few, all but
+  one, or just one.
 
-In object storage a write that was answered is durable, and one that is under way has been done or not; several under
-way have been done in any selection (`support.tiny_s3.Watch`). That is the same in this sense: the store decides which
-of the writes that nobody has been told of survive. It differs in two: an object is never torn, as every store shows it
-whole or not at all; and a write that arrives after its sender's death, when another command has gone on already, is not
-tried.
+In object storage an answered write is durable, and one under way has been done or not. Of several under way any
+selection has been done (`support.tiny_s3.Watch`): the store decides which unanswered writes survive. There are two
+differences. An object is never torn, as every store shows it whole or not at all. A write arriving after its sender's
+death, while another command runs already, is not tried.
 
-Usage: python -m support.repository_suites.power_loss disk|objects WORK [--forget WHAT] [OPERATION ...]. WHAT is never
-made durable: `files` or `folders` on a disk, `writes` in object storage.
+Usage: python -m support.repository_suites.power_loss disk|objects WORK [--forget WHAT] [OPERATION ...]. WHAT never
+becomes durable: `files` or `folders` on a disk, `writes` in object storage.
 
-Recorded on a disk is by an audit hook and a wrapper around os.fsync: the tree (a few small files) is looked at before
-each call, so that no way of writing escapes.
+On a disk an audit hook and a wrapper around os.fsync record the calls. They look at the tree (a few small files) before
+each call, so no way of writing escapes.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Change:
 
 @dataclasses.dataclass
 class Disk:
-    """What is there, and what of it would survive."""
+    """The content, and the part of it sure to survive."""
 
     root: int
     entries: Entries
@@ -80,7 +79,7 @@ class Disk:
     pending: list[Change]
 
     def apply(self, change: Change, entries: Entries) -> bool:
-        """Do a step, when everything that it needs is there."""
+        """Do a step, if everything it needs is there."""
         for (folder, name), (before, _) in change.entries.items():
             if entries.setdefault(folder, {}).get(name, 0) != before:
                 return False
@@ -103,7 +102,7 @@ class Disk:
                 self.pending.remove(change)
 
     def survivors(self) -> Iterator[Entries]:
-        """Every tree of entries that a crash may leave now."""
+        """Every tree of entries a crash may leave now."""
         count = len(self.pending)
         keeps = [set(range(n)) for n in range(count + 1)]
         keeps += [set(range(count)) - {n} for n in range(count)] + [{n} for n in range(count)]
@@ -114,7 +113,7 @@ class Disk:
             yield entries
 
     def trees(self) -> Iterator[dict[str, bytes | None]]:
-        """Every tree that a crash may leave now: path -> content, `None` for a folder."""
+        """Every tree a crash may leave now: path -> content, `None` for a folder."""
         for entries in self.survivors():
             for how in ("lost", "half", "all"):
                 yield dict(self._walk(entries, self.root, "", how))
@@ -134,7 +133,7 @@ class Disk:
 
 
 class Recorder:
-    """Watches an operation, and hands out every tree that a power cut at any moment could leave."""
+    """Watches an operation, and hands out every tree a power cut at any moment could leave."""
 
     def __init__(self, place: Path, forget: str) -> None:
         self.place, self.forget = place, forget
@@ -165,7 +164,7 @@ class Recorder:
             self.disk.durable_content[status.st_ino] = self.disk.content[status.st_ino]
 
     def moment(self) -> None:
-        """Take in what changed since the last call, and note what a crash would leave now."""
+        """Take in the changes since the last call, and note the trees a crash would leave now."""
         self.watching = False
         self.calls += 1
         entries, content = self.look()
@@ -208,7 +207,7 @@ class Recorder:
         return entries, content
 
     def last_trees(self) -> list[dict[str, bytes | None]]:
-        """What a power cut can leave after the operation has said that it is done."""
+        """The trees a power cut can leave after the operation has reported its end."""
         self.moment()
         self.watching = False
         return list(self.disk.trees())
@@ -225,7 +224,7 @@ def write_tree(place: Path, tree: dict[str, bytes | None]) -> None:
 
 
 def check(place: DiskPlace, operation: Operation) -> None:
-    """What must hold whenever the power goes: the repository verifies, what was there is there, and a command works."""
+    """Check the conditions for any power cut: the repository verifies, old content is there, and a command works."""
     damaged = {"m/2/model.onnx"} if operation.damaged else set()
     for root in (place.root, place.production):
         if root.is_dir():
@@ -276,7 +275,7 @@ SIGN = {"sign": Operation(lambda p: sign_version(p.root, "m", 4, p.work / KEY), 
 
 
 def run_on_disk(place: DiskPlace, name: str, operation: Operation, recorders: list[Recorder], forget: str) -> Counts:
-    """Record an operation, check every tree that it can leave; return calls and trees."""
+    """Record an operation and check every tree it can leave. Return the numbers of calls and trees."""
     replay = DiskPlace(place.work, "replay")
     recorder = Recorder(place.place, forget)
     recorders[:] = [recorder]
@@ -296,7 +295,7 @@ def run_on_disk(place: DiskPlace, name: str, operation: Operation, recorders: li
 
 
 def run_on_objects(place: ObjectPlace, name: str, operation: Operation, forget: str) -> Counts:
-    """Record an operation's writes, check every state that they can leave; return writes and states."""
+    """Record an operation's writes and check every state they can leave. Return the numbers of writes and states."""
     watch = place.server.watch = Watch(place.server, forget=bool(forget))
     place.isolated(lambda: operation.act(place))
     place.server.watch = None
