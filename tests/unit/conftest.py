@@ -43,7 +43,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(autouse=True)
 def _documents_follow_their_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every document that a command prints in a test follows the schema that the documentation publishes."""
+    """Every document printed by a command in a test follows the published schema."""
     check_results(monkeypatch)
 
 

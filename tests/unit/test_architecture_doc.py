@@ -1,4 +1,4 @@
-"""docs/architecture.md sends nobody to a file that does not exist, and leaves no package out."""
+"""docs/architecture.md names only existing files, and leaves no package out."""
 
 from __future__ import annotations
 

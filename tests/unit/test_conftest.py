@@ -1,4 +1,4 @@
-"""What all tests share: no time limit on generated examples, and a count of skipped tests by reason."""
+"""Settings of all tests: no time limit on generated examples, and a count of skipped tests by reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What documents name exists: commands, options, settings, environment variables; and what they claim holds."""
+"""Documents name existing commands, options, settings and environment variables, and their claims hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLES = {"stable"}
 
 
 def spans(path: Path) -> Iterator[str]:
-    """Yield what stands between backticks in a document's sentences and tables."""
+    """Yield the texts between backticks in a document's sentences and tables."""
     prose = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for found in re.findall(r"`([^`\n]+)`", prose):
         yield re.sub(r"\[[^\]]*\]|\\\|.*", "", found).strip()
@@ -67,7 +67,7 @@ def options_of(command: object) -> Iterator[str]:
 
 
 def texts_of(path: Path) -> Iterator[str]:
-    """Yield the texts of a module, what is filled in as X."""
+    """Yield the texts of a module, with X for filled-in values."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
@@ -110,7 +110,7 @@ def test_every_command_that_a_message_names_has_the_options_beside_it() -> None:
 
 @pytest.fixture(scope="module")
 def known() -> tuple[set[str], str]:
-    """The options of all commands, and the text of everything else here that takes options."""
+    """The options of all commands, and the text of everything else here with options."""
     root = typer.main.get_command(app)
     own = (o for parameter in root.params for o in parameter.opts)
     options = {"--help", "--version", *own, *(o for name in NAMES for o in options_of(root.get_command(None, name)))}  # type: ignore[attr-defined, arg-type]
@@ -197,12 +197,12 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def users_of(is_use: Callable[[ast.AST], bool]) -> set[str]:
-    """The modules in which something occurs."""
+    """The modules with an occurrence."""
     return {name for name, tree in modules() if any(is_use(node) for node in ast.walk(tree))}
 
 
 def asks_what_a_library_has(node: ast.AST) -> bool:
-    """`hasattr(library, ...)`, `library.__version__`: what differs between TensorRT's versions."""
+    """`hasattr(library, ...)`, `library.__version__`: the differences between TensorRT's versions."""
     if isinstance(node, ast.Attribute):
         return node.attr == "__version__" and isinstance(node.value, ast.Name) and node.value.id in ("library", "trt")
     called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr"

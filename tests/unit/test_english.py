@@ -124,7 +124,7 @@ EXPLAINS_NONE = re.compile(r"`None`|\bnone\b|default", re.IGNORECASE)
 
 
 def text_of(node: ast.AST) -> str | None:
-    """A literal text, with X for what an f-string fills in."""
+    """A literal text, with X for the values of an f-string."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -167,7 +167,7 @@ def messages_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def arguments_of(docstring: str) -> dict[str, str] | None:
-    """The lines below `Args:` by argument. `None` without that section."""
+    """The lines below `Args:` by argument. `None` without such a section."""
     found: dict[str, str] = {}
     names, is_inside, has_section = [""], False, False
     for line in docstring.splitlines():
@@ -186,7 +186,7 @@ def arguments_of(docstring: str) -> dict[str, str] | None:
 
 
 def public_functions(tree: ast.AST, above: ast.ClassDef | None = None) -> Iterator[tuple[ast.FunctionDef, str]]:
-    """Functions and methods with their docstring; that of `__init__` is the class's as well."""
+    """Functions and methods with their docstring. The one of `__init__` is the class's as well."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield from public_functions(node, node)
@@ -202,7 +202,7 @@ def public_functions(tree: ast.AST, above: ast.ClassDef | None = None) -> Iterat
 
 
 def undocumented(function: ast.FunctionDef, docstring: str) -> Iterator[str]:
-    """What the docstring does not say of the arguments."""
+    """The arguments the docstring does not describe."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     arguments = [each for each in arguments if each.arg not in ("self", "cls") and not each.arg.startswith("_")]
     said = arguments_of(docstring)

@@ -118,7 +118,7 @@ def test_a_breach_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_one_module_answers_for_names_that_it_does_not_have() -> None:
-    """Only the public API imports lazily: every other arrow is an import that tools and people can follow."""
+    """Only the public API imports lazily: every other arrow is an import visible to tools and people."""
     found = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")

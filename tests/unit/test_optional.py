@@ -1,4 +1,4 @@
-"""Heavy packages are imported when something of them is used, and a missing one says what to install."""
+"""Heavy packages are imported at their first use, and a missing one names the extra to install."""
 
 from __future__ import annotations
 

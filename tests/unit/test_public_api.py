@@ -60,7 +60,7 @@ FROM_PYTHON = {
     "compare": "compare_all compare_page",
     "tune": "tune tune_page",
 }
-"""Command -> the public names that do its work."""
+"""Command -> the public names behind it."""
 
 
 @pytest.mark.parametrize("name", repo_manager.__all__)
@@ -83,7 +83,7 @@ def test_importing_the_package_imports_no_stage() -> None:
 
 
 def test_dir_has_the_public_names_and_nothing_else() -> None:
-    """Modules that were imported, here by the other tests, and helpers are not listed."""
+    """Modules imported already, here by the other tests, and helpers are not listed."""
     assert {name for name in dir(repo_manager) if not name.startswith("__")} == set(repo_manager.__all__)
     tree = ast.parse(Path(repo_manager.__file__).read_text(encoding="utf-8"))
     typed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
@@ -101,7 +101,7 @@ def test_what_a_command_does_python_can_do(command: str) -> None:
 
 
 def test_public_functions_take_paths_as_text() -> None:
-    """No parameter insists on a `Path`, or on a place that only a private function makes."""
+    """No parameter insists on a `Path`, or on a place made by a private function only."""
     functions = [getattr(repo_manager, name) for name in repo_manager.__all__]
     insisting = [
         f"{function.__name__}({parameter})"

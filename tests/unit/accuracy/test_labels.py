@@ -1,4 +1,4 @@
-"""What counts as a right answer, for each form of output and labels."""
+"""Right answers, for each form of output and labels."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 
 
 class Called(Exception):  # noqa: N818 - it ends the command where the library would begin
-    """What the library was called with."""
+    """The arguments of the library call."""
 
     def __init__(self, name: str, repository: Path, options: AddOptions) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: exit codes, what is printed where, and that nothing is lost."""
+"""The command line as its users meet it: exit codes, stdout and stderr, and nothing lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HEAVY = ("numpy", "onnx", "onnxruntime", "tritonclient", "google.protobuf", "pyd
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """What makes --help fast; its time is measured in benchmarks/."""
+    """The causes of a fast --help. Its time is measured in benchmarks/."""
     code = (
         "import sys; sys.argv = ['repo-manager', '--help']\n"
         "from repo_manager.cli.main import main\n"
@@ -352,7 +352,7 @@ def test_prune_within_a_budget(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_signal_that_an_import_turns_into_its_own_error_still_ends_with_130() -> None:
-    """Modules in C do that when it meets them while they are imported."""
+    """C modules turn an interrupt during their import into an ImportError."""
     code = (
         "import os, signal\n"
         "import repo_manager.cli.main as cli\n"

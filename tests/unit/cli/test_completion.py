@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def complete(*words: str, repository: object = ROOT / "model_repository", shell: str = "zsh") -> list[str]:
-    """Return what the shell would offer for the last word."""
+    """Return the shell's offers for the last word."""
     line = " ".join(("repo-manager", *words))
     instruction = {"zsh": "complete_zsh", "fish": "complete_fish", "bash": "complete_bash"}[shell]
     environment = {

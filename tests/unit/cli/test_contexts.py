@@ -1,4 +1,4 @@
-"""Contexts: which repository a command works on, and what keeps it from changing the wrong one."""
+"""Contexts: which repository a command works on, and the guards against changing the wrong one."""
 
 from __future__ import annotations
 

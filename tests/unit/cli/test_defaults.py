@@ -1,4 +1,4 @@
-"""Each default is written once: an option takes it from the setting that it sets, or has none."""
+"""Each default is written once: an option takes it from its setting, or has none."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_option_that_sets_nothing_has_no_default(name: str) -> None:
 
 
 def test_the_parser_has_the_same_defaults() -> None:
-    """What Typer makes of a field is the field's default, for every option of every command."""
+    """Typer's default of a field is the field's own, for every option of every command."""
     for entries in COMMANDS.values():
         for entry in entries.values():
             group = typer.main.get_group(importlib.import_module(f"repo_manager.cli.{entry.module}").app)
@@ -127,7 +127,7 @@ def test_a_deadline_that_is_given_holds_for_each_load() -> None:
 
 
 def test_every_option_in_seconds_is_a_duration() -> None:
-    """An option that sets seconds takes `3s` and `2m`, whatever the command."""
+    """An option in seconds takes `3s` and `2m`, whatever the command."""
     in_seconds = {
         (name, field.name)
         for name, group, field in BOUND

@@ -14,7 +14,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def repository(run: Run, tmp_path: Path) -> Path:
-    """One model of a plan for compute capability 8.0 of a TensorRT that no release has, and one ONNX model."""
+    """One model with a plan for compute capability 8.0 of an unreleased TensorRT, and one ONNX model."""
     plan = tmp_path / "a.plan"
     plan.write_bytes(b"ftrt" + bytes(20) + bytes((11, 2, 0, 5)) + bytes(100))
     root = tmp_path / "models"

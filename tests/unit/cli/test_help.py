@@ -1,4 +1,4 @@
-"""The table of commands and the help that it gives: groups, panels, choices, nothing cut, nothing left out."""
+"""The table of commands and their help: groups, panels, choices, nothing cut, nothing left out."""
 
 from __future__ import annotations
 

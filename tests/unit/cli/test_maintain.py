@@ -1,4 +1,4 @@
-"""Commands that change a repository, from the command line."""
+"""Commands for changing a repository, from the command line."""
 
 from __future__ import annotations
 

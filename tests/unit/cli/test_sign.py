@@ -1,4 +1,4 @@
-"""sign and verify --signed-by from the command line: exit codes, the policy, and that no secret is shown."""
+"""sign and verify --signed-by from the command line: exit codes, the policy, and no secret in the output."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Run = Callable[..., Any]
 
 
 class Place:
-    """A folder with sources, a YAML file and the repository that it declares."""
+    """A folder with sources, a YAML file and its declared repository."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "models"
@@ -64,7 +64,7 @@ class Place:
             return apply(self.declaration, self.folder, self.root, servers, options=chosen)
 
     def settle(self, *, prune: bool = False) -> None:
-        """Apply, and see that a second run would do nothing."""
+        """Apply, and check that a second run would do nothing."""
         result = self.apply(prune=prune)
         assert [model.error for model in result.failed] == []
         assert [plan.steps for plan in self.plan(prune=prune) if plan.steps or plan.error] == []
@@ -356,7 +356,7 @@ def test_an_exported_repository_can_be_built_again(place: Place) -> None:
 
 
 def test_the_served_version_is_exported_and_built_again(place: Place) -> None:
-    """`serve: 1` says nothing in a repository that is built anew: the file has the source of the served version."""
+    """`serve: 1` says nothing in a repository built anew: the file has the source of the served version."""
     for precision in ("fp32", "fp16"):
         place.write({"m": {"source": "a.onnx", "precision": precision, "backend": "onnxruntime"}})
         place.settle()
@@ -565,7 +565,7 @@ def test_the_command_line(place: Place, run: Callable[..., object]) -> None:
 
 
 def test_the_result_of_a_tuning_is_declared_by_name(place: Place) -> None:
-    """What it changed is applied, a field that is declared besides wins, and a second run changes nothing."""
+    """The tuning's changes are applied, a field declared beside them wins, and a second run changes nothing."""
     place.write({"m": {"source": "a.onnx"}})
     place.settle()
     changes = {"instance_group.count": "2", "dynamic_batching.max_queue_delay_microseconds": "300"}

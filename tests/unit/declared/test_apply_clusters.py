@@ -77,7 +77,7 @@ def test_what_apply_would_refuse_is_not_planned(cluster: FakeCluster, repository
 def test_a_deployment_that_would_be_refused_is_not_planned(
     cluster: FakeCluster, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `deploy` refuses, `apply` does: a check that plans it would promise too much."""
+    """`apply` refuses the deployments `deploy` refuses. A check that planned one would promise too much."""
     cluster.deployment("models", "rel-triton")["spec"]["paused"] = True
     checked = run(repository, declared(), "--check")
     assert (checked.exit_code, "rel-triton is paused" in " ".join(checked.output.split())) == (5, True)

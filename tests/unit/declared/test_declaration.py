@@ -1,4 +1,4 @@
-"""repository.yaml: what a person writes, and how each mistake is told back."""
+"""repository.yaml as a person writes it, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_all_mistakes_are_told_at_once_in_their_order() -> None:
 
 
 def test_mistakes_of_every_kind_are_told_together() -> None:
-    """A key, a name, a tag, a number that YAML reads otherwise and a key that stands twice: one run tells them all."""
+    """A key, a name, a tag, a number YAML reads otherwise and a doubled key: one run reports all of them."""
     found = problem(
         "modells: 1\nmodels:\n  a/b:\n    precison: fp16\n  m:\n    serve: 010\n    tags: {'..': 1}\n"
         "    precision: fp32\n    precision: fp16\n  n:\n    serve: la la\n"

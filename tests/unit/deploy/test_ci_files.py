@@ -1,4 +1,4 @@
-"""The CI files are what GitHub and GitLab take, and what their linters find nothing in."""
+"""The CI files are valid for GitHub and GitLab, and their linters find nothing."""
 
 from __future__ import annotations
 

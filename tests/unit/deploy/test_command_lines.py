@@ -1,4 +1,4 @@
-"""No asset and no document shows a command that the tool does not have."""
+"""No asset and no document shows a command the tool lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = [
 
 @pytest.fixture(autouse=True)
 def contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The contexts that documents name; an option that chooses one is read when the command line is."""
+    """The contexts named in documents. An option with a context is read together with the command line."""
     settings = tmp_path / "settings.yaml"
     settings.write_text("contexts: {prod: {repository: prod}, staging: {repository: staging}}\n", encoding="utf-8")
     monkeypatch.setenv("REPO_MANAGER_SETTINGS", str(settings))

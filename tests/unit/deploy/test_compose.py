@@ -1,4 +1,4 @@
-"""The compose files: the published schema, and what it cannot see, each rule proven by a file that breaks it."""
+"""The compose files: the published schema, and further rules, each proven by a file with a breach."""
 
 from __future__ import annotations
 

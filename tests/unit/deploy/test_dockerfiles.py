@@ -61,7 +61,7 @@ def test_every_dependency_is_pinned_to_a_version_that_it_allows() -> None:
 
 
 def project_dependencies() -> list[str]:
-    """Read what the image installs out of pyproject.toml (tomllib is not in Python 3.10)."""
+    """Read the image's requirements out of pyproject.toml (tomllib is not in Python 3.10)."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     blocks = [re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)]
     blocks += [re.search(rf"^{extra} = \[(.*?)\]$", text, re.MULTILINE) for extra in ("cloud", "k8s", "sign")]

@@ -1,4 +1,4 @@
-"""deploy/gitops: held to the CRDs of Argo CD and Flux, and to what the chart and `snapshot` make."""
+"""deploy/gitops, checked with the CRDs of Argo CD and Flux, and with the output of the chart and `snapshot`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_pin_comes_after_the_values_that_it_completes() -> None:
 
 
 def test_a_sync_that_turns_the_autoscaler_on_leaves_the_number_of_pods() -> None:
-    """Applied on the server, a field that its only owner leaves out goes back to its default: one pod."""
+    """Applied on the server, a field left out by its only owner goes back to its default: one pod."""
     spec = of_kind("Application")["spec"]
     assert "ServerSideApply=true" in spec["syncPolicy"]["syncOptions"]
     assert "RespectIgnoreDifferences=true" in spec["syncPolicy"]["syncOptions"]

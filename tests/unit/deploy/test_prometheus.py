@@ -1,4 +1,4 @@
-"""Recording rules, alerts and the dashboard: run by promtool, and held to what a real Triton was recorded to say."""
+"""Recording rules, alerts and the dashboard: run by promtool, and compared with a real Triton's recorded metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the tensorrt backends that need no GPU."""
+"""The parts of the tensorrt backends without need of a GPU."""
 
 from __future__ import annotations
 

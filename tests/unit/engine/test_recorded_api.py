@@ -1,4 +1,4 @@
-"""The capability table and the calls that are made, held against the recorded APIs of real libraries."""
+"""The capability table and the calls of the code, compared with the recorded APIs of real libraries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def record_of(path: Path) -> dict[str, Any]:
 
 
 def library_of(record: dict[str, Any]) -> ModuleType:
-    """A module that has the recorded names, and nothing behind them."""
+    """A module with the recorded names, and nothing behind them."""
     module = ModuleType(record["module"])
     module.__dict__["__version__"] = record["version"]
     for name, members in record["enums"].items():
@@ -147,7 +147,7 @@ def test_a_configuration_of_8_6_uses_names_that_it_has() -> None:
     attributes = set(record_of(path)["classes"]["IBuilderConfig"])
 
     class Config:
-        """Takes only what the recorded class has."""
+        """Accepts only the recorded members of the class."""
 
         def __init__(self) -> None:
             self.flags: set[str] = set()

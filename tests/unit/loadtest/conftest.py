@@ -1,4 +1,4 @@
-"""Scripted servers: they do on purpose what a real Triton cannot be made to do at a chosen moment."""
+"""Scripted servers with faults at chosen moments, impossible to get from a real Triton."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 class Scripted:
-    """A TCP server with one thread a connection. `action(n)` says what happens to the n-th request of the server."""
+    """A TCP server with one thread a connection. `action(n)` decides about the n-th request of the server."""
 
     def __init__(self, action: Callable[[int], str], tls: ssl.SSLContext | None = None) -> None:
         self.action = action
@@ -318,7 +318,7 @@ class Load:
         ended: int = 0,
         watch: Callable[[Generator], None] = lambda generator: None,
     ) -> Slice:
-        """Load for `seconds`, and on until `ended` requests have ended, which takes longer on a busy machine."""
+        """Load for `seconds`, and on until `ended` requests have ended: longer on a busy machine."""
         slices: list[Slice] = []
 
         def take(piece: Slice) -> None:

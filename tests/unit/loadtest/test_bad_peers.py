@@ -1,4 +1,4 @@
-"""A load worker in front of servers that misbehave: it ends in time, and counts errors in place of breaking."""
+"""A load worker with misbehaving servers: it ends in time, and counts errors in place of breaking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_S = 2 * TIMEOUT_S + LOAD_S + 8.0
 
 
 def _ran(load: Callable[..., Load], name: str) -> str:
-    """Load a peer; return what is wrong with how that ended, empty for nothing."""
+    """Load a peer. Return the faults of the load's end, empty for none."""
     began = time.monotonic()
     with BadPeer(MANNERS[name]) as peer:
         try:

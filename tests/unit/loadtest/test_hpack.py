@@ -34,7 +34,7 @@ def test_the_reference_decoder_reads_our_literals(fields, indexed):
 
 
 def test_the_example_of_the_standard_with_eviction():
-    """RFC 7541, C.6: responses with Huffman coding in a table of 256 bytes; `3fe101` sets that size."""
+    """RFC 7541, C.6: responses with Huffman coding in a table of 256 bytes, the size set by `3fe101`."""
     decoder = Decoder()
     first = decoder.decode(
         bytes.fromhex(

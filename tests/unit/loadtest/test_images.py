@@ -26,7 +26,7 @@ def options(**changes):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures: one all (200, 100, 50), one all white, and a file that is none."""
+    """Two pictures, one all (200, 100, 50) and one all white, and a file that is none."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     Image.new("RGB", (12, 8), (200, 100, 50)).save(folder / "a.png")
@@ -148,7 +148,7 @@ def test_no_image_and_a_broken_one(tmp_path):
 
 
 def png(width: int, height: int) -> bytes:
-    """A grey picture that takes a thousandth of its pixels."""
+    """A grey picture of a thousandth of its pixels."""
     ihdr = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     content = zlib.compress(bytes(width + 1) * height, 1)
     chunks = ((b"IHDR", ihdr), (b"IDAT", content), (b"IEND", b""))

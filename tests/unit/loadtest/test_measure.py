@@ -16,7 +16,7 @@ LEVEL = Level("concurrency", 1, "closed loop")
 
 
 class Counters:
-    """The counters of a server that answered 10 requests between two readings."""
+    """The counters of a server with 10 answered requests between two readings."""
 
     def __init__(self):
         self.readings = 0

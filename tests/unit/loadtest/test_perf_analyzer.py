@@ -212,7 +212,7 @@ def test_what_it_cannot_do_is_refused(tmp_path, level, change, words):
 
 
 def script(tmp_path, *, code=0, says="", row=True, text=None):
-    """Write a stand-in that writes a row, says something and exits as told."""
+    """Write a stand-in: it writes a row, prints a text and exits as told."""
     if text is None:
         text = CSV.format(more="", values="", last=",Avg latency", tail=",850") if row else ""
     path = tmp_path / "perf_analyzer"
@@ -245,7 +245,7 @@ def test_every_ending_is_a_row(tmp_path, code, row, outcome):
 
 @pytest.mark.parametrize("load", ["Request concurrency: 4", "Request Rate: 50 inference requests per seconds"])
 def test_an_interval_without_an_answer_is_a_failed_row(tmp_path, load):
-    """perf_analyzer 2.50 ends then with the code that it also has for wrong options."""
+    """perf_analyzer 2.50 then ends with the code for wrong options."""
     says = f"{load}\nNo valid requests recorded within time interval. Please use a larger time window."
     point = run_perf_analyzer(script(tmp_path, code=3, row=False, says=says), CLOSED, FACTS, options())
     assert point.outcome == "failed"
@@ -308,7 +308,7 @@ def test_large_inputs_are_not_exported_and_requests_are_counted_from_what_it_pri
 
 
 def test_integers_with_ranges_of_their_own_are_drawn_here(tmp_path):
-    """perf_analyzer draws from the whole type, which a table of 500 rows refuses."""
+    """perf_analyzer draws from the whole type: a table of 500 rows refuses such an index."""
     kept = tmp_path / "kept.json"
     perf = script(tmp_path)
     copy = f"import shutil; shutil.copy(sys.argv[sys.argv.index('--input-data') + 1], {str(kept)!r})\n"

@@ -1,4 +1,4 @@
-"""The search for the largest load that holds gates, on simulated servers whose answer is known."""
+"""The search for the largest load within gates, on simulated servers with a known answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences and streams of responses on the wire: flags, correlation IDs, errors, and what is recorded of them."""
+"""Sequences and streams of responses on the wire: flags, correlation IDs, errors, and their record."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class FakeSocket:
 
 
 class Told:
-    """A sink that keeps what it is told, and asks for nothing more."""
+    """A sink that keeps its calls, and asks for nothing more."""
 
     def __init__(self):
         self.good, self.bad, self.notes = [], [], collections.defaultdict(list)
@@ -306,7 +306,7 @@ def test_a_failed_request_gives_its_lane_back_for_another_sequence():
 
 
 def marked(*, final, outputs=True, error=""):
-    """Return a response as Triton sends it to a request that asks for the final one's mark."""
+    """Return a response as Triton sends it to a request with a mark of the final one."""
     message = service_pb2.ModelStreamInferResponse(error_message=error)
     message.infer_response.parameters["note"].string_param = "n" * 500
     message.infer_response.parameters["triton_final_response"].bool_param = final

@@ -1,4 +1,4 @@
-"""The region's life on this machine, and what requests say of it; a real server maps it in tests/integration."""
+"""The region's life on this machine, and its use in requests. A real server maps it in tests/integration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLES = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3) + number} for numb
 
 
 class Server:
-    """Keeps what it is told, as a server that can map the memory, or not."""
+    """Keeps its calls, like a server that can map the memory, or cannot."""
 
     def __init__(self, *, refuses: bool = False, regions: tuple[str, ...] = ()) -> None:
         self.refuses = refuses

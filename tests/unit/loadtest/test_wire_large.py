@@ -1,4 +1,4 @@
-"""Large answers, which nobody looks at, and the moment at which connections are opened."""
+"""Large answers, read by nobody, and the moment of opening connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the graph says of random graphs and of single blocks, held against a slow oracle."""
+"""Verdicts of the graph on random graphs and single blocks, compared with a slow oracle."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ FOUR = {name: np.ones(4, np.float32) for name in "sbmv"}
 
 
 def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> onnx.NodeProto:
-    """A node named after its first output; `_` is an input that is left out."""
+    """A node named after its first output. `_` is a missing input."""
     names = ["" if name == "_" else name for name in inputs.split()]
     return helper.make_node(op, names, outputs.split(), name=outputs.split()[0], **attributes)
 

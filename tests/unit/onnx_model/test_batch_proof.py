@@ -1,4 +1,4 @@
-"""What the graph proves of a batch axis; whatever it proves, a run has to confirm."""
+"""Proofs of a batch axis by the graph, each confirmed by a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run alone finds out, without the graph."""
+"""Findings of a run alone, without the graph."""
 
 from __future__ import annotations
 

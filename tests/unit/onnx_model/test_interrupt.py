@@ -1,4 +1,4 @@
-"""A model that never ends, crashes or takes all memory: a signal, a deadline and limits end it, and nothing is left."""
+"""Endless, crashing and memory-hungry models: a signal, a deadline and limits end them, without remains."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_verify_names_a_model_that_takes_too_long(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("save", "dims", "code"), [(_endless_load, "[3000, 3000]", 3), (_endless, "1", 5)])
 def test_a_deploy_ends_at_its_deadline(save: Callable[[Path], None], dims: str, code: int, tmp_path: Path) -> None:
-    """The model is loaded here to check its configuration, and run to have an answer that the server's is held to."""
+    """The model is loaded here to check its configuration, and run for a reference to the server's answer."""
     save(_version(tmp_path, dims))
     tensor = {"datatype": "FP32", "shape": json.loads(f"[{dims}]")}
     config = {"name": "m", "backend": "onnxruntime"}

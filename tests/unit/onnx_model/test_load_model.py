@@ -1,4 +1,4 @@
-"""Loading: what is right comes in whole, what is broken is refused with one message."""
+"""Loading: a valid file is read as a whole, a broken one refused with one message."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_loading_does_not_need_the_weights_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", ["mlp", "cnn", "lstm_with_state", "embedding", "zoo", "qdq_conv"])
 def test_saving_writes_what_protobuf_would(build: str, tmp_path: Path) -> None:
-    """The file is pieced together so that a model is not held three times; unknown fields are kept."""
+    """The file is put together piece by piece, so a model is not held three times. Unknown fields are kept."""
     proto = getattr(onnx_models, build)()
     proto.MergeFromString(b"\xfa\x3f\x05hello")
     proto.graph.MergeFromString(b"\xf0\x3f\x07")

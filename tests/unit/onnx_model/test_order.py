@@ -118,7 +118,7 @@ def test_a_sorted_graph_stays_as_it_is() -> None:
 
 
 def test_the_order_stays_where_it_is_free(tmp_path: Path) -> None:
-    """Only the node that comes too early moves, and just behind what it waits for."""
+    """Only the node that comes too early moves, to just behind its inputs."""
     nodes = [
         helper.make_node("Relu", ["c"], ["y"], name="early"),
         *(helper.make_node("Neg", ["x"], [name], name=name) for name in "abcde"),

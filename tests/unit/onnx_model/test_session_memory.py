@@ -1,4 +1,4 @@
-"""A large model is run without the layout optimisations, which keep its weights twice more."""
+"""A large model runs without the layout optimisations: they would keep its weights twice more."""
 
 from __future__ import annotations
 

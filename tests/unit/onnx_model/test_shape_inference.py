@@ -1,4 +1,4 @@
-"""Shapes at given sizes, through shapes that the graph computes, and without falling for hostile ones."""
+"""Shapes at given sizes, through shapes computed by the graph, and without falling for hostile ones."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_unbatched_with_reason(proto: onnx.ModelProto, reason: str, tmp_path: Pa
 
 
 def test_samples_are_used(tmp_path: Path) -> None:
-    """An index input that made values cannot satisfy: only the samples run."""
+    """An index input no made-up values can satisfy: only the samples run."""
     node = helper.make_node("Gather", ["t", "x"], ["y"], axis=0)
     check = helper.make_node("Div", ["c", "x"], ["q"])
     proto = onnx_models.model(

@@ -1,4 +1,4 @@
-"""What `add` makes of a model whose samples depend on each other, and what `verify` finds of earlier ones."""
+"""`add` of a model whose samples depend on each other, and `verify` on earlier ones."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_verify_says_nothing_of_models_that_keep_samples_apart(tmp_path: Path) -
 
 
 def test_an_output_whose_rank_nobody_knows(tmp_path: Path) -> None:
-    """Triton needs it for batches; nobody asked for these, and nobody is told that he did."""
+    """Triton needs the rank for batches. Nobody asked for batches, and no message says otherwise."""
     nodes = [
         helper.make_node("Shape", ["x"], ["all"]),
         helper.make_node("Compress", ["all", "both"], ["some"]),

@@ -1,4 +1,4 @@
-"""What `add` writes beyond the model: accelerator, plans per GPU kind, named configurations, controls."""
+"""The output of `add` beyond the model: accelerator, plans per GPU kind, named configurations, controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration data made from images and requests: what is written is what calibration and load tests read."""
+"""Calibration data from images and requests: calibration and load tests read exactly the written values."""
 
 from __future__ import annotations
 

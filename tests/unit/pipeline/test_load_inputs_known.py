@@ -1,4 +1,4 @@
-"""What a load test learns from a version's record: sizes of dynamic axes and ranges of integers."""
+"""A load test's knowledge from a version's record: sizes of dynamic axes and ranges of integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load tests that are kept with versions: what show, history, diff, the card and --baseline make of them."""
+"""Load tests kept with versions, in show, history, diff, the card and --baseline."""
 
 from __future__ import annotations
 

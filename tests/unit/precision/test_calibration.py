@@ -268,7 +268,7 @@ def test_samples_in_turn_do_not_all_end_in_one_part(tmp_path):
 
 
 def test_equal_samples_are_never_in_both_parts(tmp_path):
-    """Recorded requests repeat: one that is calibrated with says nothing when it judges."""
+    """Recorded requests repeat. A copy of a calibration sample proves nothing as a judge."""
     kinds = np.random.default_rng(3).integers(20, size=80).astype(np.float32)
     np.savez(tmp_path / "c.npz", x=np.repeat(kinds, 48).reshape(-1, 3, 4, 4))
     loaded = load_calibration(tmp_path / "c.npz", IMAGE)

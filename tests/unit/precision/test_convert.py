@@ -44,7 +44,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def runaway(save):
-    """Its second value exceeds FP16 and its result does not: on ONNX Runtime's CPU, FP16 hides that."""
+    """Its second value exceeds FP16 and its result does not. ONNX Runtime's CPU hides this in FP16."""
     nodes = [
         node("MatMul", ["x", "w"], ["a"], name="before"),
         node("Mul", ["a", "up"], ["b"], name="up"),
@@ -310,7 +310,7 @@ def test_calibration_that_shows_no_range_is_refused(save, out, content):
 
 
 def test_calibration_that_the_source_answers_alike_is_refused(save, out):
-    """Inputs so small that a bias is all that is left of them show no range."""
+    """Inputs so small that only the bias remains show no range."""
     weights = {"w": floats(8, 4), "b": floats(4)}
     model = save(
         [node("MatMul", ["x", "w"], ["z"]), node("Add", ["z", "b"], ["y"])], {"x": ["N", 8]}, {"y": ["N", 4]}, weights
@@ -329,7 +329,7 @@ def test_signature_check_sees_a_changed_output(cnn, save):
 
 
 def test_operator_that_has_no_working_fp16_form_stays_fp32(save, out):
-    """ONNX allows FP16 in a ScatterND that takes the largest, and ONNX Runtime's CPU has no such kernel."""
+    """ONNX allows FP16 in a ScatterND with the largest value. ONNX Runtime's CPU has no such kernel."""
     nodes = [
         node("Relu", ["x"], ["a"], name="relu"),
         node("ScatterND", ["a", "at", "new"], ["y"], name="scatter", reduction="max"),
@@ -352,7 +352,7 @@ LOWEST = np.finfo(np.float32).min
 
 
 def masked_attention(save, how, value):
-    """Attention over 4 places with an additive mask, a chosen one (Where), or one that is a weight."""
+    """Attention over 4 places with an additive mask, a chosen one (Where), or a stored one."""
     rng = np.random.default_rng(9)
     mask = np.zeros((4, 4), np.float32)
     mask[0] = value  # a fully masked row

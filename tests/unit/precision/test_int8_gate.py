@@ -1,4 +1,4 @@
-"""INT8 is judged by the arithmetic of the graph, on samples that no scale was made from, by numbers and not choices."""
+"""INT8 is judged by the graph's arithmetic, on samples outside the calibration, by numbers and not choices."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_cpu_without_vnni_gives_the_same_file_and_verdict(save, out, tmp_path)
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(EMULATOR is None, reason="needs qemu-x86_64 (Debian: qemu-user), which emulates a CPU without VNNI")
 def test_the_tests_of_conversions_pass_without_vnni():
-    """A gate that depends on the CPU shows here: half a minute of emulated CPU time."""
+    """A CPU-dependent gate would show here: half a minute of emulated CPU time."""
     tests = Path(__file__).with_name("test_convert.py")
     done = emulated(
         "Haswell", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests), timeout_s=800
@@ -201,7 +201,7 @@ def test_too_few_samples_to_hold_any_out_are_said_so(save, out):
 
 
 def in_a_body(nms):
-    """Return nodes that run NonMaxSuppression inside an If, as it is where there are any scores."""
+    """Return nodes with NonMaxSuppression inside an If, as detectors have it when there are any scores."""
     kept = helper.make_tensor_value_info("kept_here", TensorProto.INT64, None)
     inner = node("NonMaxSuppression", nms.input, ["kept_here"])
     none = helper.make_tensor("none", TensorProto.INT64, [0, 3], [])
@@ -215,7 +215,7 @@ def in_a_body(nms):
 
 
 def detector(save, *, tail=(), inside=False, no_object=False):
-    """Boxes and scores by a convolution each, NonMaxSuppression, and the boxes that it keeps."""
+    """Boxes and scores by a convolution each, NonMaxSuppression, and the kept boxes."""
     rng = RNG(7)
     nms = node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "threshold"], ["kept"])
     nodes = [
@@ -275,7 +275,7 @@ def test_a_detector_whose_scores_are_wrong_is_refused(save, out):
 
 
 def test_weights_after_a_selection_are_judged_themselves(save, out):
-    """What a second stage makes of the boxes is more than a choice."""
+    """A second stage's result from the boxes is more than a choice."""
     model, calibration = detector(save, tail=[node("MatMul", ["chosen", "head"], ["head_out"])])
     with pytest.raises(GateError, match=r"'head_out' relative error (0\.[2-9]|inf)") as caught:
         convert(model, Precision.INT8, out, calibration=calibration)
@@ -363,7 +363,7 @@ def test_a_class_number_is_judged_by_its_scores(save, out):
 
 
 def recurrent(save):
-    """An LSTM and a convolution without names, and a product inside an If: nothing that could become INT8 but one."""
+    """An LSTM and a convolution without names, and a product inside an If: only one node could become INT8."""
     rng = RNG(9)
     branch = [
         helper.make_graph(
@@ -438,7 +438,7 @@ def test_weights_that_constants_make_become_int8(save, out, kind):
 
 
 def cached(save):
-    """A decoder's step: what is made of the cache goes before what is made of the new row."""
+    """A decoder's step: the rows of the cache go before the new row."""
     rng = RNG(13)
     nodes = [
         node("MatMul", ["x", "w"], ["new"]),

@@ -83,7 +83,7 @@ def test_trap_zero_points_are_zero_and_ranges_symmetric(cnn, tmp_path):
 
 
 def test_trap_bias_stays_fp32_and_may_be_shared(cnn, run, tmp_path):
-    """`stem` and `body` share a bias: the quantizer of ONNX Runtime writes a wrong graph for that in silence."""
+    """`stem` and `body` share a bias: ONNX Runtime's quantizer silently writes a wrong graph for such a model."""
     sample = {"x": floats(2, 3, 8, 8)}
     draft, _, result = quantized(cnn, [sample], tmp_path)
     for name in ("stem", "body", "head"):

@@ -1,4 +1,4 @@
-"""Raising the opset keeps what a model computes.
+"""Raising the opset keeps a model's results.
 
 ONNX Runtime is the oracle, before and after, over the opsets at which operators changed.
 """
@@ -44,7 +44,7 @@ def ints(*values: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """Nodes that are valid from one opset to another; the graph's input is `x`, its outputs are named."""
+    """Nodes valid from one opset to another. The graph's input is `x`, its outputs are named."""
 
     name: str
     opsets: tuple[int, ...]
@@ -282,7 +282,7 @@ def test_int8_of_an_enlarging_model_is_only_quantised(tmp_path, opset):
 
 
 def test_a_raised_opset_that_changes_the_model_is_refused_by_name(tmp_path):
-    """One Resize enlarges or shrinks, as its scales say, which only a run knows: opset 13 has no such operator."""
+    """One Resize enlarges or shrinks by its scales, known only to a run: opset 13 has no such operator."""
     source = saved(upsampling(10, "given"), tmp_path)
     larger, smaller = [1, 1, 1.5, 1.5], [1, 1, 0.75, 0.75]
     convert(load_model(source), Precision.INT8, tmp_path / "out.onnx", calibration=samples(source, larger))

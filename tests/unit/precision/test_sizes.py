@@ -1,4 +1,4 @@
-"""Models that run with some sizes only: a detector that cuts its input into pieces, with a state and a scalar rate."""
+"""Models for some sizes only: a detector with its input in pieces, with a state and a scalar rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers chosen within a budget: the budget holds on inputs that had no part in it, and the front is measured."""
+"""Layers chosen within a budget: the budget holds on unseen inputs, and the front is measured."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_budget_that_holds_everything_prunes_everything(tmp_path: Path) -> Non
 
 
 def test_the_bound_pays_for_each_look_at_the_held_out_samples(tmp_path: Path) -> None:
-    """The held-out inputs are harder than the others: the first set that fits by those does not fit by these."""
+    """The held-out inputs are harder than the others: a set of layers that fits by those does not fit by these."""
     model, data = branches(tmp_path)
     first, _ = prune_with_data(model, data, PruneOptions(max_drift=0.12))
     before, after = (sum(map(numpy_helper.to_array, it.graph.initializer)) for it in (onnx.load(model.path), first))
@@ -254,7 +254,7 @@ def test_the_bound_follows_students_tables(count: int, alpha: float, quantile: f
 
 
 def test_an_input_as_hard_as_the_worst_may_come_again() -> None:
-    """Many equal samples say nothing of how hard others are, one that is harder does."""
+    """Many equal samples say nothing about harder ones. One harder sample does."""
     easy = [(1.0, 100.0)] * 30
     assert upper_bound(easy) == pytest.approx(0.1, rel=1e-6)
     with_hard = [*easy, (4.0, 100.0)]

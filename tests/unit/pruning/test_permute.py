@@ -1,4 +1,4 @@
-"""Channels that change places: what the model answers stays, the graph too, and 2:4 keeps more."""
+"""Permuted channels: the model's answers stay, the graph too, and 2:4 keeps more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ node = helper.make_node
 
 
 class Maker:
-    """Weights by shape; columns of very different sizes, neighbours alike, so that an order matters."""
+    """Weights by shape, with columns of very different sizes and neighbours alike: an order matters."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(31)
@@ -52,7 +52,7 @@ def image(w: Maker, nodes: list[onnx.NodeProto], shape: list[int | str], rank: i
 
 
 def graphs() -> dict[str, tuple[onnx.ModelProto, set[str]]]:
-    """Each way in which a permutation is absorbed: a model, and the weights whose input channels change places."""
+    """Each way to absorb a permutation: a model, and the weights whose input channels change places."""
     found = {}
     w = Maker()
     chain = [

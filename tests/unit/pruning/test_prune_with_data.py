@@ -152,7 +152,7 @@ def test_columns_of_every_convolution(geometry: dict[str, object], tmp_path: Pat
 
 
 def matrix_models() -> dict[str, onnx.ModelProto]:
-    """One layer, then what makes it matter: each way in which a matrix product can hold its weight."""
+    """Models with one layer to prune: each way a matrix product can hold its weight."""
     random = np.random.default_rng(13)
     w = random.normal(size=(32, 16)).astype(np.float32)
     b = random.normal(size=16).astype(np.float32)

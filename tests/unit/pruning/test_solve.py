@@ -1,4 +1,4 @@
-"""The solver against oracles: every mask tried, and an exact surgeon that works row by row."""
+"""The solver against oracles: every mask tried, and an exact surgeon, row by row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from repo_manager.sparsity.pattern import two_four_mask, valid_groups
 
 
 def problem(columns: int, rows: int, samples: int, seed: int, *, mixed: float = 0.9, relu: bool = True) -> Problem:
-    """Inputs that depend on each other, as activations do; the dense layer's own answers are the target."""
+    """Dependent inputs, as activations are. The dense layer's own answers are the target."""
     random = np.random.default_rng(seed)
     mixing = (1 - mixed) * np.eye(columns) + mixed * random.normal(size=(columns, columns)) / columns**0.5
     inputs = mixing @ random.normal(size=(columns, samples))

@@ -1,4 +1,4 @@
-"""Cards of versions: every chapter of the story, as HTML and as Markdown, and an index that links to them."""
+"""Cards of versions: every chapter of the story, as HTML and as Markdown, and an index with links to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one row for a percentile brings: gates of both kinds, intervals, the page, OpenMetrics, JSON and back."""
+"""The effects of one row for a percentile: gates of both kinds, intervals, the page, OpenMetrics, JSON and back."""
 
 from __future__ import annotations
 

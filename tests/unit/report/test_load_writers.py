@@ -52,7 +52,7 @@ def test_openmetrics_is_well_formed(report, verdict):
 
 
 def test_where_when_and_how_something_was_measured_is_said(report, comparisons):
-    """A report that is read a month later names server, machine, date, command and precisions."""
+    """A report read a month later names server, machine, date, command and precisions."""
     known = {
         "environment": {"machine": "Linux x", "cpu": "EPYC", "cpus": "4"},
         "command": "repo-manager x --flag 'a`b'",

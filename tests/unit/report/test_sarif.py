@@ -1,4 +1,4 @@
-"""Findings as SARIF: what code hosts need to show them beside the right line."""
+"""Findings as SARIF, complete enough for code hosts to show them beside the right line."""
 
 from __future__ import annotations
 

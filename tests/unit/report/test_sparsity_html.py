@@ -1,4 +1,4 @@
-"""The page parses, says what the report says, and no name from a model breaks out of its place."""
+"""The page parses, agrees with the report, and no name from a model breaks out of its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`status --watch`: in place on a terminal, elsewhere only what changed."""
+"""`status --watch`: in place on a terminal, elsewhere only the changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table shows on a narrow terminal, on a wide one, without a terminal and without colours."""
+"""Tables on a narrow terminal, on a wide one, without a terminal and without colours."""
 
 from __future__ import annotations
 

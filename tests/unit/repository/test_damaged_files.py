@@ -1,4 +1,4 @@
-"""A few hundred damaged files of a repository: no traceback, no hang, nothing taken that must not be."""
+"""A few hundred damaged files of a repository: no traceback, no hang, no damage accepted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_case_does_damage(cases: Cases, tmp_path: Path) -> None:
 
 
 def hostile(root: Path) -> None:
-    """Names that are no text, that speak to a terminal, links in a circle, a pipe and a device."""
+    """Names outside UTF-8, with terminal escapes, links in a circle, a pipe and a device."""
     (root / "m/1" / os.fsdecode(b"\xff\xfe.onnx")).touch()
     (root / "m/1/\x1b]0;title\x07").touch()
     (root / "m/1/\u202egnp").touch()

@@ -22,7 +22,7 @@ Put = Callable[..., Any]
 
 
 class Disk:
-    """What would be lost if the power went now: written files, and folders whose entries changed, not yet synced."""
+    """The losses of a power cut now: written files, and folders with changed entries, not yet synced."""
 
     def __init__(self) -> None:
         self.active = False
@@ -59,7 +59,7 @@ class Disk:
         self.unsynced.discard(Path(f"/proc/self/fd/{descriptor}").readlink())
 
     def left(self) -> list[Path]:
-        """What is not durable in the repository itself; the lock's content and removed places do not matter."""
+        """The non-durable parts of the repository itself. The lock's content and removed places do not matter."""
         return [
             path
             for path in self.unsynced

@@ -1,4 +1,4 @@
-"""Ensembles in a repository: what they need stays, and what does not fit is found wherever a repository is checked."""
+"""Ensembles in a repository: their parts stay, and a misfit is found wherever a repository is checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IO = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """`part` in versions 1 to 4, of which 1 and 4 are served, and `whole`, an ensemble that pins version 1."""
+    """`part` in versions 1 to 4 with 1 and 4 served, and `whole`, an ensemble with version 1 pinned."""
     for version in (1, 2, 3, 4):
         (tmp_path / "part" / str(version)).mkdir(parents=True)
         (tmp_path / "part" / str(version) / "model.py").write_text("")
@@ -160,7 +160,7 @@ def test_a_copy_takes_along_the_versions_that_are_asked_for_by_number(tmp_path: 
 
 
 def pinned_ensemble(root: Path, versions: tuple[int, ...]) -> None:
-    """Write an ensemble that asks for scale:2, with manifests."""
+    """Write an ensemble of scale:2, with manifests."""
     for name, kind in (("scale", "scale"), ("opt", "opt"), ("ens", "ens")):
         write_python_model(root, name, kind=kind, versions=versions)
         adopt(root, name)

@@ -1,4 +1,4 @@
-"""A removal that the file system refuses: nothing is changed, or it goes another way."""
+"""A removal refused by the file system: nothing is changed, or it goes another way."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "string": (str,), "obje
 
 
 def conforms(document: dict[str, Any]) -> None:
-    """Check the parts of JSON Schema that our schema uses."""
+    """Check the parts of JSON Schema used in our schema."""
     assert set(SCHEMA["required"]) <= set(document)
     for key, value in document.items():
         kinds = SCHEMA["properties"].get(key, {}).get("type", [])

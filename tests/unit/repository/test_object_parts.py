@@ -1,4 +1,4 @@
-"""What the object store's modules compute without a store."""
+"""Computations of the object store's modules, without a store."""
 
 from __future__ import annotations
 

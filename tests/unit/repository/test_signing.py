@@ -1,4 +1,4 @@
-"""Signatures by real keys: what holds, and everything that must not."""
+"""Signatures by real keys: valid ones hold, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ ONE, TWO, OTHER = ".repo-manager.m.1.sig.json", ".repo-manager.m.2.sig.json", ".
 
 
 def reword(root: Path, change: Callable[[dict[str, object]], None]) -> None:
-    """Change what a signature says, as somebody without the key could."""
+    """Change the statement of a signature, as somebody without the key could."""
     bundle = json.loads((root / ONE).read_text())
     statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     change(statement)
@@ -456,7 +456,7 @@ def test_a_copy_is_another_version_and_has_to_be_signed_anew(
 
 
 def make_certificate(folder: Path, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None) -> dict:
-    """A root that signs itself, or a signer's certificate under one."""
+    """A self-signed root, or a signer's certificate under one."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"c{len(list(folder.iterdir()))}")])
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -1,4 +1,4 @@
-"""Nothing of ours appears in the root while a command stages: a server that lists it then would stumble over it."""
+"""Nothing of ours appears in the root while a command stages: a server listing it would stumble over it."""
 
 from __future__ import annotations
 

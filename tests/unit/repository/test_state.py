@@ -1,4 +1,4 @@
-"""What is remembered of a model: readable for older and newer releases."""
+"""A model's record: readable for older and newer releases."""
 
 from __future__ import annotations
 

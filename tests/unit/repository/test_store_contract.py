@@ -1,4 +1,4 @@
-"""What every store must do: each test runs on a folder and on a bucket."""
+"""The contract of every store: each test runs on a folder and on a bucket."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_version_that_goes_while_it_is_verified_is_no_finding(
 
 @pytest.mark.parametrize("change", ["more", "less", "gone", "adopted"])
 def test_a_version_that_changes_while_it_is_adopted_is_not_recorded(place: Place, store: Store, change: str) -> None:
-    """What would be recorded is what was read: somebody is still copying the version, removes or adopts it."""
+    """The record describes the content read, although somebody is still copying the version, removes or adopts it."""
     place.write("m/7/model.onnx", CONTENT)
     place.write("m/7/labels.txt", CONTENT)
     real, digests = type(store).digest, list[str]()

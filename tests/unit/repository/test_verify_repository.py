@@ -372,7 +372,7 @@ def test_version_folders_as_stoll_reads_them(folder: str, triton: int | None, ou
 
 
 def test_a_file_that_comes_and_goes_is_no_finding(root: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that begin to write rename a file into the root and away."""
+    """Commands about to write rename a file into the root and away."""
     put()
     probe = root / ".repo-manager.stage-0.probe"
     probe.touch()

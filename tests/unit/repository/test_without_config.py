@@ -1,4 +1,4 @@
-"""Models without config.pbtxt, and files that Triton takes for a second one."""
+"""Models without config.pbtxt, and files Triton takes for a second one."""
 
 from __future__ import annotations
 

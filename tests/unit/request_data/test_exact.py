@@ -40,7 +40,7 @@ def test_the_ends_of_an_integer_type_are_kept_and_beyond_is_refused(datatype: st
 
 
 def _in_form(value: int, form: str) -> object:
-    """Return the value as a file holds it; `None` when that form cannot."""
+    """Return the value as a file holds it. `None` if the form cannot."""
     if form in ("list", "floats"):
         return [[value]] if form == "list" or float(value) != value else [[float(value)]]
     dtype = np.dtype(form)
@@ -189,7 +189,7 @@ def test_a_flat_list_takes_the_shape_that_is_given(tmp_path: Path) -> None:
 
 
 def test_base64_of_strings_without_lengths_is_refused_where_perf_analyzer_refuses_it(tmp_path: Path) -> None:
-    """Its documents ask for the lengths: Triton refuses what it sends without. Other forms take one string."""
+    """perf_analyzer's documents need the lengths: Triton refuses strings without them. Other forms take one string."""
     words = InputFacts("words", "BYTES", (1,))
     raw = {"words": {"b64": base64.b64encode(b"hello").decode()}}
     for rows in ([raw], [[raw]]):

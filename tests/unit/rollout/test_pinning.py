@@ -1,4 +1,4 @@
-"""`snapshot`: what it freezes, and the values file that pins it."""
+"""`snapshot`: the frozen copy, and the values file with its pin."""
 
 from __future__ import annotations
 

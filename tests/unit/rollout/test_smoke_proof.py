@@ -1,4 +1,4 @@
-"""What a server has to answer to count as proof, against a server that answers as it is told."""
+"""The answers that count as proof, from a server that answers as told."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUTPUTS = [
 
 @contextlib.contextmanager
 def lying(outputs: object, promised: object = OUTPUTS) -> Iterator[str]:
-    """Run a server that says what it is told; give its URL."""
+    """Run a server with given answers. Give its URL."""
     config = {"name": "m", "max_batch_size": 4, "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [2]}]}
     answers: dict[str, Any] = {
         "config": {**config, "output": promised},

@@ -140,7 +140,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def holder(snapshots: list[Path], cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """A sidecar that serves the first snapshot."""
+    """A sidecar with the first snapshot."""
     command = [sys.executable, "-m", "repo_manager.cli", "fetch", str(snapshots[0]), str(cache), "--hold"]
     process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
     yield process

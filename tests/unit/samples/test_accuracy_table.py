@@ -1,4 +1,4 @@
-"""The README's accuracy table is what the committed results say, and says refusals out loud."""
+"""The README's accuracy table agrees with the committed results, refusals included."""
 
 from __future__ import annotations
 

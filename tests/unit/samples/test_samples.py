@@ -1,4 +1,4 @@
-"""The shipped model is what its documentation says: valid, 2:4 sparse, accurate, small, and its data are disjoint."""
+"""The shipped model agrees with its documentation: valid, 2:4 sparse, accurate, small, with disjoint data."""
 
 from __future__ import annotations
 

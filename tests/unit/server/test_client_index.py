@@ -13,7 +13,7 @@ GONE = "grpc://h:1 refused: repository index: failed to stat file /models/.repo-
 
 
 class Listing:
-    """The one call that is asked for: it fails as often as told."""
+    """The one call under test: it fails as often as told."""
 
     def __init__(self, *errors: str) -> None:
         self.errors, self.calls = list(errors), 0

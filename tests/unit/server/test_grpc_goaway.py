@@ -1,4 +1,4 @@
-"""A server that closes a connection while a call is on its way: sent again, and not without end."""
+"""A server closes the connection of a call on its way: the call is sent again, and not without end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources of models: which URL is of which kind, MLmodel files, and a plugin of another package."""
+"""Sources of models: kinds of URLs, MLmodel files, and a plugin of another package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that the graph computes from constants, many in one model, against a slow count of the known values."""
+"""Weights computed by the graph from constants, many in one model, against a slow count of the known values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from repo_manager.sparsity import Verdict, sparsity_report
 
 T = onnx.TensorProto
 SIZE = 8
-"""Every weight is [SIZE, SIZE] and multiplies from the right, so that layers follow each other."""
+"""Every weight is [SIZE, SIZE] and multiplies from the right, so layers can follow each other."""
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _quantised_then_joined(graph: Graph, weight: np.ndarray, generator: np.rando
 
 
 def _requantised(graph: Graph, weight: np.ndarray, generator: np.random.Generator) -> str:
-    """What one scale keeps, a coarser one rounds away."""
+    """A coarser scale rounds away values kept by a finer one."""
     small = np.where(weight == 0, np.float32(0.125), weight)
     scale, zero = graph.constant(np.float32(0.125)), graph.constant(np.int8(3))
     coarse, middle = graph.constant(np.float32(1.0)), graph.constant(np.uint8(128))
@@ -227,7 +227,7 @@ def test_many_in_the_bodies_of_an_if(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_function_with_other_arguments_at_each_call(tmp_path: Path) -> None:
-    """The node is one and the same; what it computes differs from call to call."""
+    """The node is one and the same. Its result differs from call to call."""
     generator = np.random.default_rng(5)
     body = [helper.make_node("Mul", ["a", "b"], ["w"]), helper.make_node("MatMul", ["x", "w"], ["y"], name="dot")]
     imports = [helper.make_opsetid("", 17)]

@@ -1,4 +1,4 @@
-"""Every operator's weight, wherever it hides, against the definition of what the operator computes."""
+"""Every operator's weight, in every position, against the operator's definition."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def one(
 
 
 def reference(vectors: list[np.ndarray]) -> tuple[int, int]:
-    """Count groups in reduction vectors: what is summed over for one output, in order."""
+    """Count groups in reduction vectors: the values summed for one output, in order."""
     valid = groups = 0
     for vector in vectors:
         for start in range(0, len(vector), 4):

@@ -1,4 +1,4 @@
-"""Pruning: the pattern holds afterwards, nothing else changes, and the report says what was lost."""
+"""Pruning: the pattern holds afterwards, nothing else changes, and the report names the loss."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def slow_real_mask(integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
 def test_scales_that_differ_within_a_group(
     scales: tuple[int, ...], axis: int, block: int, behind: str, zero: int, tmp_path: Path
 ) -> None:
-    """Stored integers of different scales do not compare; what they stand for does."""
+    """Stored integers of different scales do not compare. Their real values do."""
     generator = np.random.default_rng(0)
     scale = generator.permutation(2.0 ** np.arange(-16, -16 + np.prod(scales) % 63)).astype(np.float32)
     scale = np.resize(scale, scales)

@@ -1,4 +1,4 @@
-"""The intervals that may be looked at all the time: held against what they promise, by simulation."""
+"""The intervals for repeated looks: their promises checked by simulation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_bootstrap_covers_the_mean() -> None:
 
 
 def test_the_bootstrap_keeps_neighbours_together() -> None:
-    """A slow drift makes neighbours alike: resampling single rows would give an interval that is far too narrow."""
+    """A slow drift makes neighbours alike: resampling single rows would give a far too narrow interval."""
     walk = np.cumsum(np.random.default_rng(3).standard_normal(4000))[:, None]
     apart = np.random.default_rng(4).permutation(walk)
     wide, narrow = (bootstrap_bounds(rows, lambda sample: float(sample.mean()), ALPHA) for rows in (walk, apart))

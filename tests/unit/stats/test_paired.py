@@ -1,4 +1,4 @@
-"""The comparison's statistics, simulated: noise that remembers, drifts and jumps, as shared machines have it."""
+"""The comparison's statistics, simulated: noise with memory, drifts and jumps, as on shared machines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOWER_IS_BETTER = {
 
 
 def autoregressive(rng: np.random.Generator, size: int, memory: float) -> np.ndarray:
-    """Noise of unit variance in which a part of each value is the one before."""
+    """Noise of unit variance, each value partly the one before."""
     values = np.empty(size)
     values[0] = rng.normal()
     for place in range(1, size):
@@ -44,7 +44,7 @@ def machine(kind: str, rng: np.random.Generator, blocks: int) -> np.ndarray:
 
 @functools.cache
 def simulated(kind: str, slower: float, seed: int, pairs: int = 30):
-    """Return what `compare` finds when B is slower by a factor; its numbers depend on each other as real ones do."""
+    """Return `compare` for B slower by a factor. Its numbers depend on each other as real ones do."""
     rng = np.random.default_rng(seed)
     slowness = machine(kind, rng, 2 * pairs)
     order = rng.integers(0, 2, pairs)

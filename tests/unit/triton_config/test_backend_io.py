@@ -1,4 +1,4 @@
-"""What Triton feeds a model beside its inputs, held against what the model has: one description for every check."""
+"""Triton's feeds beside a model's inputs, compared with the model's own: one description for every check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ensembles: who needs whom, what is pinned, what does not fit. The server's word is in tests/integration."""
+"""Ensembles: who needs whom, pins, misfits. The server's verdict is in tests/integration."""
 
 from __future__ import annotations
 

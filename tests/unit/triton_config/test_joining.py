@@ -1,4 +1,4 @@
-"""Ensembles from the models that they consist of: what is matched, and what is left to the user."""
+"""Ensembles from their models: automatic matches, and the choices left to the user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POST = config("logits:FP32:1000", "label:STRING:1")
 
 
 def joined(*configs: ModelConfig, maps: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> Joined:
-    """Join m1, m2, ... and see that Triton's own rules hold for what comes out."""
+    """Join m1, m2, ... and check the result by Triton's own rules."""
     parts = [Part(f"m{number}", None, each) for number, each in enumerate(configs, start=1)]
     found = join_models("ens", parts, [TensorMap.parse(each) for each in maps], outputs)
     members = {part.model: Member(part.config, (1,)) for part in parts}

@@ -53,7 +53,7 @@ FOLDED = onnx_models.folded()
 
 @pytest.mark.parametrize("kind", FOLDED)
 def test_output_shapes_are_those_after_constant_folding(kind: str, tmp_path: Path) -> None:
-    """A server folds constants; a load without optimisations sees another shape, which both backends would refuse."""
+    """A server folds constants. A load without optimisations gives another shape, refused by both backends."""
     path = onnx_models.save(FOLDED[kind], tmp_path / "m.onnx")
     declared = signature_of(load_model(path))
     served = served_signature(declared, path)

@@ -1,4 +1,4 @@
-"""Slips in a config.pbtxt get the word that was meant."""
+"""A slip in a config.pbtxt gets the intended word as a hint."""
 
 from __future__ import annotations
 

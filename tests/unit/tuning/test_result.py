@@ -1,4 +1,4 @@
-"""What a tuning concludes from what it measured."""
+"""A tuning's conclusions from its measurements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def trial(value: float | None, instances: int = 1, p99_ns: float | None = None, 
 
 
 def comparison(**better: str | None) -> Any:
-    """A comparison whose numbers are shown to be better on a side, or of which none is."""
+    """A comparison with each number shown to be better on a side, or on none."""
     numbers = [SimpleNamespace(name=name, better=side, shown=side is not None) for name, side in better.items()]
     return SimpleNamespace(numbers=numbers, verdict="as it is")
 
@@ -61,7 +61,7 @@ def test_where_todays_holds_nothing_what_holds_is_better() -> None:
 
 
 def test_where_todays_is_undecided_the_comparison_decides() -> None:
-    """A load that the machine's noise left undecided is no load that fails."""
+    """A load left undecided by the machine's noise is not a failed load."""
     today, best = trial(None, 1, 20e6, "undecided"), trial(50.0, instances=2)
     alike, faster = comparison(**{"p99 latency": None}), comparison(**{"p99 latency": "B"})
     assert conclude(OPTIONS, [today, best], best, [alike], is_complete=True)[0] == "kept"

@@ -1,4 +1,4 @@
-"""The descent against the whole grid, on servers that a formula stands for, with noise as a load test has it."""
+"""The descent against the whole grid, on servers given by a formula, with a load test's noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }}
 
 
 class Server:
-    """A server whose largest rate is known for every setting: what batches, threads and instances gain, and cost.
+    """A server with a known largest rate for every setting, from the gains and costs of batches, threads and instances.
 
     Args:
         fixed_ms: of each execution.

@@ -1,4 +1,4 @@
-"""What can be tuned of a model: the settings of a configuration, and the bounds between which they are searched."""
+"""The tunable settings of a model's configuration, and the bounds of the search."""
 
 from __future__ import annotations
 

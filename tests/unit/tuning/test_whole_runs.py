@@ -28,7 +28,7 @@ GRID_STEP = 5
 
 
 class Machine:
-    """What a setting holds: batches gain until their time meets the limit, threads and instances share the cores.
+    """The largest rate of a setting: batches gain until their time meets the limit, threads and instances share cores.
 
     Args:
         shape: `plateau`: larger batches gain little; `cliff`: from one size on a batch takes three times as long;
@@ -88,7 +88,7 @@ def config(seed: int) -> str:
 
 
 def tuned(machine: Machine, seed: int, folder: Path) -> tuple[Tuning, float, float | None]:
-    """Tune; return the result, what it reached of the best of the grid, and its share of the grid's time."""
+    """Tune. Return the result, its share of the grid's best rate, and its share of the grid's time."""
     run, surface = machine.run(config(seed), folder / "run", seed)
     result = run.go()
     whole, grid = machine.run(config(seed), folder / "grid", seed + 1)
@@ -242,7 +242,7 @@ def test_a_curve_ends_where_two_larger_batches_in_a_row_answer_fewer(
 
 
 def test_a_better_setting_counts_although_the_budget_ends_before_its_largest_rate_is_known(tmp_path: Path) -> None:
-    """It holds what beats the best, which is what was asked."""
+    """The setting holds more than the best so far: nothing else was asked."""
     run, surface = simulated(
         subjects_of({"m": part("m")}, ["m"]),
         TuneOptions(gates=(parse_slo("p99<1s"),), budget_s=600.0),

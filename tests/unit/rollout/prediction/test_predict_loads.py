@@ -1,4 +1,4 @@
-"""What a load will do, from names, times and configurations alone; the real server is in test_prediction.py."""
+"""The effect of a load, from names, times and configurations alone. The real server is in test_prediction.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A repository, and a fake API server that answers over real HTTP."""
+"""A repository, and a fake API server with answers over real HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model in a cluster needs: it comes along in the snapshot, or the roll-out is refused by name."""
+"""The needs of a model in a cluster: they come along in the snapshot, or the roll-out is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`status` of a release and of an InferenceService: pods, snapshot, versions, who set what, and what differs."""
+"""`status` of a release and of an InferenceService: pods, snapshot, versions, who set them, and differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cluster: contexts of the kubeconfig in targets, and releases in several clusters that go together."""
+"""Which cluster: contexts of the kubeconfig in targets, and one roll-out over releases in several clusters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUICK = RolloutOptions(load_timeout_s=20.0)
 
 @pytest.fixture
 def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeCluster, FakeCluster]]:
-    """Two clusters under the contexts of one kubeconfig, none of which is current."""
+    """Two clusters under the contexts of one kubeconfig, neither of them current."""
     served = []
     config = {"apiVersion": "v1", "kind": "Config", "clusters": [], "users": [], "contexts": []}
     for name in ("eu", "arn:aws:eks:us-1:1:cluster/us"):
@@ -167,7 +167,7 @@ def test_a_release_and_a_service_go_together_and_back(
 def test_what_comes_along_in_one_cluster_alone_is_recorded(
     clusters: tuple[FakeCluster, FakeCluster], repository: Path
 ) -> None:
-    """The last of the clusters serves it already, which says nothing of the first."""
+    """The last of the clusters serves it already. This says nothing about the first."""
     write_python_model(repository, "opt")
     write_python_model(repository, "scale_py", kind="scale", versions=(1, 2))
     write_python_model(repository, "ens")

@@ -162,7 +162,7 @@ def standard_service(cluster: FakeCluster) -> dict[str, Any]:
 
 
 def sources(cluster: FakeCluster) -> dict[str, str]:
-    """Return what the pods of each owned Deployment serve."""
+    """Return the snapshots served by the pods of each owned Deployment."""
     return {
         key[2]: next(iter(item["spec"]["template"]["metadata"]["annotations"].values()))
         for key, item in cluster.objects.items()
@@ -324,7 +324,7 @@ def test_a_model_leaves_the_service(controller: Controller, repository: Path, tm
 
 
 def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
-    """`observedGeneration` is that of what the service owns: it may be below the service's own, and above it."""
+    """`observedGeneration` is an owned object's: it may be below the service's own, and above it."""
     service = inference_service()
     for generation, observed in ((5, 1), (1, 5)):
         service["metadata"]["generation"], service["status"]["observedGeneration"] = generation, observed

@@ -1,4 +1,4 @@
-"""What a roll-out on Kubernetes refuses, and with what words."""
+"""Refusals of a roll-out on Kubernetes, and their words."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_what_never_ends_is_undone_after_the_timeout_and_says_what_it_waited_for
 def test_where_the_time_is_up_first_it_says_what_it_waited_for(
     deployed: FakeCluster, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the command does it: --timeout is the time without progress, and the time that all has."""
+    """As in the command: --timeout limits the time without progress, and the whole time too."""
     deployed.behaviour = unschedulable
     monkeypatch.setattr(cluster_api, "_POLL_S", 2.0)  # no look between the two ends
     options = RolloutOptions(load_timeout_s=8.0, deadline_s=8.0)

@@ -1,4 +1,4 @@
-"""`gc --snapshots`: what names a snapshot keeps it, on either store; what nobody names goes."""
+"""`gc --snapshots`: a named snapshot stays, on either store. A snapshot named nowhere goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded requests in the three forms that they come in."""
+"""Recorded requests in their three forms."""
 
 from __future__ import annotations
 

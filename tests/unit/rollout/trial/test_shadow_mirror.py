@@ -1,4 +1,4 @@
-"""Mirroring against a client that fails as a server cannot be made to; the real server is in the integration tests."""
+"""Mirroring to a client with faults no server can be made to have. The integration tests have the real server."""
 
 from __future__ import annotations
 
