@@ -42,7 +42,7 @@ ONES = np.ones((1, 2), np.float32)
 
 
 def _single(name: str, input_name: str, output: str, expected: tuple[float, ...]) -> Callable[[TritonClient], bool]:
-    """Return what sends one request and says whether the answer is of one of the versions."""
+    """Return a function: it sends one request and says whether one of the versions gave the answer."""
 
     def once(client: TritonClient) -> bool:
         return float(client.infer(name, None, {input_name: ONES})[output][0, 0]) in expected
@@ -74,7 +74,7 @@ MODELS = ("scale", "opt", "ens", "bls", "acc", "repeat")
 
 
 class Load:
-    """Clients that ask until they are told to end, and what they saw."""
+    """Clients that ask until told to end, and their findings."""
 
     def __init__(self, client: TritonClient) -> None:
         self._client, self._ended = client, threading.Event()
@@ -104,7 +104,7 @@ class Load:
 
 
 def run(deploys: int, pause_s: float, seed: int) -> dict[str, Any]:
-    """Deploy under load; return what was asked, what failed, and whether the plan said so."""
+    """Deploy under load. Return the requests, the failures, and whether the plan predicted them."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="repo-manager-deploys-") as folder:
         root = Path(folder)

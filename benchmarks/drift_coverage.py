@@ -1,4 +1,4 @@
-"""Measure how honest the drift is that `prune` reports: prune on some samples, and compare with all the others.
+"""Measure the honesty of `prune`'s reported drift: prune on some samples, and compare with all the others.
 
     python benchmarks/drift_coverage.py MODEL.onnx DATA [--samples 64] [--runs 40] [--max-drift 0.1] [--resamples 2000]
 
@@ -59,7 +59,7 @@ def pruned_pairs(
 
 
 def one_run(report: PruneReport, pairs: Pairs, limit: float | None) -> dict[str, float | bool]:
-    """Compare what was reported with the truth, for the worst output."""
+    """Compare the reported drift with the true one, for the worst output."""
     evidence = report.evidence
     assert evidence is not None
     assert evidence.drift_upper is not None
@@ -89,7 +89,7 @@ def resampled(pairs: Pairs, count: int) -> dict[int, tuple[float, float]]:
 
 
 def runs_of(model: Model, data: CalibrationData, given: argparse.Namespace) -> dict[str, object]:
-    """Do all runs, and print what came of them."""
+    """Do all runs, and print their results."""
     samples, found, refused, first = list(data.batches()), [], 0, None
     options = PruneOptions(max_drift=given.max_drift, layers=tuple(given.layers))
     for seed in range(given.runs):

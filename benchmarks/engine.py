@@ -80,7 +80,7 @@ def whole(path: Path, precision: Precision, folder: Path) -> float:
 
 
 def measure(path: Path, precision: Precision, runs: int, root: Path) -> tuple[list[dict[str, float]], list[float]]:
-    """Run parts and whole in turn, each first every other time, after one of both that does not count."""
+    """Run parts and whole in turn, each first every other time, after one uncounted run of both."""
     by_hand, ours = [], []
     for number in range(runs + 1):
         for what in ("parts", "whole") if number % 2 else ("whole", "parts"):
@@ -93,7 +93,7 @@ def measure(path: Path, precision: Precision, runs: int, root: Path) -> tuple[li
 
 
 def report(path: Path, precision: Precision, by_hand: list[dict[str, float]], ours: list[float]) -> dict[str, Any]:
-    """Compare the medians; the spread is that of each pair of neighbours."""
+    """Compare the medians. The spread is over the pairs of neighbours."""
     totals = [sum(run.values()) for run in by_hand]
     overhead = statistics.median(ours) / statistics.median(totals) - 1
     pairs = sorted(whole_s / total - 1 for whole_s, total in zip(ours, totals, strict=True))

@@ -123,8 +123,8 @@ def schedule(bench: Bench) -> None:
 def agreement(bench: Bench) -> None:
     """Latencies of an open loop, against perf_analyzer's.
 
-    The difference in microseconds, on the CNN and on a model that takes no time, tells a client's own time (the same on
-    both) from an error in proportion.
+    The difference in microseconds, on the CNN and on a model without work, separates a client's own time (equal on
+    both) from a proportional error.
     """
     for protocol in ("grpc", "http"):
         for model, seconds in (("cnn", 12.0), ("tiny", 6.0)):
@@ -167,7 +167,7 @@ print(json.dumps([r.points[0].requests, peak_kb("self") / 1024, worker[0] / 1024
 
 
 def run_slow(command: list[str]) -> str:
-    """Run a long command and return what it prints."""
+    """Run a long command. Return its output."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
 
 
@@ -202,7 +202,7 @@ PARTS = {
 
 
 def main() -> int:
-    """Measure the parts that were asked for."""
+    """Measure the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all by default")
     parser.add_argument("--rounds", type=int, default=7, help="at least 5 for a verdict")

@@ -1,4 +1,4 @@
-"""What the load test's benchmark measures with: the server and its models, our client and the others, verdicts."""
+"""The tools of the load test's benchmark: the server and its models, our client and the others, verdicts."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def serving(folder: Path) -> Iterator[EmbeddedServer]:
 
 
 def write_model(repository: Path, name: str, *, size: int, sleep: float, cache: str) -> None:
-    """Write a model that takes `sleep` seconds a request."""
+    """Write a model with `sleep` seconds for each request."""
     (repository / name / "1").mkdir(parents=True, exist_ok=True)
     (repository / name / "1" / "model.py").write_text(MODEL.format(sleep=sleep))
     (repository / name / "config.pbtxt").write_text(CONFIG.format(size=size, cache=cache))
@@ -179,10 +179,10 @@ def write_cnn(repository: Path) -> None:
 
 
 def load_slower(bench: Bench) -> float:
-    """Load a copy of the 1 ms model whose whole service time is 10 % longer; return the longer sleep in seconds.
+    """Load a copy of the 1 ms model with a 10 % longer service time. Return the longer sleep in seconds.
 
     The service time is measured (throughput at concurrency 2, where requests queue for the one instance): 10 % of the
-    sleep alone would be less than 10 % of what a client sees.
+    sleep alone would be less than 10 % of a client's view.
     """
     size, sleep, cache = MODELS["millisecond"]
     rates = [bench.point("grpc", "millisecond", concurrency=(2,)).throughput_per_s for _ in range(3)]
@@ -194,7 +194,7 @@ def load_slower(bench: Bench) -> float:
 
 
 def run(command: list[str]) -> str:
-    """Run a tool and return what it prints."""
+    """Run a tool. Return its output."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
@@ -212,7 +212,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def costed(bench: Bench, client: Callable[[], object]) -> Costed:
-    """Run a client once; a request's CPU time is that of the server and of the client together."""
+    """Run a client once. A request's CPU time is the server's and the client's together."""
     target = connect(bench.options("grpc", "tiny"))
     before = target.statistics().requests
     server, children = cpu_seconds(bench.server.pid), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -229,7 +229,7 @@ def costed(bench: Bench, client: Callable[[], object]) -> Costed:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """What a median has to be: within these ends, both included."""
+    """The range of a passing median, both ends included."""
 
     low: float = float("-inf")
     high: float = float("inf")
@@ -241,7 +241,7 @@ class Bar:
 
 
 class Table:
-    """Prints rows as they come, and counts the bars that were missed."""
+    """Prints rows as they come, and counts the missed bars."""
 
     def __init__(self) -> None:
         self.missed: list[str] = []

@@ -1,4 +1,4 @@
-"""The ONNX models that benchmarks make for themselves."""
+"""ONNX models made by the benchmarks themselves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """An open-loop gRPC client in a process of its own, for benchmarks/rollout.py.
 
-One request is due every `1 / rate` seconds, whatever the answers do, and its latency counts from the moment at which it
-was due. The process is apart so that the roll-outs' Python and the client's do not share one interpreter lock.
+One request is due every `1 / rate` seconds, whatever the answers do, and its latency counts from its due time. The
+process is separate, so the roll-outs' Python and the client's do not share one interpreter lock.
 
 Run as a script it sends until its standard input ends:  python benchmarks/open_loop.py URL MODEL RATE OUT.npz
 """
@@ -27,7 +27,7 @@ Samples = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What the clients saw.
+    """The clients' view.
 
     Attributes:
         due_s: when each answered request was due, on the monotonic clock; shape `[N]`.
@@ -52,7 +52,7 @@ class Seen:
 
 
 class OpenLoop:
-    """Clients that send `rate_per_s` together while this context is open; then `seen` holds what they saw."""
+    """Clients that send `rate_per_s` together while this context is open. Then `seen` holds their answers."""
 
     def __init__(self, url: str, model: str, rate_per_s: float, *, clients: int) -> None:
         self.seen = Seen(np.empty(0), np.empty(0), 0, ())
@@ -89,7 +89,7 @@ class OpenLoop:
 
 
 def send(address: str, model: str, rate_per_s: float, out: Path) -> None:
-    """Send until standard input ends, and write what was seen."""
+    """Send until standard input ends, and write the results."""
     image = triton.InferInput("image", [1, 1, 8, 8], "FP32")
     image.set_data_from_numpy(np.zeros((1, 1, 8, 8), np.float32))
     answered: list[tuple[float, float]] = []

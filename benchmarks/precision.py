@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py MODEL.onnx [--rounds 3] [--samples 8] [--only fp16|int8]
 
-Every variant runs in a process of its own, in turn (interleaved), so that a busy machine hits all alike; what
-counts is the ratio within a round, shown with its spread over the rounds. MODEL.onnx: for instance
-`python benchmarks/resnext.py resnext.onnx --sparse`.
+Every variant runs in a process of its own, in turn (interleaved), so a busy machine affects all alike. The result is
+the ratio within a round, shown with its spread over the rounds. MODEL.onnx: for instance `python benchmarks/resnext.py
+resnext.onnx --sparse`.
 
     floor          onnx.load, NumPy astype(float16) of every float weight, onnx.save
     fp16-ort       onnxruntime.transformers.float16 (load, convert, save; nothing is checked)
@@ -47,7 +47,7 @@ Inputs = list[dict[str, np.ndarray[Any, Any]]]
 
 
 def samples_of(path: Path, count: int) -> Inputs:
-    """Return seeded inputs on which the model runs."""
+    """Return seeded inputs the model accepts."""
     model = load_model(path)
     signature = signature_of(model)
     sizes = find_sizes(Session(path), signature)

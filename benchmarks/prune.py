@@ -46,7 +46,7 @@ Array = NDArray[np.float32]
 
 
 def columns_of(inputs: int, outputs: int) -> tuple[Array, Array, Array]:
-    """Return correlated, half-dead inputs `[P, K]`, weights `[N, K]`, and what they answer."""
+    """Return correlated, half-dead inputs `[P, K]`, weights `[N, K]`, and their answers."""
     random = np.random.default_rng(inputs + outputs)
     count = max(8192, 8 * inputs)
     hidden = random.standard_normal((count, inputs // 2), np.float32)
@@ -56,7 +56,7 @@ def columns_of(inputs: int, outputs: int) -> tuple[Array, Array, Array]:
 
 
 def solved(given: Array, weights: Array, answers: Array) -> None:
-    """What `prune` does for one layer."""
+    """The work of `prune` for one layer."""
     with workers(None) as (pool, _):
         moments = Moments(len(weights), weights.shape[1], pool)
         for place, start in enumerate(range(0, len(given), PART)):
@@ -136,7 +136,7 @@ def prune_some(path: Path, images: int, count: int) -> dict[str, object]:
 
 
 class PeakWatch:
-    """The peak of the process's memory above what it was."""
+    """The peak of the process's memory above its start."""
 
     def __init__(self) -> None:
         self.start = self.peak = resident_bytes()
@@ -156,7 +156,7 @@ class PeakWatch:
 
 
 def resident_bytes() -> int:
-    """Return what the process holds now."""
+    """Return the process's present memory."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""Compare `prune` with pruning by magnitude and with ModelOpt's SparseGPT, on samples that no method saw.
+"""Compare `prune` with pruning by magnitude and with ModelOpt's SparseGPT, on samples unseen by all methods.
 
     python benchmarks/prune_methods.py MODEL.onnx DATA [--samples 64] [--seed 0]
 
@@ -47,7 +47,7 @@ Runs = Callable[[Sample], Mapping[str, Array]]
 
 
 def session_of(proto: onnx.ModelProto) -> Session:
-    """Run a model that lies in memory."""
+    """Run a model in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_model(proto, path)
@@ -138,7 +138,7 @@ def modelopt_pruned(model: Model, layers: set[str], given: Sequence[Sample]) -> 
 
 
 def valid_share(proto: onnx.ModelProto, report: PruneReport) -> str:
-    """Say how many of the pruned weights hold 2:4 along the axis that is summed over."""
+    """Count the pruned weights with 2:4 along the axis of the sum."""
     wanted = {layer.weight for layer in report.pruned}
     found = [layer for layer in sparsity_report(proto).layers if layer.weight in wanted]
     return f"{sum(str(layer.verdict) == 'valid' for layer in found)} of {len(found)} weights 2:4"

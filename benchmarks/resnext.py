@@ -112,7 +112,7 @@ def resnext101(*, sparse: bool = False, width: int = 8, classes: int = 1000, see
 
 
 def main() -> None:
-    """Write the file that the command line names."""
+    """Write the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--sparse", action="store_true")

@@ -1,12 +1,12 @@
-"""Measure deploys and roll-backs under load, what a switch costs, and what deploying the deployed costs.
+"""Measure deploys and roll-backs under load, the cost of a switch, and of deploying a deployed version again.
 
     python benchmarks/rollout.py [--switches 50] [--share 0.8] [--rounds 15] [--clients 1]
                                 [--json FILE]
 
 1. Cost of a switch without load: a deploy against a bare load of a twin model with the same change of its policy,
    in turn, round by round. Bar: the rounds' differences are at most 200 ms.
-2. Deploying what is deployed: in this process, and as a command, with the command's CPU time beside it, which a busy
-   machine disturbs less. Bar: under 1 s.
+2. Deploying a deployed version again: in this process, and as a command. The command's CPU time is shown too, as a busy
+   machine disturbs it less. Bar: under 1 s.
 3. Under load: capacity is the highest rate at which the client (benchmarks/open_loop.py: processes of their own, open
    loop, latency counted from when a request was due) sees a p99 of at most 20 ms; it is lowered where the pauses
    between two switches do not hold that, too (a switch takes CPU from the same cores). Then `--switches` deploys and
@@ -58,7 +58,7 @@ def sustains(url: str, rate_per_s: float, clients: int) -> bool:
 
 
 def capacity_of(url: str, clients: int) -> float:
-    """Return the highest rate that is sustained: doubled until one is not, then halved in between, to 5 %."""
+    """Return the highest sustained rate: doubled until one fails, then halved in between, to 5 %."""
     low, high = 0.0, 50.0
     while sustains(url, high, clients):
         low, high = high, 2 * high
@@ -71,7 +71,7 @@ def capacity_of(url: str, clients: int) -> float:
 
 
 def under_load(root: Path, url: str, switches: int, rate_per_s: float, clients: int) -> dict[str, Any]:
-    """Switch back and forth while requests come; return what they saw."""
+    """Switch back and forth under load. Return the clients' answers."""
     intervals, seconds = [], []
     with TritonClient.connect(url) as client, OpenLoop(url, NAME, rate_per_s, clients=clients) as load:
         time.sleep(PAUSE_S)
@@ -102,7 +102,7 @@ def under_load(root: Path, url: str, switches: int, rate_per_s: float, clients: 
 
 
 def deployed_version(root: Path) -> int:
-    """Return the version that was deployed last."""
+    """Return the version deployed last."""
     return model_states(root)[NAME].deployments[-1].version
 
 
@@ -148,7 +148,7 @@ def cost_of_a_switch(root: Path, client: TritonClient, rounds: int) -> dict[str,
 
 
 def deploying_again(root: Path, client: TritonClient, rounds: int) -> dict[str, Any]:
-    """Deploy what is deployed, from Python and from the shell."""
+    """Deploy a deployed version again, from Python and from the shell."""
     version = deploy(root, NAME, 2, client).version
     inside = [deploy(root, NAME, version, client).seconds for _ in range(rounds)]
     command = [sys.executable, "-m", "repo_manager", "deploy", f"{NAME}:{version}", "-r", str(root)]
@@ -163,7 +163,7 @@ def deploying_again(root: Path, client: TritonClient, rounds: int) -> dict[str, 
 
 
 def cpu_of_children() -> float:
-    """Return the CPU seconds of the commands that have ended."""
+    """Return the CPU seconds of the ended commands."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -2,8 +2,8 @@
 
     python benchmarks/serve.py [--rounds 15] [--json FILE]
 
-Three ways to serve the sample model, one after the other in every round, in an order that turns round by round, so
-that what else the machine does meets all of them:
+Three ways to serve the sample model, one after the other in every round, in an order that rotates each round, so other
+load on the machine affects all of them:
 
     bare    tritonserver itself, with the same backends, model and settings, ready by its own /v2/health/ready
     ours    EmbeddedServer in this process: start and wait_ready

@@ -66,7 +66,7 @@ def compare(
 
 
 def weights_of(path: Path) -> list[np.ndarray]:
-    """The weights of Conv, Gemm (transB) and nothing else: what the 2:4 test of a ResNeXt reads."""
+    """The weights of Conv and Gemm (transB) alone: those read by the 2:4 test of a ResNeXt."""
     proto = onnx.load(path)
     used = {node.input[1] for node in proto.graph.node if node.op_type in ("Conv", "Gemm")}
     arrays = [numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name in used]
@@ -100,13 +100,13 @@ def compare_polygraphy(polygraphy: Path, path: Path, output: Path) -> list[dict[
 
 
 def inspect(path: Path) -> None:
-    """What the inspect command does, without the printing."""
+    """The work of the inspect command, without the printing."""
     model = load_model(path)
     signature_of(model), parameter_count(model), sparsity_report(model)
 
 
 def prune_file(path: Path, output: Path) -> None:
-    """What the prune command does."""
+    """The work of the prune command."""
     proto, _ = prune(load_model(path), all_valid=True)
     save_model(proto, output)
 

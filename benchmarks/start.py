@@ -1,11 +1,11 @@
-"""Measure how long a command takes that has little to do, against `repo-manager --help` and the bare tritonserver.
+"""Measure the time of commands with little to do, against `repo-manager --help` and the bare tritonserver.
 
     python benchmarks/start.py [--rounds 9] [--json FILE]
 
 The package's bytecode is kept for the time of the run, as an installed package has it. Every round runs `--help` and
-each command once, in an order that is drawn anew, so that what else the machine does meets all of them. The repository
-holds the sample model, served by a running `serve`. Shown are medians and their ratio to that of `--help`, and the
-ratio of the fastest runs, which the rest of the machine disturbs least.
+each command once, in a new random order, so other load on the machine affects all of them. The repository holds the
+sample model, served by a running `serve`. Shown are medians and their ratio to that of `--help`, and the ratio of the
+fastest runs, which the rest of the machine disturbs least.
 
     list, show, config, verify, status, inspect    at most 2 times `--help`
     deploy of what is deployed                     at most 2.5 times `--help`
@@ -53,7 +53,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> float:
 
 
 def measure(ways: dict[str, list[str]], rounds: int, environment: dict[str, str]) -> dict[str, list[float]]:
-    """Return the seconds of each way, after one round that counts for nothing."""
+    """Return the seconds of each way, after one uncounted round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order, draw = list(ways), random.Random(0)
     for round_ in range(rounds + 1):

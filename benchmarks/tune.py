@@ -14,16 +14,16 @@ each model:
   Without `--budget`, it gets this time, less what a server takes to end;
 - started from the best, `tune` changes nothing in at least 19 of 20 runs (`--kept 20`);
 - beside Model Analyzer (`--analyzer`, the path of `model-analyzer` in an environment of its own) in one run: at least
-  its objective in at most a third of its time. What it chooses is measured as a setting of the grid is.
+  its objective in at most a third of its time. Its choice is measured like a setting of the grid.
 
-With `--sample N` the grid is bounded: N settings, drawn at random, are measured to their end, and every other one is
-asked whether it holds more than the best so far; only one that does is measured further. Its best is that of the whole
-grid, and its time is the number of settings times the mean of the sample.
+With `--sample N` the grid is bounded: N random settings are measured to their end. Every other one is first compared
+with the best so far, and measured further only if it holds more. Its best is that of the whole grid, and its time is
+the number of settings times the mean of the sample.
 
-Everything that was measured is in DIR, a line each. The same command goes on where it was stopped, and prints the bars
-with their spread. The models take turns, a run each, so that `--minutes` ends it with as many runs of each. A busy
-machine makes all of it worthless: run it alone. `--quick` is two models, a coarse space and two runs: about five
-minutes, to see that it works.
+Every measurement is a line of a file in DIR. The same command goes on where it was stopped, and prints the bars with
+their spread. The models take turns, a run each, so that `--minutes` ends it with as many runs of each. A busy machine
+makes all of it worthless: run it alone. `--quick` is two models, a coarse space and two runs: about five minutes, to
+see that it works.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], float]] = {
 
 
 class TimeUpError(Exception):
-    """The time that everything may take has passed."""
+    """The time for everything has passed."""
 
 
 class Record:
-    """A file of JSON lines: what is in it is not measured again.
+    """A file of JSON lines: anything in it is not measured again.
 
     Args:
         path: the file.
@@ -179,11 +179,11 @@ class Bench:
             rm.add(file, name, self.root, rm.AddOptions(sparsity="report", config=config))
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
-        """Return what is recorded of this model."""
+        """Return this model's record."""
         return self.record.lines(kind=kind, model=self.name)
 
     def options(self, budget_s: float = 300.0) -> TuneOptions:
-        """Return what is sought. `budget_s`: seconds for it."""
+        """Return the aim of the search. `budget_s`: seconds for it."""
         gate = rm.parse_slo(f"p99<{self.limit_ms:g}ms")
         return TuneOptions(gates=(gate,), budget_s=budget_s, search=self.axes, fresh=True)
 
@@ -204,7 +204,7 @@ class Bench:
         return [_setting(fields) for fields in self.lines("space")[0]["settings"]]
 
     def grid(self) -> None:
-        """Measure every setting that is not in the record: to its end, or as far as it may be the best."""
+        """Measure every setting missing in the record: to its end, or as far as it may be the best."""
         with self.serving() as run:
             settings = self.settings()
             random.Random(0).shuffle(settings)  # in order, most would be slightly better than the one before
@@ -225,7 +225,7 @@ class Bench:
         return len(self.settings()) * statistics.mean(line["seconds"] for line in self.lines("grid"))
 
     def run(self, number: int, kind: str = "run") -> None:
-        """Tune, and measure what was chosen beside the grid's best. What is in the record is not done again."""
+        """Tune, and measure the chosen setting beside the grid's best. Recorded work is not repeated."""
 
         def tuned() -> dict[str, Any]:
             budget_s = self.chosen.budget or TIME_SHARE * self.grid_s() - SPARE_S
@@ -253,24 +253,24 @@ class Bench:
                 self.held(run, each, None, kind="again", number=number)
 
     def held(self, run: TuningRun, setting: Setting, against: float | None, **key: Any) -> None:
-        """Measure what a setting holds, if that is not in the record."""
+        """Measure a setting's rate, if the record lacks it."""
         measure = functools.partial(_held, run, setting, against)
         self.record.once(measure, model=self.name, label=setting.label, **key)
 
     def again(self, label: str) -> float:
-        """Return the median of what a setting held when it was measured again, in requests a second."""
+        """Return the median of a setting's repeated measurements, in requests a second."""
         values = [line["value"] for line in self.record.lines(kind="again", model=self.name, label=label)]
         return statistics.median(values) if values else 0.0
 
     def reached(self, line: Mapping[str, Any]) -> float:
-        """Return the share of the grid's best that a chosen setting holds."""
+        """Return a chosen setting's share of the grid's best."""
         best = self.best()
         assert best is not None
         truth = self.again(best.label)
         return 1.0 if _setting(line["setting"]) == best or not truth else self.again(line["label"]) / truth
 
     def kept(self, number: int) -> None:
-        """Make the best setting today's, tune so many times, and put back what was there."""
+        """Make the best setting today's, tune so many times, and restore the former one."""
         best = self.best()
         if best is None:
             return
@@ -284,14 +284,14 @@ class Bench:
             path.write_text(before, encoding="utf-8")
 
     def analyzer(self, mode: str) -> None:
-        """Run Model Analyzer in one of its modes, and measure what it chooses beside the grid's best."""
+        """Run Model Analyzer in one of its modes, and measure its choice beside the grid's best."""
         line = self.record.once(lambda: run_analyzer(self, mode), kind="analyzer", model=self.name, mode=mode)
         if "setting" in line and self.best() is not None:
             self.beside(_setting(line["setting"]), mode)
 
 
 def _held(run: TuningRun, setting: Setting, against: float | None) -> dict[str, Any]:
-    """Return the largest rate that a setting holds; 0 where it does not hold more than `against`."""
+    """Return the largest rate held by a setting. 0 where it does not hold more than `against`."""
     began = time.monotonic()
     (name,) = run.subjects.tunable
     try:
@@ -363,7 +363,7 @@ def run_analyzer(bench: Bench, mode: str) -> dict[str, Any]:
 
 
 def _end_with_children(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started, which may have sessions of their own."""
+    """End a process and everything it started, which may have sessions of their own."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -378,7 +378,7 @@ def _end_with_children(process: subprocess.Popen[bytes]) -> None:
 
 
 def _chosen(results: Path, made: Path) -> Setting | None:
-    """Return the configuration in the first row of its table, which is its best; `None` where there is none."""
+    """Return the configuration in the first row of its table, its best. `None` where there is none."""
     for path in results.rglob("*metrics-model-inference*.csv"):
         rows = [row for row in csv.reader(path.read_text().splitlines()) if row]
         if len(rows) > 1 and "Model Config Path" in rows[0]:
@@ -471,7 +471,7 @@ def main() -> None:
 
 
 def measure(benches: list[Bench], chosen: argparse.Namespace) -> None:
-    """Measure what is not in the record.
+    """Measure everything missing in the record.
 
     Raises:
         TimeUpError: the time is up.

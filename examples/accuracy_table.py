@@ -73,7 +73,7 @@ def _paragraph(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Column:
-    """A measured field: its heading, its key in a row, what turns it into the shown unit, and its decimals."""
+    """A measured field: its heading, its key in a row, the conversion to the shown unit, and its decimals."""
 
     title: str
     key: str

@@ -60,7 +60,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Variants:
-    """The three networks that a seed gives, all with the same layers."""
+    """The three networks of a seed, all with the same layers."""
 
     dense: nn.Module
     pruned: nn.Module
@@ -198,7 +198,7 @@ def train_variants(seed: int, digits: Digits, schedule: Schedule) -> Variants:
 
 
 def accuracy(network: nn.Module, digits: Digits) -> float:
-    """Return the share of held-out images that PyTorch classifies right."""
+    """Return the share of held-out images PyTorch classifies right."""
     with torch.no_grad():
         predicted = network(torch.from_numpy(digits.held_out_images)).argmax(dim=1)
     return float((predicted.numpy() == digits.held_out_labels).mean())

@@ -1,4 +1,4 @@
-"""The interface that the deprecation policy covers, and its record for comparison with later releases.
+"""The interface covered by the deprecation policy, and its record for comparison with later releases.
 
 python tools/interface.py        # writes tests/data/interface.json, after a change that the policy allows
 """
@@ -24,7 +24,7 @@ RECORD = Path(__file__).parents[1] / "tests/data/interface.json"
 
 
 def interface() -> dict[str, Any]:
-    """Return what a release promises: commands with their options, public names, keys of the JSON documents."""
+    """Return a release's promises: commands with their options, public names, keys of the JSON documents."""
     table: Any = typer.main.get_command(app)
     context = table.make_context("repo-manager", [], resilient_parsing=True)
     names = [name for entries in COMMANDS.values() for name in entries]

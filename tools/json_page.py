@@ -1,6 +1,6 @@
-"""The documents that `--json` prints: a JSON schema for each command, and the page that lists them.
+"""The `--json` documents: a JSON schema for each command, and the page with their list.
 
-Both come from the classes of the results, so they say what the code does.
+Both come from the classes of the results, so they agree with the code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Form(NamedTuple):
     """One form of a command's `--json` document.
 
     Attributes:
-        when: the options that choose it; empty for the usual one.
+        when: the options for this form. Empty for the usual one.
         parts: key of the document -> the function of `repo_manager/cli/` whose result is below it, or a class. The key
             `""` is a result that is the document itself. `MODULE.name` names another module, `#1` one of several
             results, `?` one that may be null, `:NAME` a method of the result that makes the document, and `:string`
@@ -97,7 +97,7 @@ _DOCUMENTS: Mapping[str, tuple[_Form, ...]] = {
     "tune": (_Form("", {"": "tune"}),),
 }
 WRITTEN = {"export": "repository"}
-"""Command -> the schema in docs/ that its document follows."""
+"""Command -> the schema of its document in docs/."""
 
 
 def _names() -> list[str]:
@@ -105,7 +105,7 @@ def _names() -> list[str]:
 
 
 def _parts(command: str, form: _Form) -> list[tuple[str, Any]]:
-    """Return a form's keys, each with the type of what is below it (a text: a plain value).
+    """Return a form's keys, each with the type of its value (a text: a plain value).
 
     Raises:
         ValueError: the command's module does not name the key.
@@ -204,7 +204,7 @@ def _form_schema(command: str, form: _Form, definitions: dict[str, Any]) -> dict
 
 
 def json_page() -> str:
-    """Return the page that lists the keys of `--json` documents."""
+    """Return the page of the keys of `--json` documents."""
     folder = f"json/v{JSON_VERSION}"
     lines = [
         "# JSON documents\n",

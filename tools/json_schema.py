@@ -36,7 +36,7 @@ def properties_of(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _type_arguments(kind: type) -> dict[Any, Any]:
-    """Return what the type variables of the generic classes that a class extends stand for."""
+    """Return the types behind the type variables of a class's generic bases."""
     found: dict[Any, Any] = {}
     for each in kind.__mro__:
         for base in each.__dict__.get("__orig_bases__", ()):
@@ -100,14 +100,14 @@ def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_class(kind: Any) -> bool:
-    """Say whether a type is a class of results, which JSON has as an object."""
+    """Return whether a type is a class of results, an object in JSON."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind) and _json_fields(kind) is not None
 
 
 def _defined(kind: type, definitions: dict[str, Any]) -> str:
-    """Return the name of a class's definition, which is added if it is new.
+    """Return the name of a class's definition. A new one is added.
 
-    A name that a command has, or a class of another module, gets its module: both have headings on one page.
+    A name shared with a command, or with a class of another module, gets its module: both have headings on one page.
     """
     module = kind.__module__.rpartition(".")[2]
     source = f"{kind.__module__}.{kind.__qualname__}"
@@ -129,7 +129,7 @@ def _defined(kind: type, definitions: dict[str, Any]) -> str:
 
 
 def _deferred_names(kind: type) -> dict[str, Any]:
-    """Return what the modules of a class, and of those it extends, import for type checkers only, by name."""
+    """Return the imports for type checkers only, by name, in the modules of a class and of its bases."""
     found: dict[str, Any] = {}
     for module in dict.fromkeys(map(inspect.getmodule, kind.__mro__)):
         if module is None or not module.__name__.startswith("repo_manager"):
@@ -152,7 +152,7 @@ def _submodule(path: str, name: str) -> ModuleType:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """Return what the docstrings of a class, and of those it extends, say of its attributes."""
+    """Return the descriptions of a class's attributes, from its docstring and those of its bases."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
@@ -163,7 +163,7 @@ def _meanings(kind: type) -> dict[str, str]:
 
 
 def reached(value: Any, classes: Mapping[str, Any], found: set[str]) -> set[str]:
-    """Return the names of all classes that a schema refers to, directly or through another; they are in `found`."""
+    """Return the names of all classes in a schema, direct and nested. They are in `found`."""
     if isinstance(value, list):
         for each in value:
             reached(each, classes, found)

@@ -33,10 +33,10 @@ SCHEMES = {"light": "1", "dark": "0"}  # of Blink: preferredColorScheme
 
 
 class Picture(NamedTuple):
-    """A report that is shown.
+    """A report to show.
 
     Attributes:
-        page: the file that the commands write.
+        page: the file written by the commands.
         size: of the window in pixels.
     """
 
@@ -108,7 +108,7 @@ def make_pages(folder: Path, *, seconds: float) -> dict[str, Path]:
 
 
 def shot(page: Path, size: tuple[int, int], scheme: str) -> bytes:
-    """Return a small PNG of what a browser shows of a page."""
+    """Return a small PNG of a page in a browser."""
     target = page.with_suffix(f".{scheme}.png")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += [f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", f"--screenshot={target}"]

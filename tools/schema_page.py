@@ -1,4 +1,4 @@
-"""Pages that list what a JSON schema says, and the cells of their tables."""
+"""Pages about a JSON schema, and the cells of their tables."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The pages of the documentation that are made from the code: mkdocs calls this file as a hook (mkdocs.yml).
+"""The pages of the documentation made from the code: mkdocs calls this file as a hook (mkdocs.yml).
 
-Commands and options come from the command line itself, settings, rules, schemas and the public API from what defines
-them, so that no page can say what the code does not do. `python tools/site.py FOLDER` writes the pages without mkdocs.
+Commands and options come from the command line itself; settings, rules, schemas and the public API from their
+definitions. So no page can disagree with the code. `python tools/site.py FOLDER` writes the pages without mkdocs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SEARCH_BOOSTS = {
 
 
 def generated_pages() -> dict[str, str]:
-    """Return every page that is made from the code: path in the site -> Markdown."""
+    """Return every page made from the code: path in the site -> Markdown."""
     pages = {f"reference/commands/{name}.md": page for name, page in _command_pages()}
     pages["reference/commands/index.md"] = _commands_index()
     pages["reference/settings.md"] = _settings_page()
@@ -148,14 +148,14 @@ def _rules_page() -> str:
 
 
 def _api_page() -> str:
-    """List the public names by the module that defines them, for mkdocstrings to fill in."""
+    """List the public names by their defining module, for mkdocstrings to fill in."""
     lines = [f"# Python API\n\n{plain_text(inspect.cleandoc(repo_manager.__doc__ or ''))}\n", "## Names\n"]
     lines += [f"::: repo_manager.{repo_manager._MODULE_OF[name]}.{name}\n" for name in repo_manager.__all__]
     return "\n".join(lines)
 
 
 def _compatibility_page() -> str:
-    """List Triton's releases, TensorRT's abilities, Python and opsets from the data that the code uses."""
+    """List Triton's releases, TensorRT's abilities, Python and opsets from the code's own data."""
     parts = (_python_lines(), _release_lines(), _tensorrt_lines(), _opset_lines())
     start = [
         "# Compatibility\n",
@@ -165,7 +165,7 @@ def _compatibility_page() -> str:
 
 
 def _requirements() -> dict[str, list[Requirement]]:
-    """Read from pyproject.toml what the package needs: `""` for always, else an extra (Python 3.10 has no tomllib)."""
+    """Read the requirements from pyproject.toml: `""` for always, else an extra (Python 3.10 has no tomllib)."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     always = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
     extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", text, re.DOTALL | re.MULTILINE)
@@ -177,7 +177,7 @@ def _requirements() -> dict[str, list[Requirement]]:
 
 
 def _python_lines() -> Iterator[str]:
-    """List the versions of Python, and what each extra needs."""
+    """List the versions of Python, and the requirements of each extra."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     versions = re.findall(r"Python :: (3\.\d+)", project)
     needed = _requirements()
@@ -221,7 +221,7 @@ def _release_cell(release: Release, column: str) -> str:
 
 
 def _tensorrt_lines() -> Iterator[str]:
-    """Compare what the recorded APIs of TensorRT's versions can do."""
+    """Compare the abilities in the recorded APIs of TensorRT's versions."""
     found = [_recorded_library(path) for path in sorted((ROOT / "tests/data/tensorrt_api").glob("*.json"))]
     yield (
         "## Abilities of TensorRT\n\n"
@@ -268,7 +268,7 @@ def _recorded_library(path: Path) -> Capabilities:
 
 
 def _opset_lines() -> Iterator[str]:
-    """Say which opsets are read, and which one each precision needs."""
+    """List the opsets read, and the one each precision needs."""
     oldest = next(each for each in _requirements()[""] if each.name == "onnx")
     yield (
         "## ONNX opset\n\n"
@@ -302,7 +302,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated pages, and README.md and CHANGELOG.md, which stand at the root for GitHub."""
+    """Add the generated pages, and README.md and CHANGELOG.md from the root, their place for GitHub."""
     from mkdocs.structure.files import File
 
     pages = {**generated_pages(), "index.md": _at_docs("README.md"), "changelog.md": _at_docs("CHANGELOG.md")}
@@ -349,7 +349,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Write llms.txt: what the project is, and every page with its first sentence."""
+    """Write llms.txt: the project in a sentence, and every page with its first sentence."""
     site = Path(config["site_dir"])
     lines = ["# repo-manager\n", f"> {config['site_description']}\n"]
     for source in sorted((ROOT / "docs").rglob("*.md")):

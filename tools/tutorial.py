@@ -1,4 +1,4 @@
-"""Run the commands of a tutorial and paste what they print below them.
+"""Run the commands of a tutorial and paste their output below them.
 
     python tools/tutorial.py docs/tutorials/*.md            # runs each, writes the output into the file
     python tools/tutorial.py --check docs/tutorials/*.md    # runs each, fails where a command ends otherwise than shown
@@ -45,7 +45,7 @@ def environment_in(folder: Path) -> dict[str, str]:
 
 
 def run(command: str, folder: Path, environment: dict[str, str]) -> str:
-    """Run a command; return what it printed.
+    """Run a command. Return its output.
 
     Raises:
         SystemExit: it did not end with 0.
@@ -78,13 +78,13 @@ def commands_of(block: str) -> Iterator[tuple[str, str]]:
 
 
 def words_of(output: str) -> list[str]:
-    """Return the words that do not depend on the machine or the moment."""
+    """Return the words independent of the machine and the moment."""
     lines = (line for line in output.splitlines() if not _MOMENT.search(line))
     return [word for line in lines for word in line.split() if _WORD.fullmatch(word) and word not in _UNITS]
 
 
 def run_tutorial(path: Path, *, check: bool) -> list[str]:
-    """Run a tutorial; write its output, or return what differs from it."""
+    """Run a tutorial. Write its output, or return the differences from it."""
     text, differences = path.read_text(encoding="utf-8"), []
     with tempfile.TemporaryDirectory(prefix="tutorial-") as name:
         folder = Path(name)
@@ -111,7 +111,7 @@ def run_tutorial(path: Path, *, check: bool) -> list[str]:
 
 
 def main() -> None:
-    """Run every tutorial that is named."""
+    """Run every tutorial named."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("tutorials", nargs="+", type=Path)

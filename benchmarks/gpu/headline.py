@@ -64,7 +64,7 @@ TRITON_BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run, and how long."""
+    """The runs, and their length."""
 
     models: tuple[str, ...]
     precisions: tuple[Precision, ...]
@@ -86,7 +86,7 @@ class Plan:
         return require(self.library_name)
 
     def has_time_for(self, seconds: float) -> bool:
-        """Say whether something that takes so long ends before the budget does."""
+        """Return whether something of this length ends within the budget."""
         return self.end_s is None or time.monotonic() + seconds < self.end_s
 
 
@@ -229,7 +229,7 @@ def run_triton(plan: Plan, model: str, precision: Precision, sources: Mapping[st
 
 
 def run(plan: Plan) -> None:
-    """Run what is not in the output yet."""
+    """Run everything missing in the output."""
     state: dict[str, Any] = {"rehearsal": plan.rehearse, "cells": {}, "triton": {}}
     if plan.output.exists():
         state = json.loads(plan.output.read_text())
@@ -257,7 +257,7 @@ def run(plan: Plan) -> None:
 
 
 def jobs(plan: Plan, model: str) -> Iterator[tuple[str, str, Callable[[Mapping[str, Path]], dict[str, Any]]]]:
-    """Yield (kind, key, what makes it of the weights) of one model."""
+    """Yield (kind, key, function that makes it from the weights) of one model."""
     for precision in plan.precisions:
         for batch in plan.batches:
             yield "cells", f"{model}/{precision}/{batch}", partial(run_cell, plan, model, precision, batch)
@@ -266,7 +266,7 @@ def jobs(plan: Plan, model: str) -> Iterator[tuple[str, str, Callable[[Mapping[s
 
 
 def prepare(plan: Plan) -> None:
-    """Write and convert the models, which needs no GPU, so that a run with the same `--sources` begins at once."""
+    """Write and convert the models, without a GPU, so a run with the same `--sources` starts at once."""
     assert plan.sources is not None
     for model in plan.models:
         for source in dict.fromkeys(weights(model, plan.sources).values()):

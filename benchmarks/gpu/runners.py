@@ -1,4 +1,4 @@
-"""What is timed: an engine on the GPU, or, in a rehearsal, ONNX Runtime on the CPU in its place."""
+"""The timed subject: an engine on the GPU, or, in a rehearsal, ONNX Runtime on the CPU in its place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BACKEND = Path(repo_manager.__file__).parent / "server" / "backends" / "tensorr
 def engine_runner(library: ModuleType, plan: Path, batch: int) -> tuple[Run, Callable[[], None]]:
     """Return (run one batch on the GPU and wait for it, free everything).
 
-    Inputs lie on the device already: what is timed is the engine, not the copies.
+    Inputs are on the device already, so the engine is timed, not the copies.
     """
     sys.path.insert(0, str(_BACKEND))
     cuda_module, engine_module = _module("rm_trt_cuda"), _module("rm_trt_engine")
@@ -86,7 +86,7 @@ def measure(run: Run, seconds: float) -> list[int]:
 
 @dataclasses.dataclass
 class Power:
-    """What the GPU drew while something ran; filled when `PowerMeter.watch` is left.
+    """The GPU's power while something ran, filled at the end of `PowerMeter.watch`.
 
     Attributes:
         watts: the mean, from the card's energy counter; `None` where it has none.
@@ -134,7 +134,7 @@ class PowerMeter:
             power.watts = (after - before) / 1000 / (end - start)
 
     def _millijoules(self) -> int | None:
-        """Read the energy that the card has used since its driver was loaded, in millijoules."""
+        """Read the card's energy since its driver was loaded, in millijoules."""
         value = ctypes.c_ulonglong()
         if self._nvml is None or self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(value)):
             return None

@@ -1,4 +1,4 @@
-"""The ONNX files that the headline benchmark builds from: generated, pruned, calibrated, converted."""
+"""The ONNX files of the headline benchmark: generated, pruned, calibrated, converted."""
 
 from __future__ import annotations
 

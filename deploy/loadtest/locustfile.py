@@ -1,9 +1,9 @@
-"""Load on a served model for teams that have Locust: inputs are made up from what the server says of the model.
+"""Load on a served model for teams with Locust: inputs are made up from the server's description of the model.
 
     MODEL=digits locust -f locustfile.py --host http://localhost:8000 --headless -u 16 -r 16 -t 1m
 
-Locust builds and reads each request in Python, so it reaches its own limit long before `repo-manager loadtest`, and
-its latencies hold its own waiting. It is for scenarios that mix models with other calls, not for a server's limit.
+Locust builds and reads each request in Python, so it reaches its own limit long before `repo-manager loadtest`, and its
+latencies hold its own waiting. Use it for scenarios with other calls beside models, not for a server's limit.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def body_of(metadata: dict[str, Any], batch: int) -> tuple[bytes, int]:
 
 
 class ModelUser(FastHttpUser):
-    """One client that infers, again and again."""
+    """One client, inferring again and again."""
 
     wait_time = between(THINK_TIME_S, THINK_TIME_S)
 
