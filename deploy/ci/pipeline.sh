@@ -10,7 +10,7 @@ set -euo pipefail
 results=${RESULTS:-pipeline-results}
 mkdir -p "$results"
 
-# What was written down by an earlier step. Only ever assigned (x=$(recall y)): elsewhere its failure would be lost.
+# A result of an earlier step. Only assign it (x=$(recall y)): elsewhere its failure would be lost.
 recall() {
   cat "$results/$1" 2>/dev/null || { echo "pipeline.sh: $results/$1 is missing: run the steps in order" >&2; exit 2; }
 }
@@ -24,7 +24,7 @@ field() {
 output() { if [ -n "${GITHUB_OUTPUT:-}" ]; then echo "$1=$2" >>"$GITHUB_OUTPUT"; fi; }
 summary() { if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then cat >>"$GITHUB_STEP_SUMMARY"; else cat; fi; }
 
-# Where a server answers inferences: its own address, unless that names something in a cluster.
+# Where a server answers inferences: its own address, except for a target in a cluster.
 inference_at() { # inference_at VARIABLE SERVER ADDRESS
   if [ -n "$3" ]; then echo "$3"; return; fi
   case "$2" in
@@ -98,7 +98,7 @@ case "${1:-}" in
     trial=()
     if [ -n "${CANARY:-}" ]; then trial=(--canary "$CANARY" --step "${CANARY_STEP:-5m}"); fi
     roll_out deploy "$target" "$PRODUCTION_SERVER" "$PRODUCTION_REPOSITORY" ${trial[@]+"${trial[@]}"}
-    # `deploy` undoes itself. What it cannot see is how the version does under production's own load.
+    # `deploy` undoes itself. It cannot see the version under production's own load.
     if [ "${PRODUCTION_CHECK:-true}" = true ]; then
       code=0
       measure "$target" "$address" "$PRODUCTION_REPOSITORY" production || code=$?

@@ -47,7 +47,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
 {{/*
-What a kind has of its own over the values of all, as JSON {image, resources, affinity, runtimeClassName, autoscaling,
+A kind's own settings over the common values, as JSON {image, resources, affinity, runtimeClassName, autoscaling,
 rollout, podDisruptionBudget}. Arguments: (list $ kind).
 */}}
 {{- define "triton.kindValues" -}}
@@ -72,7 +72,7 @@ rollout, podDisruptionBudget}. Arguments: (list $ kind).
 {{- end }}
 
 {{/*
-Refuse what is no number of pods or GPUs. A schema would say "got string, want integer" of `--set replicas=2.5`.
+Refuse a wrong number of pods or GPUs. A schema would say "got string, want integer" of `--set replicas=2.5`.
 Arguments: (list name value lowest).
 */}}
 {{- define "triton.checkWhole" -}}
@@ -83,7 +83,7 @@ Arguments: (list name value lowest).
 {{- end }}
 
 {{/*
-What no schema can say of the values, or not so that it helps.
+Checks of the values beyond the schema, or with a clearer message.
 */}}
 {{- define "triton.check" -}}
 {{- include "triton.checkWhole" (list "replicas" .Values.replicas 0) }}
@@ -148,7 +148,7 @@ What no schema can say of the values, or not so that it helps.
 {{- end }}
 
 {{/*
-What a container needs to read the repository, and its place in it. Argument: the root.
+The environment variables for reading the repository, its place among them. Argument: the root.
 */}}
 {{- define "triton.storageEnv" -}}
 {{- with .Values.repository.s3.region }}
@@ -197,7 +197,7 @@ The sidecar of warmStart: Kubernetes starts Triton when its startup probe has pa
       value: {{ (index . 1).url | quote }}
     - name: HOME
       value: /tmp
-    # What is downloaded is moved, not copied.
+    # Downloaded files are moved, not copied.
     - name: TMPDIR
       value: /warm
     {{- with include "triton.storageEnv" $root | trim }}{{ . | nindent 4 }}{{ end }}
@@ -242,9 +242,9 @@ One kind's name, with the release's. Arguments: (list $ kind).
 {{- end }}
 
 {{/*
-What the pods serve, as JSON {url, replicas, isPinned}: the pinned snapshot, else what repo-manager has rolled out of this very
+The served state, as JSON {url, replicas, isPinned}: the pinned snapshot, else the one repo-manager has rolled out of this
 repository (an upgrade must not undo a roll-out, and another repository.url must not be ignored), else the repository.
-`replicas` is what runs now, 0 when nothing does. `isPinned` is false where pods load the repository itself. Arguments: (list $ deploymentName).
+`replicas` is the number of running pods, 0 for none. `isPinned` is false where pods load the repository itself. Arguments: (list $ deploymentName).
 */}}
 {{- define "triton.served" -}}
 {{- $root := index . 0 }}
