@@ -204,8 +204,7 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
 
 
 def _with_nested(values: Mapping[Any, Any], known: Mapping[str, InputFacts], where: str) -> Mapping[Any, Any]:
-    """Return the body of a `generate` call with the content of its `parameters` beside the rest, as Triton takes
-    it."""
+    """Return a `generate` body with its `parameters` beside the rest, as Triton maps it (`MappingSchema`, http_server.h)."""
     nested = values.get("parameters")
     if "parameters" in known or not isinstance(nested, Mapping):
         return values

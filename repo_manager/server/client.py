@@ -169,8 +169,8 @@ class TritonClient:
     def repository_index(self, *, timeout_s: float | None = None) -> tuple[IndexEntry, ...]:
         """Return the server's entry for every model in its repository.
 
-        Triton lists the root and then looks at each entry, and fails when one is gone by then: a temporary file, or a
-        model just removed. It is asked again then.
+        Triton lists the root and then looks at each entry (`RepositoryIndex` of triton-inference-server/core), and
+        fails when one is gone by then: a temporary file, or a model just removed. It is asked again then.
 
         Args:
             timeout_s: deadline of the call in seconds. `None`: the one of the client's options.
@@ -227,7 +227,7 @@ class TritonClient:
             raise refusal(self.endpoint, f"load {name}", f"{exc.reason}: {found}") from exc
 
     def unload(self, name: str, *, dependents: bool = False, timeout_s: float | None = None) -> None:
-        """Unload a model. Triton answers before in-flight requests have ended.
+        """Unload a model. Triton answers before in-flight requests have ended (core, `ModelLifeCycle::AsyncUnload`).
 
         Args:
             name: name of the model. All its loaded versions are unloaded.

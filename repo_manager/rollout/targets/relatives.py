@@ -1,8 +1,8 @@
 """The models around the one rolled out: its parts, and the models in need of it, on one server.
 
 Triton loads the parts of an ensemble with it, by their own version policies, and reloads an ensemble when a part of it
-changes. A load proves neither: here the parts are served and proven first, and the dependent models are asked again
-after each change.
+changes (`DependencyGraph` of triton-inference-server/core). A load proves neither: here the parts are served and proven
+first, and the dependent models are asked again after each change.
 """
 
 from __future__ import annotations
