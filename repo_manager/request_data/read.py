@@ -204,7 +204,7 @@ def _typed(row: _Row, inputs: Sequence[InputFacts], flat: Mapping[str, Sequence[
 
 
 def _with_nested(values: Mapping[Any, Any], known: Mapping[str, InputFacts], where: str) -> Mapping[Any, Any]:
-    """Return a `generate` body with its `parameters` beside the rest, as Triton maps it (`MappingSchema`, http_server.h)."""
+    """Return a `generate` body with its `parameters` beside the rest, as Triton does (server, `MappingSchema`)."""
     nested = values.get("parameters")
     if "parameters" in known or not isinstance(nested, Mapping):
         return values
