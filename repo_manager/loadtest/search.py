@@ -222,6 +222,7 @@ def next_level(space: LoadSpace, steps: Sequence[SearchStep]) -> float | None:
 
 def _without_hold(space: LoadSpace, steps: Sequence[SearchStep]) -> float | None:
     """Return the next level while none passes: below a failing one, above one undecided for want of requests."""
+    steps = _latest(steps)
     lowest, highest = (pick(steps, key=lambda step: step.level) for pick in (min, max))
     if highest.decision == UNDECIDED and highest.level < space.highest:
         return min(highest.level * 2, space.highest)
@@ -282,7 +283,7 @@ def _answer(
 
     open_levels = f"; {', '.join(map(name, sorted(undecided)))} undecided" if undecided else ""
     if holds is None:
-        lowest = min(steps, key=lambda step: step.level, default=None)
+        lowest = min(_latest(steps), key=lambda step: step.level, default=None)
         if lowest is None:
             return Outcome.INCONCLUSIVE, "no level was measured"
         if lowest.decision == FAILS and (lowest.level <= space.lowest):

@@ -132,13 +132,14 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
     if wants_gpu:
         free = None if metrics is None else metrics_page.free_gpu_bytes(metrics)
         return None if free is None else Room("the GPU", free)
-    if not _is_here(url):
+    if not is_here(url):
         return None
     free = free_host_bytes()
     return None if free is None else Room("the machine", free, _footprint(model, url))
 
 
-def _is_here(url: str) -> bool:
+def is_here(url: str) -> bool:
+    """Return whether a server's URL is one of this machine's loopback."""
     host = Endpoint.parse(url).address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

@@ -16,6 +16,7 @@ from repo_manager.loadtest.run import run_load_test
 from repo_manager.loadtest.search import DECISIONS, LoadSpace, conclude, decided, next_level
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
+from repo_manager.tuning.search import is_open
 from repo_manager.tuning.space import BatchTime
 
 __all__ = ["BudgetEndedError", "Inputs", "Loads", "Measured"]
@@ -31,6 +32,7 @@ _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # from this gain on, so many pairs
 _STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # shares of the rate that a better setting must hold
 _MOST_LEVELS = 40
+_PATIENCE = 2.0
 _OF_TOPS_ONLY = ("data", "image", "shapes", "recorded", "parameters", "distinct")
 _STAGES = ("queue_ns", "compute_input_ns", "compute_infer_ns", "compute_output_ns")
 Inputs = Callable[[str, int], Mapping[str, Any]]
@@ -50,12 +52,14 @@ class Measured:
         reason: the evidence, with its numbers.
         levels: each load level as the journal keeps it, see `Trial.levels`.
         busy: model -> time a second its requests waited and were computed, by the server's counters.
+        fails: the smallest rate above `value` shown to fail, in requests a second. `None`: none is.
     """
 
     value: float | None
     reason: str
     levels: tuple[Mapping[str, Any], ...]
     busy: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    fails: float | None = None
 
 
 class Loads:
@@ -69,6 +73,7 @@ class Loads:
     Attributes:
         rate: requests a second for objectives other than throughput. `None` as long as it is not known.
         start_rate: where the search for today's largest rate begins.
+        patience: a load level lasts so many times as long as the options say.
         mix: model under load -> its share of all requests.
         is_over: tells whether the budget has ended: the load under way then ends with `BudgetEndedError`.
     """
@@ -78,6 +83,7 @@ class Loads:
         self.is_over: Callable[[], bool] = lambda: False
         self.rate = options.rate
         self.start_rate = options.rate or 10.0
+        self.patience = 1.0
         tops = copies.subjects.tops
         self.mix = dict.fromkeys(tops, 1.0)
         self.share_out(options.mix or self.mix)
@@ -157,8 +163,12 @@ class Loads:
         held: Measured | None = None
         levels: tuple[Mapping[str, Any], ...] = ()
         for low, high in _STEPS_UP:
+            rates = (against * low, against * high)
             try:
-                found = measure(copy, (against * low, against * high))
+                found = measure(copy, rates)
+                if held is None and is_open(found.value, found.levels):
+                    levels += found.levels
+                    found = self._for_longer(measure, copy, rates)
             except BudgetEndedError:
                 if held is None:
                     raise
@@ -168,13 +178,24 @@ class Loads:
                 held = held or found
                 break
             held = found
-            if found.value < against * high:
+            if found.fails is not None:  # an undecided load leaves the next step open
                 break
         assert held is not None
         return dataclasses.replace(held, levels=levels)
 
+    def _for_longer(
+        self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, rates: tuple[float, ...]
+    ) -> Measured:
+        """Measure with longer levels: a stall of the machine may have left them undecided."""
+        self.patience = _PATIENCE
+        try:
+            return measure(copy, rates)
+        finally:
+            self.patience = 1.0
+
     def _level(self) -> dict[str, Any]:
-        return {"duration_s": self._options.level_s, "window_s": self._options.level_s / _WINDOWS}
+        seconds = self._options.level_s * self.patience
+        return {"duration_s": seconds, "window_s": seconds / _WINDOWS}
 
     def _rates(self, copy: str, rates: tuple[float, ...]) -> Measured:
         """Search the largest rate of the model under load: one rate is where it begins, two bound it."""
@@ -182,9 +203,8 @@ class Loads:
         levels = {**self._level(), "rate": rates, "until": self._options.gates_of(model)}
         report = run_load_test(self.options_of(copy, model, **levels), progress=self.check_budget)
         assert report.search is not None
-        return Measured(
-            report.search.holds, report.search.reason, _rows(report), self._busy(copy, {model: report.points})
-        )
+        busy = self._busy(copy, {model: report.points})
+        return Measured(report.search.holds, report.search.reason, _rows(report), busy, report.search.fails)
 
     def _lowest_p99(self, copy: str, model: str, against: float | None) -> Measured:
         assert self.rate is not None
@@ -234,7 +254,7 @@ class Loads:
             rows += [_row(point, step, model) for model, point in points.items()]
             latest = {model: [point] for model, point in points.items()}
         found = conclude(space, self._options.gates, steps)
-        return Measured(found.holds, found.reason, tuple(rows), self._busy(copy, latest))
+        return Measured(found.holds, found.reason, tuple(rows), self._busy(copy, latest), found.fails)
 
     def _level_together(self, copy: str, label: str, total: float) -> tuple[SearchStep, dict[str, LoadPoint]]:
         options = [

@@ -12,16 +12,18 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.files import link_files, sweep_work_folders, write_atomic
 from repo_manager.onnx_model.runtime import free_host_bytes
-from repo_manager.rollout.server_checks import Room, room_for
+from repo_manager.rollout.server_checks import Room, is_here, room_for
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
@@ -315,11 +317,26 @@ def _sweep(url: str | None, access: ClientOptions) -> None:
             continue
         if kind == "scratch":
             shutil.rmtree(path, ignore_errors=True)
+            continue
+        left = json.loads(path.read_text(encoding="utf-8"))
+        if _has_ended(left["url"]):
+            path.unlink(missing_ok=True)
         elif url is not None:
-            left = json.loads(path.read_text(encoding="utf-8"))
             with contextlib.suppress(ServerError), TritonClient.connect(url, access) as client:
                 if client.url == left["url"]:
                     for each in left["names"]:
                         with contextlib.suppress(ServerRefusedError):
                             client.unload(each)
                     path.unlink(missing_ok=True)
+
+
+def _has_ended(url: str) -> bool:
+    """Return whether a server on this machine has ended, and its copies with it: nothing listens on its port."""
+    if not is_here(url):
+        return False
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), _LIVE_S).close()
+    except OSError as exc:
+        return isinstance(exc, ConnectionRefusedError)
+    return False

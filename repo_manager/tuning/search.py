@@ -12,11 +12,24 @@ from typing import Any
 
 from repo_manager.tuning.space import BatchTime, Setting, Space
 
-__all__ = ["MARGIN", "Trial", "descend", "likely_good"]
+__all__ = ["MARGIN", "Trial", "descend", "is_open", "likely_good"]
 
 MARGIN = 0.04
 _MOST_ROUNDS = 4
 _MISSES = 2  # in one direction of an axis: one alone may be a dent, or a disturbed measurement
+
+
+def is_open(value: float | None, levels: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether no load is shown to hold, and the smallest one is not shown to fail either.
+
+    Args:
+        value: the load that holds. `None`: none does.
+        levels: the measured load levels, as `Trial.levels`. Of a level measured again, the last one counts.
+    """
+    if value is not None:
+        return False
+    latest = {float(level["level"]): level["decision"] for level in levels}
+    return bool(latest) and latest[min(latest)] == "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +70,8 @@ class Trial:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is neither shown to hold a load nor to hold none: the smallest load that it had is undecided."""
-        if self.value is not None:
-            return False
-        lowest = min(self.levels, key=lambda level: float(level["level"]), default=None)
-        return lowest is not None and lowest["decision"] == "undecided"
+        """Whether it is neither shown to hold a load nor to hold none, see `is_open`."""
+        return is_open(self.value, self.levels)
 
     def of(self, model: str) -> Trial:
         """Return the same trial, as one of another model's setting."""

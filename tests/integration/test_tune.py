@@ -18,7 +18,7 @@ from support.waiting import eventually
 
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.server.client import TritonClient
-from repo_manager.server.command import ServerOptions
+from repo_manager.server.command import ServerOptions, free_ports
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.process import start_ticks
 from repo_manager.tuning.measuring import Measured
@@ -123,10 +123,13 @@ def test_killed_it_leaves_nothing_that_the_next_run_does_not_remove(models: Path
     assert len(copies(environment)) == 1
     sealed = copies(environment)[0].parent / "sealed-abcd1234.work"
     sealed.mkdir()
+    record = copies(environment)[0].parent / "remote-1-1.json"
+    record.write_text(json.dumps({"url": f"grpc://127.0.0.1:{free_ports('127.0.0.1', 1)[0]}", "names": ["m__tune"]}))
     refused = run(models, environment, "tune", "m", "--slo", "p50<1ns", "--search", "queue_delay", "--budget", "10s")
     assert refused.returncode in (4, 6), refused.stderr
     assert copies(environment) == []
     assert not sealed.exists()
+    assert not record.exists()
     assert servers_below(cache) == []
 
 

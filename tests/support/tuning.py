@@ -79,6 +79,7 @@ class Surface(Loads):
         batch_ms: time of a batch in milliseconds, by model and size.
         seed: seed of the noise.
         noise: noise of one measurement, as a share. One in twenty is disturbed and shows up to a quarter less.
+        stalls: share of the levels that would hold and a stall of the machine leaves undecided.
     """
 
     def __init__(
@@ -90,11 +91,12 @@ class Surface(Loads):
         seed: int,
         *,
         noise: float = 0.02,
+        stalls: float = 0.0,
     ) -> None:
         super().__init__(copies, options, lambda _name, _version: {})
         self._fake, self._tuned = copies, options
         self._rate_of, self._batch_ms = rate_of, batch_ms
-        self._random, self._noise = random.Random(seed), noise
+        self._random, self._noise, self._stalls = random.Random(seed), noise, stalls
         self.busy: Callable[[State], Mapping[str, float]] = lambda _: {}
         self.asked: list[State] = []
 
@@ -123,15 +125,20 @@ class Surface(Loads):
             self.check_budget()
             steps.append(self._level(state, size))
         found = conclude(space, (parse_slo("p99<1s"),), steps)
-        rows = tuple({"label": step.label, "level": step.level, "p99_ns": None} for step in steps)
-        return Measured(found.holds, found.reason, rows, self.busy(state))
+        rows = tuple(
+            {"label": step.label, "level": step.level, "p99_ns": None, "decision": step.decision} for step in steps
+        )
+        return Measured(found.holds, found.reason, rows, self.busy(state), found.fails)
 
     rates_together = _rates
 
     def _level(self, state: State, rate: float) -> SearchStep:
         """Decide a level as intervals would: early where it is clear, not at all within their reach."""
         distance = self.seen(state) / rate - 1
-        seconds = self._tuned.level_s * (0.25 if abs(distance) > 0.2 else 0.5 if abs(distance) > 0.08 else 1.0)
+        whole_s = self._tuned.level_s * self.patience
+        seconds = whole_s * (0.25 if abs(distance) > 0.2 else 0.5 if abs(distance) > 0.08 else 1.0)
+        if distance > 0 and self._stalls and self._random.random() < self._stalls / self.patience:
+            distance, seconds = 0.0, whole_s
         self._fake.spent_s += seconds + _WARMUP_S
         decision = UNDECIDED if abs(distance) < 0.01 else HOLDS if distance > 0 else FAILS
         return SearchStep(rate, f"rate {rate:g}/s", decision, f"capacity {distance:+.1%}", seconds)
@@ -171,11 +178,12 @@ def simulated(
     batch_ms: Callable[[str, int], float],
     seed: int,
     noise: float = 0.02,
+    stalls: float = 0.0,
     load_s: float = 0.5,
 ) -> tuple[TuningRun, Surface]:
     """Return a run whose measurements a surface answers, in simulated time."""
     copies = _Copies(subjects, cores, load_s)
-    surface = Surface(copies, options, rate_of, batch_ms, seed, noise=noise)
+    surface = Surface(copies, options, rate_of, batch_ms, seed, noise=noise, stalls=stalls)
     answers: Any = _SameAnswers()
     journal = Journal(folder, {"model": "simulated", "seed": seed})
     return TuningRun(options, surface, answers, journal, lambda _: None, clock=surface.now), surface

@@ -226,6 +226,18 @@ def test_the_load_that_is_found_is_measured_for_its_whole_time():
     assert (found.outcome, found.holds, found.fails) == ("pass", 7, 8)
 
 
+def test_the_last_decision_of_a_level_measured_again_counts():
+    space = LoadSpace("rate", 100.0, 100.0, 115.0)
+    steps = [
+        SearchStep(100.0, "rate 100/s", "holds", "p99 5 ms", 2.0),
+        SearchStep(100.0, "rate 100/s", "undecided", "p99 19 ms [5, 40]", 10.0),
+        SearchStep(115.0, "rate 115/s", "undecided", "p99 25 ms [8, 60]", 10.0),
+    ]
+    found = conclude(space, GATES, steps)
+    assert found.reason == "no load is shown to hold: rate 100/s is undecided (p99 19 ms [5, 40])"
+    assert next_level(space, steps) is None
+
+
 def test_a_server_without_answers_ends_the_search():
     def measure(level, stop):
         outcome = "failed" if level.level > 2 else "stable"
