@@ -224,12 +224,12 @@ class Bench:
         """Return how long the grid takes, in seconds."""
         return len(self.settings()) * statistics.mean(line["seconds"] for line in self.lines("grid"))
 
-    def run(self, number: int, kind: str = "run") -> None:
+    def run(self, number: int | str, kind: str = "run", budget_s: float | None = None) -> None:
         """Tune, and measure the chosen setting beside the grid's best. Recorded work is not repeated."""
 
         def tuned() -> dict[str, Any]:
-            budget_s = self.chosen.budget or TIME_SHARE * self.grid_s() - SPARE_S
-            result = tune(self.root, {self.name: 1}, self.options(budget_s), progress=_say)
+            seconds = budget_s or self.chosen.budget or TIME_SHARE * self.grid_s() - SPARE_S
+            result = tune(self.root, {self.name: 1}, self.options(seconds), progress=_say)
             return {
                 "outcome": result.outcome,
                 "setting": vars(result.best.setting),
@@ -241,7 +241,7 @@ class Bench:
 
         line = self.record.once(tuned, kind=kind, model=self.name, run=number)
         best = self.best()
-        if kind == "run" and best is not None and best != _setting(line["setting"]):
+        if kind != "kept" and best is not None and best != _setting(line["setting"]):
             self.beside(_setting(line["setting"]), number)
 
     def beside(self, setting: Setting, number: int | str) -> None:
@@ -284,10 +284,13 @@ class Bench:
             path.write_text(before, encoding="utf-8")
 
     def analyzer(self, mode: str) -> None:
-        """Run Model Analyzer in one of its modes, and measure its choice beside the grid's best."""
+        """Run Model Analyzer in one of its modes, and tune in a third of its time. Measure both choices."""
         line = self.record.once(lambda: run_analyzer(self, mode), kind="analyzer", model=self.name, mode=mode)
-        if "setting" in line and self.best() is not None:
+        if self.best() is None:
+            return
+        if "setting" in line:
             self.beside(_setting(line["setting"]), mode)
+        self.run(mode, "third", line["seconds"] * ANALYZER_TIME_SHARE - SPARE_S)
 
 
 def _held(run: TuningRun, setting: Setting, against: float | None) -> dict[str, Any]:
@@ -421,18 +424,20 @@ def report(bench: Bench) -> Iterator[str]:
 
 def _beside_analyzer(bench: Bench, line: Mapping[str, Any]) -> str:
     """Return the bar beside Model Analyzer, in one of its modes."""
-    runs, name = bench.lines("run"), f"{bench.name}: Model Analyzer ({line['mode']})"
+    name = f"{bench.name}: Model Analyzer ({line['mode']})"
+    runs = [run for run in bench.lines("third") if run["run"] == line["mode"]]
     if not runs:
-        return f"{name} took {line['seconds']:.0f} s, and tune has no run"
-    share = statistics.median(run["seconds"] for run in runs) / line["seconds"]
+        return f"{name} took {line['seconds']:.0f} s, and tune has no run beside it"
+    (run,) = runs
+    share, ours = run["seconds"] / line["seconds"], bench.reached(run)
     if "failed" in line:
         return (
             f"{name} chose nothing in {line['seconds']:.0f} s, tune took {share:.0%} of that: {line['failed'][-200:]!r}"
         )
-    ours, theirs = statistics.median(map(bench.reached, runs)), bench.reached(line)
+    theirs = bench.reached(line)
     return (
         f"{name} chose {line['label']} in {line['seconds']:.0f} s, which reaches {theirs:.1%} of the grid's best; "
-        f"tune reaches {ours:.1%} in {share:.0%} of that time: "
+        f"tune chose {run['label']}, which reaches {ours:.1%}, in {share:.0%} of that time: "
         f"{'held' if ours >= theirs and share <= ANALYZER_TIME_SHARE else 'MISSED'}"
     )
 
