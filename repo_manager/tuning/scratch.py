@@ -332,9 +332,9 @@ def _sweep(url: str | None, access: ClientOptions) -> None:
 
 def _has_ended(url: str) -> bool:
     """Return whether a server on this machine has ended, and its copies with it: nothing listens on its port."""
-    if not is_here(url):
-        return False
     parts = urlsplit(url)
+    if not is_here(url) or parts.port is None:
+        return False
     try:
         socket.create_connection((parts.hostname, parts.port), _LIVE_S).close()
     except OSError as exc:
