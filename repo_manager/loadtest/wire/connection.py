@@ -59,7 +59,7 @@ def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str, timer: 
 class TlsSocket:
     """A TLS socket in the manner of a plain non-blocking one: `BlockingIOError` when it would have to wait.
 
-    Bytes already decrypted by OpenSSL do not wake an `epoll`, so `recv` never leaves any of it behind.
+    Bytes already decrypted do not wake an `epoll` (Python, `ssl`, "Notes on non-blocking sockets"): `recv` leaves none.
     """
 
     def __init__(self, sock: ssl.SSLSocket) -> None:

@@ -1,7 +1,8 @@
 """Lasting calls of `ModelStreamInfer`, one request after another, as Triton's own clients use them.
 
 Every request in flight has a call of its own, and a live sequence keeps one for all its requests. Triton marks the
-final response of a request to a decoupled model when the request asks for it. Any other request has one response.
+final response of a request to a decoupled model when the request asks for it (`triton_enable_empty_final_response`, in
+decoupled_models.md of its documentation). Any other request has one response.
 """
 
 from __future__ import annotations

@@ -190,7 +190,8 @@ class Recorder:
 def _process_times() -> tuple[int, int]:
     """Return the CPU time of this process and the time it waited for a CPU, in nanoseconds.
 
-    The second number of /proc/self/schedstat is the wait. 0 where the kernel does not count it.
+    The wait is the second number of /proc/self/schedstat (kernel documentation, "Scheduler Statistics"). It is 0 where
+    the kernel does not count it.
     """
     try:
         with open("/proc/self/schedstat", encoding="ascii") as file:  # noqa: PTH123  # a path object costs more than the read
