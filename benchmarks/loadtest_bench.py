@@ -22,7 +22,7 @@ from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadPoint
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.loadtest.target import connect
+from repo_manager.loadtest.served_model import connect
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
@@ -111,8 +111,8 @@ class Bench:
     def h2load(self, model: str) -> float:
         """Return requests a second by h2load, with our own request's bytes."""
         options = self.options("grpc", model)
-        with connect(options) as target:
-            facts = target.facts()
+        with connect(options) as served_model:
+            facts = served_model.facts()
         endpoint = build_endpoint(facts, make_samples(facts, options), options)
         message = endpoint.messages[0]
         body = self.folder / "h2.bin"
@@ -126,8 +126,8 @@ class Bench:
     def wrk(self, model: str) -> float:
         """Return requests a second by wrk, with our own request's bytes."""
         options = self.options("http", model)
-        with connect(options) as target:
-            facts = target.facts()
+        with connect(options) as served_model:
+            facts = served_model.facts()
         endpoint = build_endpoint(facts, make_samples(facts, options), options)
         escaped = "".join(f"\\{byte:03d}" for byte in endpoint.messages[0])
         script = self.folder / "wrk.lua"
@@ -213,11 +213,11 @@ def cpu_seconds(pid: int) -> float:
 
 def costed(bench: Bench, client: Callable[[], object]) -> Costed:
     """Run a client once. A request's CPU time is the server's and the client's together."""
-    target = connect(bench.options("grpc", "tiny"))
-    before = target.statistics().requests
+    served_model = connect(bench.options("grpc", "tiny"))
+    before = served_model.statistics().requests
     server, children = cpu_seconds(bench.server.pid), resource.getrusage(resource.RUSAGE_CHILDREN)
     result = client()
-    requests = target.statistics().requests - before
+    requests = served_model.statistics().requests - before
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     client_us = own / requests * 1e6

@@ -30,7 +30,7 @@ from repo_manager.onnx_model.model import load_model, parameter_count
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.sparsity import prune, sparsity_report
-from repo_manager.sparsity.pattern import scan
+from repo_manager.sparsity.pattern import count_groups
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -77,7 +77,7 @@ def compare_pattern_test(path: Path, rounds: int) -> dict[str, object]:
     """The 2:4 test of all weights in memory, beside one sum over the same bytes."""
     arrays = [array for array in weights_of(path) if array.shape[1] % 4 == 0]
     name = "2:4 test of all weights / np.sum of them"
-    return compare(name, lambda: [scan(a, 1) for a in arrays], lambda: [np.sum(a) for a in arrays], rounds, 3)
+    return compare(name, lambda: [count_groups(a, 1) for a in arrays], lambda: [np.sum(a) for a in arrays], rounds, 3)
 
 
 def compare_polygraphy(polygraphy: Path, path: Path, output: Path) -> list[dict[str, object]]:

@@ -18,10 +18,10 @@ __all__ = [
     "SHARE",
     "TIME",
     "Gate",
+    "GateMetric",
     "GateResult",
     "Grammar",
     "Outcome",
-    "Subject",
     "Unit",
     "Verdict",
     "combine_verdicts",
@@ -112,7 +112,7 @@ class Gate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class GateMetric:
     """A metric a gate may name.
 
     Attributes:
@@ -138,7 +138,7 @@ class Grammar:
         has_levels: whether a gate may name a load level (`@16`).
     """
 
-    subjects: Mapping[str, Subject]
+    subjects: Mapping[str, GateMetric]
     examples: tuple[str, ...]
     has_levels: bool = False
 

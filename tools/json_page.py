@@ -58,7 +58,7 @@ _DOCUMENTS: Mapping[str, tuple[_Form, ...]] = {
         _Form("`--preprocess`", {"": "add_with_images"}),
     ),
     "ensemble": (_Form("", {"": "make_ensemble"}),),
-    "list": (_Form("", {"": "Listing"}),),
+    "list": (_Form("", {"": "ModelListing"}),),
     "show": (
         _Form("`show NAME`", {"model": "find_model", "state": "model_state"}),
         _Form("`show NAME:VERSION`", {"": "ShownVersion"}),

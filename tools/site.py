@@ -28,7 +28,7 @@ from repo_manager import settings
 from repo_manager.cli.commands import COMMANDS
 from repo_manager.cli.main import app
 from repo_manager.engine.capabilities import Capabilities, StrongTyping, capabilities_of
-from repo_manager.engine.fit import Release, releases
+from repo_manager.engine.fit import ContainerRelease, releases
 from repo_manager.precision import candidate
 from repo_manager.triton_config.rules import RULES
 from repo_manager.types import Precision
@@ -215,7 +215,7 @@ def _release_lines() -> Iterator[str]:
     yield ""
 
 
-def _release_cell(release: Release, column: str) -> str:
+def _release_cell(release: ContainerRelease, column: str) -> str:
     value = getattr(release, column)
     return "unknown" if not value else value if release.is_verified(column) else f"{value} (unverified)"
 

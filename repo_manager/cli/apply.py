@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_outputs, writing
 from repo_manager.cli.repository_options import RepositoryFlag
@@ -21,7 +21,7 @@ from repo_manager.errors import ChangesNeededError, UsageError
 from repo_manager.files import write_atomic
 from repo_manager.pipeline.apply import ApplyOptions, carry_out, fetching
 from repo_manager.pipeline.background import ensure_server
-from repo_manager.report.added_view import apply_view, plan_view
+from repo_manager.report.added_view import apply_plan_view, apply_view
 from repo_manager.report.terminal import Terminal
 from repo_manager.repository.location import Location
 from repo_manager.rollout.options import RolloutOptions
@@ -76,7 +76,7 @@ def apply_command(
     flags: ApplyFlags,
     rollout: RolloutFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Bring a repository and its servers to what a YAML file declares. A second run changes nothing.
 
@@ -101,7 +101,7 @@ def apply_command(
         if not any(plan.steps or plan.error is not None for plan in plans):
             _show_plans(terminal, plans, is_check=False)
             return
-        terminal.show(*plan_view(plans))
+        terminal.show(*apply_plan_view(plans))
         result = carry_out(plans, *what, options=options, report=terminal.reporter())
     terminal.result(result, *apply_view(result))
     if result.failed:
@@ -116,7 +116,7 @@ def _show_plans(terminal: Terminal, plans: tuple[ModelPlan, ...], *, is_check: b
     """
     codes = [plan.exit_code for plan in plans if plan.error is not None]
     changes = any(plan.steps for plan in plans)
-    terminal.result({"changes": changes, "models": plans}, *plan_view(plans))
+    terminal.result({"changes": changes, "models": plans}, *apply_plan_view(plans))
     if codes or (is_check and changes):
         raise typer.Exit(max(codes, default=ChangesNeededError.exit_code))
 

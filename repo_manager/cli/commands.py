@@ -19,64 +19,64 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["COMMANDS", "CommandTable", "Entry"]
+__all__ = ["COMMANDS", "CommandEntry", "CommandTable"]
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """Place of a command: a module of this package, whose `app` has a command of the name, and its one-line help."""
 
     module: str
     help: str
 
 
-COMMANDS: dict[str, dict[str, Entry]] = {
+COMMANDS: dict[str, dict[str, CommandEntry]] = {
     "Start": {
-        "quickstart": Entry("start", "Run every step with the sample model on this machine."),
-        "doctor": Entry("start", "Show this machine's equipment, and the engines it will load."),
+        "quickstart": CommandEntry("start", "Run every step with the sample model on this machine."),
+        "doctor": CommandEntry("start", "Show this machine's equipment, and the engines it will load."),
     },
     "Model": {
-        "inspect": Entry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),
-        "prune": Entry("conversion", "Prune weights to 2:4, without retraining."),
-        "calibrate": Entry("calibrate", "Make calibration data from images or requests."),
-        "convert": Entry("conversion", "Convert a model to another precision, checked."),
+        "inspect": CommandEntry("inspection", "Show a model's inputs, outputs and 2:4 sparsity."),
+        "prune": CommandEntry("conversion", "Prune weights to 2:4, without retraining."),
+        "calibrate": CommandEntry("calibrate", "Make calibration data from images or requests."),
+        "convert": CommandEntry("conversion", "Convert a model to another precision, checked."),
     },
     "Repository": {
-        "add": Entry("add", "Convert, check and publish a model as a new version."),
-        "ensemble": Entry("add", "Join published models into an ensemble, checked and recorded."),
-        "list": Entry("repository", "List the models of a repository."),
-        "show": Entry("repository", "Show one model, or one version of it."),
-        "history": Entry("repository", "Show a model's roll-outs, and how each ended."),
-        "report": Entry("report", "Write a version's card, as HTML or Markdown."),
-        "verify": Entry("verify", "Check a repository: files, configurations, signatures."),
-        "diff": Entry("versions", "Show the differences between two versions."),
-        "config": Entry("config", "Show or change a model's config.pbtxt."),
-        "labels": Entry("config", "Show or set a model's class labels."),
-        "tag": Entry("versions", "Give a version a name, and so protect it."),
-        "copy": Entry("versions", "Copy a version to another repository."),
-        "promote": Entry("versions", "Alias of copy."),
-        "remove": Entry("versions", "Remove a version or a model."),
-        "gc": Entry("snapshot", "Remove old versions, or snapshots, not in use."),
-        "adopt": Entry("versions", "Write manifests for versions without one."),
-        "sign": Entry("signing", "Sign a version in the OpenSSF model-signing format."),
-        "apply": Entry("apply", "Bring a repository and servers to a declared state."),
-        "export": Entry("apply", "Write a repository as the YAML file for apply."),
-        "snapshot": Entry("snapshot", "Freeze the versions for pods; pin them for Argo CD or Flux."),
-        "fetch": Entry("snapshot", "Copy a snapshot to this machine and check it (for pods)."),
+        "add": CommandEntry("add", "Convert, check and publish a model as a new version."),
+        "ensemble": CommandEntry("add", "Join published models into an ensemble, checked and recorded."),
+        "list": CommandEntry("repository", "List the models of a repository."),
+        "show": CommandEntry("repository", "Show one model, or one version of it."),
+        "history": CommandEntry("repository", "Show a model's roll-outs, and how each ended."),
+        "report": CommandEntry("report", "Write a version's card, as HTML or Markdown."),
+        "verify": CommandEntry("verify", "Check a repository: files, configurations, signatures."),
+        "diff": CommandEntry("versions", "Show the differences between two versions."),
+        "config": CommandEntry("config", "Show or change a model's config.pbtxt."),
+        "labels": CommandEntry("config", "Show or set a model's class labels."),
+        "tag": CommandEntry("versions", "Give a version a name, and so protect it."),
+        "copy": CommandEntry("versions", "Copy a version to another repository."),
+        "promote": CommandEntry("versions", "Alias of copy."),
+        "remove": CommandEntry("versions", "Remove a version or a model."),
+        "gc": CommandEntry("snapshot", "Remove old versions, or snapshots, not in use."),
+        "adopt": CommandEntry("versions", "Write manifests for versions without one."),
+        "sign": CommandEntry("signing", "Sign a version in the OpenSSF model-signing format."),
+        "apply": CommandEntry("apply", "Bring a repository and servers to a declared state."),
+        "export": CommandEntry("apply", "Write a repository as the YAML file for apply."),
+        "snapshot": CommandEntry("snapshot", "Freeze the versions for pods; pin them for Argo CD or Flux."),
+        "fetch": CommandEntry("snapshot", "Copy a snapshot to this machine and check it (for pods)."),
     },
     "Serve": {
-        "serve": Entry("serve", "Run the embedded Triton on a repository."),
-        "deploy": Entry("rollout", "Serve a version, proven by an inference, or undo."),
-        "rollback": Entry("rollout", "Go back to the version deployed before."),
-        "undeploy": Entry("rollout", "Take a model or a version out of service."),
-        "traffic": Entry("traffic", "Share a gateway's traffic between two releases."),
-        "status": Entry("status", "Show the served versions, and differences from the repository."),
-        "infer": Entry("infer", "Send requests to a served model and show its answers."),
-        "logs": Entry("serve", "Show the log of the embedded server."),
+        "serve": CommandEntry("serve", "Run the embedded Triton on a repository."),
+        "deploy": CommandEntry("rollout", "Serve a version, proven by an inference, or undo."),
+        "rollback": CommandEntry("rollout", "Go back to the version deployed before."),
+        "undeploy": CommandEntry("rollout", "Take a model or a version out of service."),
+        "traffic": CommandEntry("traffic", "Share a gateway's traffic between two releases."),
+        "status": CommandEntry("status", "Show the served versions, and differences from the repository."),
+        "infer": CommandEntry("infer", "Send requests to a served model and show its answers."),
+        "logs": CommandEntry("serve", "Show the log of the embedded server."),
     },
     "Measure": {
-        "loadtest": Entry("loadtest", "Measure a served model. Gates decide the exit code."),
-        "compare": Entry("compare", "Compare two served models by paired blocks."),
-        "tune": Entry("tune", "Find a better configuration, and prove it."),
+        "loadtest": CommandEntry("loadtest", "Measure a served model. Gates decide the exit code."),
+        "compare": CommandEntry("compare", "Compare two served models by paired blocks."),
+        "tune": CommandEntry("tune", "Find a better configuration, and prove it."),
     },
 }
 """Group of the help -> name of a command -> where it is, in the order of the help."""
@@ -134,7 +134,7 @@ class CommandTable(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._is_listing = False
-        self._rows: dict[str, Entry] = {}
+        self._rows: dict[str, CommandEntry] = {}
         for group, entries in COMMANDS.items():
             self._rows.update(entries)
             for name, entry in entries.items():

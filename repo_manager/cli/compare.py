@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from repo_manager.cli.connection import Connection
+from repo_manager.cli.connection import ConnectionFlags
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.load_options import DataFlags, Load, ServerFlags, advice_for
 from repo_manager.cli.option_groups import grouped, option, settings_of
@@ -92,7 +92,7 @@ def compare_command(
     flags: PairFlags,
     data: DataFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Compare two served models by interleaved, paired blocks in random order, with intervals on the ratios."""
     terminal = output.terminal()
@@ -102,13 +102,13 @@ def compare_command(
     plan = ComparePlan(**settings_of(ComparePlan, flags), seed=data.seed)
     check_outputs(flags.html)
     check_input(data.data)
-    for target in {each for pair in pairs for each in pair}:
-        load.check(target, level)
+    for each in {each for pair in pairs for each in pair}:
+        load.check(each, level)
 
     command = shlex.join(["repo-manager", *sys.argv[1:]])
 
-    def side(target: str, url: str | None) -> LoadTestOptions:
-        return LoadTestOptions(**load.settings(target, url), **level, command=command)
+    def side(named_version: str, url: str | None) -> LoadTestOptions:
+        return LoadTestOptions(**load.settings(named_version, url), **level, command=command)
 
     couples = [(side(first, sides.url), side(second, sides.url_b or sides.url)) for first, second in pairs]
     named = [each for pair in pairs for each in pair]

@@ -14,14 +14,14 @@ from typing import ClassVar
 from repo_manager.cli.option_groups import option
 from repo_manager.errors import UsageError
 from repo_manager.pipeline.connection import connection_of
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 from repo_manager.settings import Settings, load_settings
 
-__all__ = ["Connection", "client_options", "urls_of"]
+__all__ = ["ConnectionFlags", "client_options", "urls_of"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Connection:
+class ConnectionFlags:
     """Connection options of the command line. `None`: the environment or the settings file decides."""
 
     PANEL: ClassVar[str] = "Connection"
@@ -46,7 +46,7 @@ class Connection:
 
 
 def client_options(
-    connection: Connection, urls: Sequence[str] = (), *, settings: Settings | None = None
+    connection: ConnectionFlags, urls: Sequence[str] = (), *, settings: Settings | None = None
 ) -> ClientOptions:
     """Return how a client connects: the options, else the environment, else the settings file.
 
@@ -62,7 +62,7 @@ def client_options(
     settings = load_settings() if settings is None else settings
     tls = {name: getattr(connection, name) for name in ("tls_ca", "tls_cert", "tls_key", "tls_server_name")}
     given = [f"--{name.replace('_', '-')}" for name, value in tls.items() if value is not None]
-    if given and urls and not any(Endpoint.parse(url).tls for url in urls):
+    if given and urls and not any(ServerUrl.parse(url).tls for url in urls):
         raise UsageError(
             f"{', '.join(given)}: none of the servers is reached over TLS ({', '.join(urls)})",
             hint="Use grpcs:// or https://, or leave the option out.",

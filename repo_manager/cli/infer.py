@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.load_options import advice_for
 from repo_manager.cli.option_groups import grouped, option, settings_of
@@ -26,7 +26,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-_Target = Annotated[
+_NamedVersion = Annotated[
     str,
     typer.Argument(
         metavar="NAME[:VERSION]",
@@ -125,14 +125,14 @@ def _resolved(root: Location, text: str) -> tuple[str, int | None]:
 @app.command("infer")
 @grouped
 def infer_command(
-    target: _Target,
+    named_version: _NamedVersion,
     *,
     place: RepositoryFlag,
     request: RequestFlags,
     sequence: SequenceFlags,
     answers: AnswerFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Send requests to a served model and show its answers.
 
@@ -143,7 +143,7 @@ def infer_command(
     terminal = output.terminal()
     root = place.root()
     check_outputs(answers.output)
-    name, version = _resolved(root, target)
+    name, version = _resolved(root, named_version)
     url = server_of(root, request.to or load_settings().server)
     options = InferOptions(**settings_of(InferOptions, request, sequence, answers))
 
@@ -163,10 +163,10 @@ def infer_command(
     else:
         terminal.show(*inference_view(found))
     if request.golden:
-        _raise_for(target, found)
+        _raise_for(named_version, found)
 
 
-def _raise_for(target: str, found: Inference) -> None:
+def _raise_for(named_version: str, found: Inference) -> None:
     """Turn a shown difference from the recorded answers into an exit code.
 
     Raises:
@@ -175,7 +175,8 @@ def _raise_for(target: str, found: Inference) -> None:
     failed = [each for each in found.comparisons if not each.passed]
     if failed:
         raise GateError(
-            f"{target} does not answer as recorded: {len(failed)} of {len(found.comparisons)} comparisons failed",
+            f"{named_version} does not answer as recorded: {len(failed)} of {len(found.comparisons)} comparisons "
+            "failed",
             hint="The result shows the largest error. Which version answers: repo-manager status.",
             is_shown=True,
         )

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import option, settings_of
-from repo_manager.cli.options import parse_shapes, parse_target, writing
+from repo_manager.cli.options import parse_named_version, parse_shapes, writing
 from repo_manager.cli.repository_options import RepositoryFlag, resolve_repository
 from repo_manager.errors import (
     GateError,
@@ -26,7 +26,7 @@ from repo_manager.gates import Gate, Verdict
 from repo_manager.loadtest.judge import Over, judge, parse_slo
 from repo_manager.loadtest.options import Compression, LoadTestOptions, Parameter, Protocol, SharedMemory
 from repo_manager.loadtest.result import LoadTestReport
-from repo_manager.loadtest.target import DEPLOY_FIRST
+from repo_manager.loadtest.served_model import DEPLOY_FIRST
 from repo_manager.pipeline.load_inputs import KnownInputs, known_inputs
 from repo_manager.report.load_files import check_report_path, report_text
 from repo_manager.report.load_tables import load_view, verdict_view
@@ -149,28 +149,28 @@ class Load:
     place: RepositoryFlag
     server: ServerFlags
     data: DataFlags
-    connection: Connection
+    connection: ConnectionFlags
 
-    def check(self, target: str, own: Mapping[str, Any]) -> None:
+    def check(self, named_version: str, own: Mapping[str, Any]) -> None:
         """Check whether the options fit together, before any server is contacted.
 
         Args:
-            target: the model to load, as `NAME` or `NAME:VERSION`.
+            named_version: the model to load, as `NAME` or `NAME:VERSION`.
             own: the settings of the command's own options.
 
         Raises:
             UsageError: they do not.
         """
-        name, _ = parse_target(target)
+        name, _ = parse_named_version(named_version)
         parse_shapes(self.data.shape)
         url = self.server.url or ("http://localhost:1" if self.server.protocol == "http" else "grpc://localhost:1")
         LoadTestOptions(**{**settings_of(LoadTestOptions, self.server, self.data), **own, "url": url, "model": name})
 
-    def settings(self, target: str, url: str | None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def settings(self, named_version: str, url: str | None, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the settings of `LoadTestOptions` for a model on a server.
 
         Args:
-            target: the model to load, as `NAME` or `NAME:VERSION`.
+            named_version: the model to load, as `NAME` or `NAME:VERSION`.
             url: the server. `None`: the settings' one, else the running `serve`.
             own: the settings of the command's own options. `None`: it has none.
 
@@ -178,7 +178,7 @@ class Load:
             UsageError: a text has another form.
             ServerUnreachableError: there is no server.
         """
-        name, version = parse_target(target)
+        name, version = parse_named_version(named_version)
         where, metrics_url = _server_of(url, self.place.repository, self.server.protocol)
         is_here = metrics_url is not None or self.place.repository is not None
         known = known_inputs(self.place.root(), name, version) if is_here else KnownInputs()
@@ -230,12 +230,12 @@ class Load:
 
 
 @contextlib.contextmanager
-def advice_for(place: RepositoryFlag, *targets: str) -> Iterator[None]:
+def advice_for(place: RepositoryFlag, *named_versions: str) -> Iterator[None]:
     """Advise to deploy a model not served only where the repository has it.
 
     Args:
         place: the repository. The server may serve another one.
-        targets: NAME or NAME:VERSION of each model asked for.
+        named_versions: NAME or NAME:VERSION of each model asked for.
     """
     try:
         yield
@@ -247,7 +247,9 @@ def advice_for(place: RepositoryFlag, *targets: str) -> Iterator[None]:
             there = {entry.name for entry in scan(root, deep=False)}
         except RepositoryError:
             raise exc from None
-        lacking = [name for name in dict.fromkeys(each.partition(":")[0] for each in targets) if name not in there]
+        lacking = [
+            name for name in dict.fromkeys(each.partition(":")[0] for each in named_versions) if name not in there
+        ]
         if not lacking:
             raise
         what = next_command("list", repository=place.repository)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from repo_manager.cli.connection import Connection
+from repo_manager.cli.connection import ConnectionFlags
 from repo_manager.cli.level_options import LevelFlags, MeasureFlags, SequenceFlags
 from repo_manager.cli.load_options import DataFlags, GateFlags, Load, ServerFlags, advice_for, raise_for, show_report
 from repo_manager.cli.option_groups import grouped, option, settings_of
@@ -119,7 +119,7 @@ class JudgingFlags(GateFlags):
 class LoadFlags(JudgingFlags, MeasureFlags, SequenceFlags, InputFlags, LevelFlags, ServerFlags):
     """The options of `loadtest` (the last base's come first in the help)."""
 
-    def load_options(self, target: str, load: Load) -> LoadTestOptions:
+    def load_options(self, named_version: str, load: Load) -> LoadTestOptions:
         """Return the library's options.
 
         Raises:
@@ -136,13 +136,13 @@ class LoadFlags(JudgingFlags, MeasureFlags, SequenceFlags, InputFlags, LevelFlag
             own["metrics_url"] = self.metrics
         for path in (self.data, self.replay):
             check_input(path)
-        load.check(target, own)
-        return LoadTestOptions(**{**load.settings(target, self.url, own), **own})
+        load.check(named_version, own)
+        return LoadTestOptions(**{**load.settings(named_version, self.url, own), **own})
 
 
 @grouped
 def loadtest(
-    target: Annotated[
+    named_version: Annotated[
         str,
         typer.Argument(
             metavar="NAME[:VERSION]",
@@ -155,7 +155,7 @@ def loadtest(
     place: RepositoryFlag,
     flags: LoadFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Measure latency, throughput, errors and server times of a served model. Gates decide the exit code.
 
@@ -172,9 +172,9 @@ def loadtest(
             hint="Measure the found load: loadtest NAME -c N --baseline FILE.",
         )
     earlier = None if flags.baseline is None else _earlier(flags.baseline, place)
-    keeping = _kept_in(place, target) if flags.keep else None
-    options = flags.load_options(target, Load(terminal, place, flags, flags, connection))
-    report, is_interrupted = _measure(terminal, options, place, target)
+    keeping = _kept_in(place, named_version) if flags.keep else None
+    options = flags.load_options(named_version, Load(terminal, place, flags, flags, connection))
+    report, is_interrupted = _measure(terminal, options, place, named_version)
     verdict = None if is_interrupted else _judge(report, earlier, flags)
     show_report(terminal, report, verdict, files)
     if is_interrupted:
@@ -203,14 +203,14 @@ def _earlier(baseline: str, place: RepositoryFlag) -> LoadTestReport:
     return kept[-1]
 
 
-def _kept_in(place: RepositoryFlag, target: str) -> Location:
+def _kept_in(place: RepositoryFlag, named_version: str) -> Location:
     """Return the repository for the result, looked at before the load.
 
     Raises:
         RepositoryError: it has no such version, or cannot be written.
     """
     root = place.root()
-    resolve_version(root, target)
+    resolve_version(root, named_version)
     folder = local_folder(root)
     if folder is not None and not os.access(folder, os.W_OK):
         raise RepositoryError(f"--keep: {folder} cannot be written. Nothing was done.", hint="Measure without --keep.")
@@ -231,11 +231,11 @@ def _keep(terminal: Terminal, repository: Location, report: LoadTestReport) -> N
 
 
 def _measure(
-    terminal: Terminal, options: LoadTestOptions, place: RepositoryFlag, target: str
+    terminal: Terminal, options: LoadTestOptions, place: RepositoryFlag, named_version: str
 ) -> tuple[LoadTestReport, bool]:
     """Return the report, and whether it was cut short."""
     try:
-        with advice_for(place, target), load_progress(terminal.console, quiet=terminal.quiet) as progress:
+        with advice_for(place, named_version), load_progress(terminal.console, quiet=terminal.quiet) as progress:
             return run_load_test(options, progress=progress), False
     except LoadTestInterrupted as exc:
         return exc.report, True

@@ -11,7 +11,7 @@ setting it sets and the conversion between the two are one line, and no default 
 
     @app.command("deploy")
     @grouped
-    def deploy_command(target: Target, how: How) -> None:
+    def deploy_command(named_version: NamedVersion, how: How) -> None:
         options = RolloutOptions(**settings_of(RolloutOptions, how))
 """
 

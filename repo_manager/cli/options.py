@@ -29,9 +29,9 @@ __all__ = [
     "check_keys",
     "check_outputs",
     "parse_changes",
+    "parse_named_version",
     "parse_pairs",
     "parse_shapes",
-    "parse_target",
     "read_labels_file",
     "writing",
 ]
@@ -215,7 +215,7 @@ def parse_changes(texts: list[str]) -> dict[str, str]:
     return changes
 
 
-def parse_target(text: str) -> tuple[str, int | None]:
+def parse_named_version(text: str) -> tuple[str, int | None]:
     """Read `NAME` or `NAME:VERSION`.
 
     Raises:

@@ -39,7 +39,7 @@ class WrittenCards:
 @app.command("report")
 @grouped
 def report_command(
-    target: Annotated[
+    named_version: Annotated[
         str | None,
         typer.Argument(
             metavar="[NAME[:VERSION]]",
@@ -76,8 +76,8 @@ def report_command(
     for path in loads or ():
         check_input(path)
     reports = [read_report(path) for path in loads or ()]
-    is_folder = _is_folder(file, target)
-    cards = version_cards(root, target, loads=reports)
+    is_folder = _is_folder(file, named_version)
+    cards = version_cards(root, named_version, loads=reports)
     written: list[Path] = []
     if file is not None and is_folder:
         with writing(file):
@@ -97,7 +97,7 @@ def report_command(
     terminal.result(WrittenCards(tuple(cards), tuple(written)), shown)
 
 
-def _is_folder(file: Path | None, target: str | None) -> bool:
+def _is_folder(file: Path | None, named_version: str | None) -> bool:
     """Return whether the output is a folder of cards, and check whether it can be written.
 
     Raises:
@@ -110,7 +110,7 @@ def _is_folder(file: Path | None, target: str | None) -> bool:
             f"--output {file}: the ending {file.suffix} names no format",
             hint="Expected FILE.html, FILE.md, or a folder (created if needed).",
         )
-    if not is_folder and (target is None or ":" not in target):
+    if not is_folder and (named_version is None or ":" not in named_version):
         raise UsageError(
             "a card shows one version: name it as NAME:VERSION",
             hint="Or give a folder, --output FOLDER: it gets a page per version and an index.",

@@ -41,7 +41,7 @@ class ListedModel(ModelEntry):
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
+class ModelListing:
     """The models of a repository.
 
     Attributes:
@@ -111,13 +111,13 @@ def list_command(place: RepositoryFlag, output: Output) -> None:
         for each in (models if output.json else ())
     )
     views = [] if output.json else models_view(root, models, states)
-    terminal.result(Listing(str(root), tuple(listed)), *views)
+    terminal.result(ModelListing(str(root), tuple(listed)), *views)
 
 
 @app.command("show")
 @grouped
 def show_command(
-    target: Annotated[
+    named_version: Annotated[
         str,
         typer.Argument(
             metavar="NAME[:VERSION]",
@@ -134,12 +134,12 @@ def show_command(
     NAME:VERSION shows one version: state, source, checks, files.
     """
     root, terminal = place.root(), output.terminal()
-    name, separator, _ = target.partition(":")
+    name, separator, _ = named_version.partition(":")
     model, state = find_model(root, name), model_state(root, name)
     if not separator:
         terminal.result({"model": model, "state": state}, *model_view(model, state))
         return
-    version = model.version(resolve_version(root, target)[1])
+    version = model.version(resolve_version(root, named_version)[1])
     document = extended(
         ShownVersion,
         version,

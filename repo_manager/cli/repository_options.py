@@ -24,8 +24,8 @@ from repo_manager.triton_config.config import CONFIG_FILENAME
 __all__ = [
     "AnyModelName",
     "ModelName",
+    "NamedVersion",
     "RepositoryFlag",
-    "Target",
     "destination_of",
     "model_names",
     "model_versions",
@@ -108,7 +108,7 @@ ModelName = Annotated[
 AnyModelName = Annotated[
     str | None, typer.Argument(metavar="[NAME]", help="One model \\[default: all].", autocompletion=model_names)
 ]
-Target = Annotated[
+NamedVersion = Annotated[
     str,
     typer.Argument(
         metavar="NAME[:VERSION]",
@@ -177,7 +177,7 @@ def _refuse_places() -> None:
         UsageError: with the same thing as a repository and a name.
     """
     params = {} if invocation.click is None else invocation.click.params
-    given = [params.get(key) for key in ("name", "target", "a", "b")] + list(params.get("targets") or ())
+    given = [params.get(key) for key in ("name", "named_version", "a", "b")] + list(params.get("named_versions") or ())
     for text in given:
         if isinstance(text, str) and "/" in text:
             raise UsageError(

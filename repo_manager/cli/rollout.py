@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options, urls_of
+from repo_manager.cli.connection import ConnectionFlags, client_options, urls_of
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output, check_input, check_keys
-from repo_manager.cli.repository_options import ModelName, RepositoryFlag, Target, model_versions
+from repo_manager.cli.repository_options import ModelName, NamedVersion, RepositoryFlag, model_versions
 from repo_manager.cli.rollout_options import RolloutFlags, Trial
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.pipeline.deploying import deploy, rollback, undeploy
@@ -30,7 +30,7 @@ app = typer.Typer()
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerFlags:
+class TargetFlags:
     """Where a roll-out goes."""
 
     to: list[str] | None = option(
@@ -46,7 +46,7 @@ class ServerFlags:
         """Return the targets named, else the server of the settings."""
         return tuple(self.to or filter(None, [load_settings().server]))
 
-    def connected(self, connection: Connection) -> ClientOptions:
+    def connected(self, connection: ConnectionFlags) -> ClientOptions:
         """Return how they are reached.
 
         Raises:
@@ -137,14 +137,14 @@ def _batch(text: str) -> Amount:
 @app.command("deploy")
 @grouped
 def deploy_command(
-    target: Target,
+    named_version: NamedVersion,
     *,
     place: RepositoryFlag,
-    where: ServerFlags,
+    where: TargetFlags,
     how: DeployFlags,
     trial: Trial,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Serve a version, proven by an inference. On any failure the previous state is put back.
 
@@ -155,7 +155,7 @@ def deploy_command(
     terminal = output.terminal()
     root, options, tried = place.root(), how.options(), trial.options(terminal)
     check_input(trial.shadow)
-    name, version = resolve_version(root, target)
+    name, version = resolve_version(root, named_version)
     to, connected = where.texts(), where.connected(connection)
     report = terminal.reporter()
     done = deploy(root, name, version, to, options=options, trial=tried, connection=connected, report=report)
@@ -168,10 +168,10 @@ def rollback_command(
     name: ModelName,
     *,
     place: RepositoryFlag,
-    where: ServerFlags,
+    where: TargetFlags,
     how: DeployFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Go back to the version deployed before the current one, with the same proof as `deploy`."""
     terminal = output.terminal()
@@ -204,7 +204,7 @@ class UndeployFlags(FleetFlags):
 @app.command("undeploy")
 @grouped
 def undeploy_command(
-    target: Annotated[
+    named_version: Annotated[
         str,
         typer.Argument(
             metavar="NAME[:VERSION]",
@@ -215,10 +215,10 @@ def undeploy_command(
     ],
     *,
     place: RepositoryFlag,
-    where: ServerFlags,
+    where: TargetFlags,
     how: UndeployFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Take a model, or one version of it, out of service. The server's index proves that it is gone.
 
@@ -227,7 +227,7 @@ def undeploy_command(
     """
     terminal = output.terminal()
     options = RolloutOptions(**settings_of(RolloutOptions, how))
-    name, separator, version = target.partition(":")
+    name, separator, version = named_version.partition(":")
     to, connected = where.texts(), where.connected(connection)
     done = undeploy(
         place.root(),

@@ -10,7 +10,7 @@ import typer
 
 from repo_manager.cli.option_groups import grouped, option
 from repo_manager.cli.options import DryRun, Output
-from repo_manager.cli.repository_options import RepositoryFlag, Target
+from repo_manager.cli.repository_options import NamedVersion, RepositoryFlag
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.report.repository_tables import signature_view
 from repo_manager.repository.location import Location
@@ -122,13 +122,13 @@ class KeyFlags:
 @app.command("sign")
 @grouped
 def sign_command(
-    target: Target, *, flags: KeyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
+    named_version: NamedVersion, *, flags: KeyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
 ) -> None:
     """Sign a version in the OpenSSF model-signing format. No running server loads anything again for it."""
     if flags.chain and flags.certificate is None:
         raise UsageError("--chain belongs to --certificate", hint="Give the key's own certificate as well.")
     root = place.root()
-    name, version = resolve_version(root, target)
+    name, version = resolve_version(root, named_version)
     key = signing_key(flags.key, flags.password_file, flags.certificate, tuple(flags.chain or ()))
     result = sign_version(root, name, version, key or flags.key, dry_run=dry_run)
     output.terminal().result(result, *signature_view(result))

@@ -63,7 +63,7 @@ class SnapshotFlags:
 @app.command("snapshot")
 @grouped
 def snapshot_command(
-    targets: Annotated[
+    named_versions: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[NAME[:VERSION]]...",
@@ -91,7 +91,7 @@ def snapshot_command(
     options = RolloutOptions(**settings, dry_run=dry_run)
     made = snapshot(
         place.root(),
-        tuple(targets or ()),
+        tuple(named_versions or ()),
         values=flags.values,
         mounted=flags.mounted,
         options=options,
@@ -196,7 +196,7 @@ def gc_command(
     dry_run: DryRun = False,
     output: Output,
 ) -> None:
-    """Remove old versions. What is deployed, selected by the version policy, tagged, or a roll-back target stays.
+    """Remove old versions. What is deployed, selected by the version policy, tagged, or a roll-back version stays.
 
     With --snapshots, remove the snapshots no Deployment, ReplicaSet, pod, InferenceService, history of roll-outs or
     values file names.

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.engine_options import parse_server
 from repo_manager.cli.option_groups import grouped, option, settings_of
@@ -35,13 +35,13 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-def _version_of(url: str, connection: Connection, timeout_s: float = 10.0) -> str:
+def _version_of(url: str, connection: ConnectionFlags, timeout_s: float = 10.0) -> str:
     client = TritonClient.connect(url, client_options(connection, [url]))
     return client.metadata(timeout_s=timeout_s).version
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerFlags:
+class EngineServerFlags:
     """The server to check the repository's engines against."""
 
     to: str | None = option("--to", metavar="URL", help="Check the repository's engines against this running server.")
@@ -50,7 +50,7 @@ class ServerFlags:
     )
     timeout: float = seconds_option("--timeout", sets=(_version_of, "timeout_s"), help="How long to wait for --to.")
 
-    def target(self, connection: Connection) -> tuple[str, FitTarget]:
+    def target(self, connection: ConnectionFlags) -> tuple[str, FitTarget]:
         """Return the server in words, and its known properties.
 
         Raises:
@@ -84,7 +84,12 @@ class InstallFlags:
 @app.command("doctor")
 @grouped
 def doctor_command(
-    place: RepositoryFlag, server: ServerFlags, *, install: InstallFlags, connection: Connection, output: Output
+    place: RepositoryFlag,
+    server: EngineServerFlags,
+    *,
+    install: InstallFlags,
+    connection: ConnectionFlags,
+    output: Output,
 ) -> None:
     """Show the parts this machine has or lacks, their use, and whether engines will load."""
     terminal = output.terminal()

@@ -9,7 +9,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from repo_manager.cli.connection import Connection, client_options, urls_of
+from repo_manager.cli.connection import ConnectionFlags, client_options, urls_of
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import Output
@@ -53,7 +53,7 @@ def status_command(
     place: RepositoryFlag,
     flags: StatusFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Show what servers serve, when it was deployed, what restarted since, and where they differ from the repository.
 

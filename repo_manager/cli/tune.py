@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.cli.conversion import AccuracyFlags
 from repo_manager.cli.durations import seconds_option
 from repo_manager.cli.load_options import DataFlags
@@ -38,7 +38,7 @@ from repo_manager.tuning.run import tune
 __all__ = ["app"]
 
 app = typer.Typer()
-Targets = Annotated[
+NamedVersions = Annotated[
     list[str],
     typer.Argument(
         metavar="NAME[:VERSION]...",
@@ -119,14 +119,14 @@ class GoalFlags:
 @app.command("tune")
 @grouped
 def tune_command(
-    targets: Targets,
+    named_versions: NamedVersions,
     *,
     place: RepositoryFlag,
     goal: GoalFlags,
     accuracy: AccuracyFlags,
     data: DataFlags,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Find the configuration that serves best, on a copy of the model, and prove it against today's.
 
@@ -136,13 +136,13 @@ def tune_command(
     terminal = output.terminal()
     check_outputs(goal.report)
     check_input(data.data)
-    if len(targets) > 1 and not goal.together:
+    if len(named_versions) > 1 and not goal.together:
         raise UsageError("several models are given", hint="Do they share the machine? Tune them --together.")
     wanted = accuracy.accuracy_options()
     root = place.root()
-    options = _options(goal, data, [target.partition(":")[0] for target in targets])
-    versions = dict(resolve_version(root, target) for target in targets)
-    if len(versions) < len(targets):
+    options = _options(goal, data, [each.partition(":")[0] for each in named_versions])
+    versions = dict(resolve_version(root, each) for each in named_versions)
+    if len(versions) < len(named_versions):
         raise UsageError("a model is named twice, but all its versions share one configuration")
     access = None if options.url is None else client_options(connection, [options.url])
     options = dataclasses.replace(options, access=access, accuracy=wanted, signed_by=load_settings().signed_by)

@@ -14,7 +14,7 @@ from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag
 from repo_manager.cli.signing import check_signatures
 from repo_manager.errors import RepositoryError
 from repo_manager.files import write_atomic
-from repo_manager.report.repository_tables import checks_view, problems_view, repairs_view
+from repo_manager.report.repository_tables import problems_view, repairs_view, signature_checks_view
 from repo_manager.report.sarif import sarif_text
 from repo_manager.repository.location import parse_location
 from repo_manager.repository.repair import repair
@@ -78,7 +78,7 @@ def verify_command(
     if flags.sarif is not None:
         with writing(flags.sarif):
             write_atomic(flags.sarif, sarif_text(root, problems).encode())
-    views = [*repairs_view(repairs, dry_run=dry_run), *checks_view(checks), *problems_view(root, problems)]
+    views = [*repairs_view(repairs, dry_run=dry_run), *signature_checks_view(checks), *problems_view(root, problems)]
     result = {"repairs": repairs, "signatures": checks, "problems": problems}
     output.terminal().result(result, *views)
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.cli.option_groups import grouped, option, settings_of
 from repo_manager.cli.options import DryRun, Output, RuntimeFlags
-from repo_manager.cli.repository_options import AnyModelName, RepositoryFlag, Target, destination_of, model_versions
+from repo_manager.cli.repository_options import (
+    AnyModelName,
+    NamedVersion,
+    RepositoryFlag,
+    destination_of,
+    model_versions,
+)
 from repo_manager.cli.signing import signing_key
 from repo_manager.errors import UsageError
 from repo_manager.optional import deferred
@@ -82,7 +88,7 @@ class CopiedVersion(Transfer):
     """A copied version, and the models copied for it.
 
     Attributes:
-        needed: the parts of an ensemble and the models the code calls, as far as the target had none.
+        needed: the parts of an ensemble and the models the code calls, as far as the destination had none.
     """
 
     needed: tuple[Transfer, ...]
@@ -91,8 +97,8 @@ class CopiedVersion(Transfer):
 @app.command("diff")
 @grouped
 def diff_command(
-    a: Target,
-    b: Target,
+    a: NamedVersion,
+    b: NamedVersion,
     everything: Annotated[
         bool, typer.Option("--all", help="Also show every different field of the manifests.")
     ] = False,
@@ -102,29 +108,29 @@ def diff_command(
 ) -> None:
     """Show what differs between two versions: precision, sparsity, drift, I/O, configuration, files, load tests."""
     root = place.root()
-    targets = [resolve_version(root, target) for target in (a, b)]
-    result = compare_versions(*(find_model(root, name).version(version) for name, version in targets))
-    measured = _measured(root, targets)
+    versions = [resolve_version(root, each) for each in (a, b)]
+    result = compare_versions(*(find_model(root, name).version(version) for name, version in versions))
+    measured = _measured(root, versions)
     document = extended(MeasuredDifference, result, load_tests=measured)
     views = [] if measured is None else load_differences_view(measured)
     output.terminal().result(document, *difference_view(result, everything=everything), *views)
 
 
-def _measured(root: Location, targets: Sequence[tuple[str, int]]) -> judge.LoadComparison | None:
+def _measured(root: Location, versions: Sequence[tuple[str, int]]) -> judge.LoadComparison | None:
     """Return how the latest kept load tests of two versions differ, or `None` where one has none."""
     tests = [
-        [test for test in model_state(root, name).load_tests if test.version == version] for name, version in targets
+        [test for test in model_state(root, name).load_tests if test.version == version] for name, version in versions
     ]
     if not all(tests):
         return None
-    latest = [load_records.read_kept(name, kept[-1:]) for (name, _), kept in zip(targets, tests, strict=True)]
+    latest = [load_records.read_kept(name, kept[-1:]) for (name, _), kept in zip(versions, tests, strict=True)]
     return judge.compare_load_tests(*(report for (report,) in latest)) if all(latest) else None
 
 
 @app.command("tag")
 @grouped
 def tag_command(
-    target: Target,
+    named_version: NamedVersion,
     tag: Annotated[str, typer.Argument(metavar="TAG", help="A name for the version, e.g. stable.")],
     delete: Annotated[bool, typer.Option("--delete", help="Remove the tag.")] = False,
     *,
@@ -135,11 +141,11 @@ def tag_command(
     """Give a version a name. It protects the version from removal, and works in place of the number."""
     root = place.root()
     if delete:
-        name = target.partition(":")[0]
+        name = named_version.partition(":")[0]
         version = remove_tag(root, name, tag, dry_run=dry_run)
         text, before = f"{name}: tag {tag} taken from version {version}", version
     else:
-        name, version = resolve_version(root, target)
+        name, version = resolve_version(root, named_version)
         previous = set_tag(root, name, tag, version, dry_run=dry_run)
         text = f"{name}:{version} is tagged {tag}" + (f" (before: version {previous})" if previous else "")
         before = previous or 0
@@ -174,7 +180,7 @@ class CopyFlags:
 @app.command("promote")
 @grouped
 def copy_command(
-    target: Target, *, flags: CopyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
+    named_version: NamedVersion, *, flags: CopyFlags, place: RepositoryFlag, dry_run: DryRun = False, output: Output
 ) -> None:
     """Copy a version to another repository (staging to production), every byte checked on the way.
 
@@ -182,7 +188,7 @@ def copy_command(
     """
     key = signing_key(flags.sign)
     root, into = place.root(), destination_of(flags.destination)
-    name, version = resolve_version(root, target)
+    name, version = resolve_version(root, named_version)
     terminal = output.terminal()
     if key is None and (policy := load_settings().signed_by):
         check_served(root, name, [version], policy)
@@ -215,7 +221,7 @@ def _copied(transfer: Transfer, into: Location, dry_run: bool) -> str:
 @app.command("remove")
 @grouped
 def remove_command(
-    target: Annotated[
+    named_version: Annotated[
         str,
         typer.Argument(
             metavar="NAME[:VERSION]",
@@ -225,7 +231,7 @@ def remove_command(
     ],
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also remove versions now deployed, selected, tagged or a roll-back target."),
+        typer.Option("--force", help="Also remove versions now deployed, selected, tagged or a roll-back version."),
     ] = False,
     *,
     place: RepositoryFlag,
@@ -238,8 +244,8 @@ def remove_command(
     roll-back, or needed by an ensemble. A model only added, or undeployed again, can be removed as a whole.
     """
     root = place.root()
-    name, separator, _ = target.partition(":")
-    version = resolve_version(root, target)[1] if separator else None
+    name, separator, _ = named_version.partition(":")
+    version = resolve_version(root, named_version)[1] if separator else None
     result = remove(root, name, version, force=force, dry_run=True)
     if not force:
         refuse_while_ready(root, name, version)
@@ -273,7 +279,7 @@ def adopt_command(
     _runtime: RuntimeFlags,
     dry_run: DryRun = False,
     output: Output,
-    connection: Connection,
+    connection: ConnectionFlags,
 ) -> None:
     """Write manifests for versions without one, so `verify` can check them from now on."""
     if flags.to is not None and not flags.write_config:

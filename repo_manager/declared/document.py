@@ -11,7 +11,7 @@ import yaml
 
 from repo_manager.errors import InputError
 
-__all__ = ["Document", "Place", "parse_document"]
+__all__ = ["Document", "TextPlace", "parse_document"]
 
 _MAX_VALUES = 200_000
 _MAX_DEPTH = 50
@@ -24,7 +24,7 @@ Path = tuple[str | int, ...]
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Place:
+class TextPlace:
     """A place in the text. Both numbers count from 1."""
 
     line: int
@@ -48,18 +48,18 @@ class Document:
 
     name: str
     value: Any
-    places: Mapping[Path, Place]
-    problems: tuple[tuple[Path, Place, str], ...] = ()
+    places: Mapping[Path, TextPlace]
+    problems: tuple[tuple[Path, TextPlace, str], ...] = ()
 
     def where(self, path: Path) -> str:
         """Return `NAME:LINE:COLUMN` of a path. Of the nearest one above it when it is not there itself."""
         return f"{self.name}:{self.place(path)}" if self.places else self.name
 
-    def place(self, path: Path) -> Place:
+    def place(self, path: Path) -> TextPlace:
         """Return the place of a path. Of the nearest one above it when it is not there itself."""
         while path not in self.places and path:
             path = path[:-1]
-        return self.places.get(path, Place(1, 1))
+        return self.places.get(path, TextPlace(1, 1))
 
 
 def parse_document(text: str, *, name: str) -> Document:
@@ -94,8 +94,8 @@ def parse_document(text: str, *, name: str) -> Document:
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.places: dict[Path, Place] = {}
-        self.problems: list[tuple[Path, Place, str]] = []
+        self.places: dict[Path, TextPlace] = {}
+        self.problems: list[tuple[Path, TextPlace, str]] = []
         self.count = 0
         self.scalars = yaml.SafeLoader("")
 
@@ -182,8 +182,8 @@ class _Reader:
         return InputError(f"{self.name}:{_place(node)}: {what}")
 
 
-def _place(node: yaml.Node) -> Place:
-    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
+def _place(node: yaml.Node) -> TextPlace:
+    return TextPlace(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
 def _hint(text: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from repo_manager.declared.request import FetchedSource, Request, check_accuracy, fulfils
 from repo_manager.declared.schema import Declaration, Model
 from repo_manager.declared.servers import EMBEDDED, Servers
-from repo_manager.declared.steps import Action, ModelPlan, Step, config_changes, request_of, wanted_labels
+from repo_manager.declared.steps import ModelPlan, Step, StepAction, config_changes, request_of, wanted_labels
 from repo_manager.errors import ConfigError, InputError, RepoManagerError, RepositoryError
 from repo_manager.files import file_lock
 from repo_manager.repository.configuration import change_config
@@ -174,7 +174,7 @@ class _Planner:
         serving = self._serving(served, repository, servers, before=steps)
         steps += serving
         if prune and self.entry is not None:
-            steps += self._removals(version, served, deploys=bool(serving) and serving[0].action is Action.DEPLOY)
+            steps += self._removals(version, served, deploys=bool(serving) and serving[0].action is StepAction.DEPLOY)
         return ModelPlan(self.name, True, version or None, tuple(steps), request=request)
 
     def _fetched(self, request: Request | None) -> Request | None:
@@ -219,21 +219,21 @@ class _Planner:
         errors = [problem.what for problem in planned.problems if problem.severity is Severity.ERROR]
         if errors:
             raise ConfigError(f"{self.name}: config.pbtxt would not load any more: {'; '.join(errors)}")
-        yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(planned.fields)}", changes=changes)
+        yield Step(StepAction.CONFIG, f"config.pbtxt: {', '.join(planned.fields)}", changes=changes)
 
     def _first_config(self) -> Iterator[Step]:
         """Announce the declared fields. There is no config.pbtxt to compare with before the first version."""
         declared = config_changes(self.name, self.model.config, "", self.base, where=self.name)
         fields = [field for field in declared if field != "max_batch_size"]  # `add` takes that one
         if fields:
-            yield Step(Action.CONFIG, f"config.pbtxt: {', '.join(fields)}")
+            yield Step(StepAction.CONFIG, f"config.pbtxt: {', '.join(fields)}")
 
     def _labels(self, repository: Location) -> Iterator[Step]:
         wanted = wanted_labels(self.model.labels, self.base)
         present = read_labels(repository, self.name) if self.entry is not None and self.entry.versions else {}
         for output, labels in wanted.items():
             if present.get(output) != labels:
-                yield Step(Action.LABELS, f"{len(labels)} labels of {output}", labels={output: labels})
+                yield Step(StepAction.LABELS, f"{len(labels)} labels of {output}", labels={output: labels})
 
     def _tags(self, version: int) -> dict[str, Step]:
         found = {}
@@ -241,7 +241,7 @@ class _Planner:
             number = version if wanted == "newest" else wanted
             if number not in self.existing and number != NEW:
                 raise RepositoryError(f"{self.name}: tag {tag}: there is no version {number}")
-            found[tag] = Step(Action.TAG, f"{tag} -> {_shown(number)}", version=number or None, tag=tag)
+            found[tag] = Step(StepAction.TAG, f"{tag} -> {_shown(number)}", version=number or None, tag=tag)
         return found
 
     def _served(self, version: int) -> tuple[int, ...]:
@@ -293,8 +293,8 @@ class _Planner:
             if keys and NEW not in served:
                 check_served(repository, self.name, served, keys)
             self._check_pinned(repository, served)
-            return [Step(Action.SERVE, f"the next load serves {numbers}", versions=served)]
-        step = Step(Action.DEPLOY, f"{numbers} on {', '.join(self.targets)}", versions=served, targets=self.targets)
+            return [Step(StepAction.SERVE, f"the next load serves {numbers}", versions=served)]
+        step = Step(StepAction.DEPLOY, f"{numbers} on {', '.join(self.targets)}", versions=served, targets=self.targets)
         in_clusters = servers.clusters(self.targets)
         if served[0] == NEW or (EMBEDDED in self.targets and not servers.running()):
             return [step]
@@ -308,7 +308,7 @@ class _Planner:
             if not differing:
                 return []
             step = dataclasses.replace(step, what=f"{numbers} on {', '.join(differing)}")
-        if all(each.action is Action.TAG for each in before):  # else the version is not yet as it will be
+        if all(each.action is StepAction.TAG for each in before):  # else the version is not yet as it will be
             self._rehearse(served[0], repository, [*([clients] if clients else []), *in_clusters])
         return [step]
 
@@ -350,13 +350,13 @@ class _Planner:
             kept |= set(self.entry.selected)
         for number in self.existing:
             if number not in kept:
-                yield Step(Action.REMOVE, f"version {number}", version=number)
+                yield Step(StepAction.REMOVE, f"version {number}", version=number)
 
 
 def _build(request: Request) -> Step:
     backend = "" if request.backend is None else f" for {request.backend}"
     source = request.source.name if request.fetched is None else request.shown
-    return Step(Action.BUILD, f"a version of {source} in {request.precision}{backend}")
+    return Step(StepAction.BUILD, f"a version of {source} in {request.precision}{backend}")
 
 
 def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, servers: Servers) -> ModelPlan:
@@ -382,8 +382,8 @@ def _plan_undeclared(declaration: Declaration, name: str, state: ModelState, ser
             )
     except RepoManagerError as exc:
         return ModelPlan(name, False, None, (), str(exc), exc.exit_code)
-    steps = [Step(Action.UNLOAD, f"from {', '.join(loaded)}", targets=tuple(loaded))] if loaded else []
-    return ModelPlan(name, False, None, (*steps, Step(Action.REMOVE, "the whole undeclared model")))
+    steps = [Step(StepAction.UNLOAD, f"from {', '.join(loaded)}", targets=tuple(loaded))] if loaded else []
+    return ModelPlan(name, False, None, (*steps, Step(StepAction.REMOVE, "the whole undeclared model")))
 
 
 def _is_loaded(entries: object) -> bool:

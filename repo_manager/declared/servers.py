@@ -94,7 +94,7 @@ class Servers:
             RepoManagerError: it is unknown.
         """
         with contextlib.closing(clusters.api_of(cluster)) as api:
-            return clusters.models_of(self._repository, cluster, api)
+            return clusters.served_models_of(self._repository, cluster, api)
 
     def running(self) -> tuple[TritonClient, ...]:
         """Return a client of the running `serve` of the repository, if there is one."""

@@ -16,10 +16,19 @@ from repo_manager.files import sha256_bytes, url_parts
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.config import parse_config
 
-__all__ = ["Action", "ApplyResult", "ModelPlan", "ModelResult", "Step", "config_changes", "request_of", "wanted_labels"]
+__all__ = [
+    "ApplyResult",
+    "ModelPlan",
+    "ModelResult",
+    "Step",
+    "StepAction",
+    "config_changes",
+    "request_of",
+    "wanted_labels",
+]
 
 
-class Action(str, enum.Enum):
+class StepAction(str, enum.Enum):
     """One kind of change, in the order of appearance made."""
 
     CONFIG = "config"
@@ -51,7 +60,7 @@ class Step:
         targets: addresses of the servers to act on.
     """
 
-    action: Action
+    action: StepAction
     what: str
     version: int | None = None
     versions: tuple[int, ...] = ()
@@ -86,7 +95,7 @@ class ModelPlan:
     @property
     def builds(self) -> bool:
         """Whether a model is converted."""
-        return any(step.action is Action.BUILD for step in self.steps)
+        return any(step.action is StepAction.BUILD for step in self.steps)
 
 
 @dataclasses.dataclass(frozen=True)

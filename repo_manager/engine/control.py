@@ -28,7 +28,7 @@ from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.optional import require
 from repo_manager.sparsity.pattern import nonzero
-from repo_manager.sparsity.uses import Use, uses_of
+from repo_manager.sparsity.uses import Use, weight_uses
 from repo_manager.sparsity.verdict import obstacle_of
 from repo_manager.types import Backend
 
@@ -93,7 +93,7 @@ def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[s
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     data: dict[int, bytes] = {}
     names: list[str] = []
-    for use in uses_of(model.graph_only, model.weights):
+    for use in weight_uses(model.graph_only, model.weights):
         if obstacle_of(use) is not None or use.weight is None or use.weight.source is None:
             continue
         place = places.get(id(use.weight.source))

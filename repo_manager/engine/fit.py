@@ -21,11 +21,11 @@ from repo_manager.types import Backend
 
 __all__ = [
     "HEADER_BYTES",
+    "ContainerRelease",
     "FitProblem",
     "FitTarget",
     "PlanFacts",
     "PlanHeader",
-    "Release",
     "check_fit",
     "parse_plan_header",
     "plan_facts",
@@ -44,7 +44,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class ContainerRelease:
     """One monthly container, `tritonserver:<release>-py3`.
 
     Attributes:
@@ -71,11 +71,11 @@ class Release:
 
 
 @functools.cache
-def releases() -> tuple[Release, ...]:
+def releases() -> tuple[ContainerRelease, ...]:
     """Return all releases, oldest first."""
     text = Path(__file__).with_name("triton_releases.csv").read_text(encoding="utf-8")
     return tuple(
-        Release(
+        ContainerRelease(
             release=row["release"],
             triton=row["triton"],
             tensorrt=row["tensorrt"],
@@ -88,12 +88,12 @@ def releases() -> tuple[Release, ...]:
     )
 
 
-def release_of_server(version: str) -> Release | None:
+def release_of_server(version: str) -> ContainerRelease | None:
     """Find a release by the server's version, for instance `2.51.0`. `None` when the table lacks it."""
     return next((release for release in releases() if release.triton and release.triton == version), None)
 
 
-def release_of_container(name: str) -> Release | None:
+def release_of_container(name: str) -> ContainerRelease | None:
     """Find a release by its name or image tag, for instance `24.10` or `24.10-py3`."""
     return next((release for release in releases() if name.split("-")[0] == release.release), None)
 
@@ -202,7 +202,7 @@ class FitTarget:
         has_gpu: whether the server has any NVIDIA GPU.
     """
 
-    release: Release | None = None
+    release: ContainerRelease | None = None
     compute_capability: str | None = None
     driver: str | None = None
     library_versions: Mapping[Backend, str] = dataclasses.field(default_factory=dict)

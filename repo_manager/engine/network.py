@@ -16,7 +16,7 @@ from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.profiles import ShapeRange
 from repo_manager.errors import EngineError
 from repo_manager.onnx_model.model import Model, graph_as_stored
-from repo_manager.onnx_model.shape_inference import infer
+from repo_manager.onnx_model.shape_inference import infer_shapes
 from repo_manager.types import Precision
 
 __all__ = [
@@ -271,7 +271,7 @@ def wide_nodes(proto: onnx.ModelProto) -> dict[str, bool]:
         Node -> whether its first output is float32. A cast and a (de)quantisation never count. Where the types cannot
         be inferred, no node counts.
     """
-    inferred = infer(proto)
+    inferred = infer_shapes(proto)
     if inferred is None:
         return {node.name: False for node in proto.graph.node}
     graph = inferred.graph

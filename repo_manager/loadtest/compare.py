@@ -28,7 +28,7 @@ from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.metrics import Block, metrics_in
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.run import RANDOM_NOTE, environment
-from repo_manager.loadtest.target import Target, TargetFacts, connect
+from repo_manager.loadtest.served_model import ServedModel, ServedModelFacts, connect
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
@@ -112,8 +112,8 @@ class Comparison(Summarized):
         precisions: of A and of B, from their manifests. Empty where they are not known.
     """
 
-    a: TargetFacts
-    b: TargetFacts
+    a: ServedModelFacts
+    b: ServedModelFacts
     level: str
     batch_size: int
     plan: ComparePlan
@@ -143,8 +143,8 @@ class _Side:
     """Everything one side needs to run a block."""
 
     options: LoadTestOptions
-    target: Target
-    facts: TargetFacts
+    served: ServedModel
+    facts: ServedModelFacts
     endpoint: Endpoint
     metrics: MetricsSource
 
@@ -281,8 +281,8 @@ def compare_all(
     if not runs:
         raise UsageError("there is nothing to compare: no models, or no batch sizes")
     for options in (one for run in runs for one in run):
-        with connect(options) as target:
-            facts = target.facts()
+        with connect(options) as served:
+            facts = served.facts()
         if options.data is None:
             resolve_shapes(facts, options)
     return tuple(
@@ -302,12 +302,12 @@ def _level_of(options: LoadTestOptions) -> Level:
 
 
 def _side(options: LoadTestOptions, stack: contextlib.ExitStack) -> _Side:
-    target = stack.enter_context(connect(options))
-    facts = target.facts()
+    served = stack.enter_context(connect(options))
+    facts = served.facts()
     samples, streams = make_sequences(facts, options)
-    placement = stack.enter_context(shared_samples(target, facts, samples, options))
+    placement = stack.enter_context(shared_samples(served, facts, samples, options))
     endpoint = build_endpoint(facts, samples, options, placement, streams=streams)
-    return _Side(options, target, facts, endpoint, metrics_source(options))
+    return _Side(options, served, facts, endpoint, metrics_source(options))
 
 
 def _run_block(pool: WorkerPool, level: Level, side: _Side, plan: ComparePlan) -> Block:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import BUSY_SHARE, ClientUse, Detail, Intervals, Latency, ServerTimes, Window
-from repo_manager.loadtest.target import ModelStatistics
+from repo_manager.loadtest.served_model import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram, values_of
 from repo_manager.stats.intervals import Interval

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from repo_manager.errors import InputError, UsageError
-from repo_manager.gates import Gate, GateResult, Grammar, Outcome, Subject, Verdict, decide, growth_needed, worst
+from repo_manager.gates import Gate, GateMetric, GateResult, Grammar, Outcome, Verdict, decide, growth_needed, worst
 from repo_manager.loadtest.metrics import METRICS, Metric, metric_of
 from repo_manager.loadtest.result import BUSY_SHARE, LoadPoint, LoadTestReport
 from repo_manager.stats.intervals import Interval
@@ -36,7 +36,7 @@ Over = Literal["every", "some"]
 """The levels that must hold the gates: all of them, or one."""
 
 _GRAMMAR = Grammar(
-    {name: Subject(metric.unit) for metric in METRICS if metric.is_gate for name in (metric.key, *metric.aliases)},
+    {name: GateMetric(metric.unit) for metric in METRICS if metric.is_gate for name in (metric.key, *metric.aliases)},
     examples=("p99<20ms", "throughput>500", "errors<0.1%", "energy<0.05J", "p99<20ms@8"),
     has_levels=True,
 )

@@ -11,7 +11,7 @@ from repo_manager.loadtest.gpu import MetricsSource, is_local, open_nvml
 from repo_manager.loadtest.measure import EarlyStop, Level, Measurement, slice_length_ns
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import ClientUse, LoadPoint, Progress
-from repo_manager.loadtest.target import Target
+from repo_manager.loadtest.served_model import ServedModel
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.worker.pool import WorkerPool
 from repo_manager.loadtest.worker.schedule import Job, Schedule, load_replay
@@ -36,7 +36,7 @@ def measure_level(
     level: Level,
     endpoint: Endpoint,
     options: LoadTestOptions,
-    sources: tuple[Target, MetricsSource],
+    sources: tuple[ServedModel, MetricsSource],
     *,
     progress: Report | None = None,
     early_stop: EarlyStop | None = None,
@@ -50,7 +50,7 @@ def measure_level(
         level: the load: requests in flight, or a rate.
         endpoint: address, path, headers and messages of the requests.
         options: settings of the load test.
-        sources: the target, and the server's metrics page.
+        sources: the served model, and the server's metrics page.
         progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
         early_stop: decides after each slice whether the level can end. `None`: it runs to its end.
     """

@@ -35,7 +35,7 @@ from repo_manager.loadtest.result import (
     SeriesPoint,
     Window,
 )
-from repo_manager.loadtest.target import ModelStatistics, Target
+from repo_manager.loadtest.served_model import ModelStatistics, ServedModel
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
 
@@ -99,7 +99,7 @@ class Measurement:
     Args:
         level: the load: requests in flight, or a rate.
         options: settings of the load test.
-        target: connection to the server. Asked for the model's counters around windows.
+        served: connection to the server. Asked for the model's counters around windows.
         metrics: reads the server's metrics page.
         progress: called about ten times a second, and with each finished row. `None`: nothing is reported.
         early_stop: decides after each slice whether the level can end. `None`: it runs to its end.
@@ -109,7 +109,7 @@ class Measurement:
         self,
         level: Level,
         options: LoadTestOptions,
-        target: Target,
+        served: ServedModel,
         metrics: MetricsSource,
         progress: Callable[[Progress], None] | None,
         early_stop: EarlyStop | None = None,
@@ -118,7 +118,7 @@ class Measurement:
         self.start_unix_s: float | None = None  # of the load, set when it begins
         self._level = level
         self._options = options
-        self._target = target
+        self._served = served
         self._metrics = metrics
         self._progress = progress
         self._early_stop = early_stop
@@ -135,7 +135,7 @@ class Measurement:
             self._snapshot()
 
     def _snapshot(self) -> int:
-        statistics = self._target.statistics()
+        statistics = self._served.statistics()
         self._snapshots.append(statistics)
         self._metrics.sample(statistics.inferences)
         return len(self._snapshots) - 1

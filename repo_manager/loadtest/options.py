@@ -12,7 +12,7 @@ from repo_manager.gates import Gate
 from repo_manager.loadtest.wire.sequences import drawn_lengths
 from repo_manager.loadtest.worker.schedule import ARRIVALS
 from repo_manager.request_data.tensors import Sample
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 from repo_manager.tls import TlsFiles
 from repo_manager.validation import check_fields
 
@@ -151,7 +151,7 @@ class LoadTestOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check_target(self)
+        _check_address(self)
         _check_levels(self)
         _check_search(self)
         _check_measuring(self)
@@ -175,20 +175,20 @@ class LoadTestOptions:
     @property
     def server_url(self) -> str:
         """The server's URL with its scheme and port, and with its path where it has one."""
-        return str(Endpoint.parse(self.url if "://" in self.url else f"{self.wire}://{self.url}"))
+        return str(ServerUrl.parse(self.url if "://" in self.url else f"{self.wire}://{self.url}"))
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""
-        return Endpoint.parse(self.server_url).host_and_port
+        return ServerUrl.parse(self.server_url).host_and_port
 
     @property
     def path(self) -> str:
         """The part of a request's path before `/v2`: of a server behind a gateway, else empty."""
-        return Endpoint.parse(self.server_url).path
+        return ServerUrl.parse(self.server_url).path
 
 
-def _check_target(options: LoadTestOptions) -> None:
+def _check_address(options: LoadTestOptions) -> None:
     scheme, mark, rest = options.url.partition("://")
     if mark and scheme not in _SCHEMES:
         raise UsageError(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
 from repo_manager.stats.quantiles import PERCENTILES, Quantiles
@@ -346,6 +346,7 @@ class LoadTestReport(Summarized):
     """A whole load test.
 
     Attributes:
+        target: the server and the model under load. The name is that of the JSON key.
         schema_version: of this document. Raised when a field changes its meaning or goes away.
         knee: label of the knee of the closed-loop levels, and the rule behind it. `None` when there is none.
         notes: remarks for a reader (a response cache, inputs in rotation, ...).
@@ -354,7 +355,7 @@ class LoadTestReport(Summarized):
         search: for the largest load. `None` when none was asked for.
     """
 
-    target: TargetFacts
+    target: ServedModelFacts
     options: Mapping[str, Any]
     points: tuple[LoadPoint, ...]
     started: str

@@ -21,7 +21,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.drive import find_perf_analyzer, run_perf_analyzer
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport, Progress, SearchStep
 from repo_manager.loadtest.search import LoadSpace, check_gates, conclude, longest_level_s, search_load
-from repo_manager.loadtest.target import Target, TargetFacts, connect
+from repo_manager.loadtest.served_model import ServedModel, ServedModelFacts, connect
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.loadtest.worker.pool import WorkerPool, default_workers
 from repo_manager.loadtest.worker.schedule import load_replay
@@ -69,22 +69,22 @@ def run_load_test(options: LoadTestOptions, *, progress: Report | None = None) -
         ServerRefusedError: unknown model or version.
         LoadTestInterrupted: Ctrl-C (it is a `KeyboardInterrupt`). With the report so far.
     """
-    with connect(options) as target:
-        return _run(options, target, progress)
+    with connect(options) as served:
+        return _run(options, served, progress)
 
 
-def _run(options: LoadTestOptions, target: Target, progress: Report | None) -> LoadTestReport:
+def _run(options: LoadTestOptions, served: ServedModel, progress: Report | None) -> LoadTestReport:
     begin, started = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     check_gates(options.until)
-    facts = target.facts()
-    options, fallen_back = _with_accepted_inputs(options, target, facts)
+    facts = served.facts()
+    options, fallen_back = _with_accepted_inputs(options, served, facts)
     notes: list[str] = [note] if (note := drawn_note(facts, options)) else []
     notes += fallen_back
     points: list[LoadPoint] = []
     steps: list[SearchStep] = []
     is_interrupted = False
     try:
-        for point in _measured(options, (target, facts), (notes, steps), progress):
+        for point in _measured(options, (served, facts), (notes, steps), progress):
             points.append(point)
     except LevelInterrupted as exc:
         is_interrupted = True
@@ -119,7 +119,7 @@ def _is_random(options: LoadTestOptions) -> bool:
 
 
 def _with_accepted_inputs(
-    options: LoadTestOptions, target: Target, facts: TargetFacts
+    options: LoadTestOptions, served: ServedModel, facts: ServedModelFacts
 ) -> tuple[LoadTestOptions, list[str]]:
     """Send the model a few of the random requests. Take the golden sample, and say so, when it refuses one.
 
@@ -128,8 +128,8 @@ def _with_accepted_inputs(
     if not options.fallback or not _is_random(options) or facts.sequence or facts.decoupled:
         return options, []
     few = make_samples(facts, dataclasses.replace(options, distinct=min(options.distinct, _TRIED)))
-    refusal = next((text for text in map(target.refusal, few) if text is not None), None)
-    if refusal is None or target.refusal(options.fallback[0]) is not None:
+    refusal = next((text for text in map(served.refusal, few) if text is not None), None)
+    if refusal is None or served.refusal(options.fallback[0]) is not None:
         return options, []
     note = f"The model refuses random inputs ({refusal:.200}): its golden sample is sent. Real data: --input-data."
     return dataclasses.replace(options, recorded=options.fallback), [note]
@@ -137,12 +137,12 @@ def _with_accepted_inputs(
 
 def _measured(
     options: LoadTestOptions,
-    server: tuple[Target, TargetFacts],
+    server: tuple[ServedModel, ServedModelFacts],
     told: tuple[list[str], list[SearchStep]],
     progress: Report | None,
 ) -> Iterator[LoadPoint]:
     """Yield the rows as they are measured, and add to the notes and to the steps of a search."""
-    target, facts = server
+    served, facts = server
     notes, steps = told
     if options.until:
         options = dataclasses.replace(options, duration_s=longest_level_s(options))
@@ -156,7 +156,7 @@ def _measured(
         # A sequence has one request open: what is due when all have one waits in the client.
         options = dataclasses.replace(options, max_in_flight=min(options.max_in_flight, options.sequences))
     with (
-        shared_samples(target, facts, samples, options) as placement,
+        shared_samples(served, facts, samples, options) as placement,
         WorkerPool(options.workers or default_workers()) as pool,
     ):
         endpoint = build_endpoint(facts, samples, options, placement, streams=streams)
@@ -165,7 +165,7 @@ def _measured(
         yield from _levels(
             options,
             lambda level, stop: measure_level(
-                pool, level, endpoint, options, (target, metrics), progress=progress, early_stop=stop
+                pool, level, endpoint, options, (served, metrics), progress=progress, early_stop=stop
             ),
             steps,
             progress,
@@ -228,7 +228,7 @@ def _planned(options: LoadTestOptions, points: list[LoadPoint]) -> Iterator[Leve
         yield Level("replay", len(offsets) / max(offsets[-1] / 1e9, 1e-9), "replay")
 
 
-def _notes(facts: TargetFacts, distinct: int, options: LoadTestOptions) -> list[str]:
+def _notes(facts: ServedModelFacts, distinct: int, options: LoadTestOptions) -> list[str]:
     notes = []
     if facts.response_cache:
         notes.append(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.batch_graph import judge_graph
-from repo_manager.onnx_model.batch_trial import Trial, neighbours_of, try_together
+from repo_manager.onnx_model.batch_probe import BatchProbe, neighbours_of, probe_together
 from repo_manager.onnx_model.inputs import find_sizes, index_limits, natural_inputs, usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.session import Session
@@ -104,7 +104,7 @@ def try_batch_axis(model: Model, signature: Signature, samples: _Arrays | None =
     if verdict.kind == "dependent":
         return BatchAxis("unbatched", verdict.reason, stackable=True)
     neighbours = neighbours_of(first, [], limits)
-    finding = try_together(Trial(session, first, second, neighbours))
+    finding = probe_together(BatchProbe(session, first, second, neighbours))
     if finding is not None:
         return BatchAxis("unbatched", finding.reason, stackable=finding.stackable)
     return BatchAxis("batched", "a sample's outputs are the same alone and beside samples of very different sizes")
@@ -119,7 +119,7 @@ def _static_reason(signature: Signature) -> str | None:
     symbols: dict[str, str] = {}
     for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
-            # An output of unknown rank is judged by the trial run. An input cannot be made without one.
+            # An output of unknown rank is judged by the run. An input cannot be made without one.
             reason = "has no declared rank" if spec.shape is None and role == "input" else _first_axis_reason(spec)
             if reason is not None:
                 return f"{role} '{spec.name}' {reason}"

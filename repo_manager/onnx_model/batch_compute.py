@@ -12,7 +12,7 @@ from repo_manager.onnx_model.batch_layout import LAYOUT_RULES
 from repo_manager.onnx_model.batch_products import PRODUCT_RULES
 from repo_manager.onnx_model.batch_values import (
     MAYBE,
-    Call,
+    BatchCall,
     Marks,
     Rule,
     UnknownError,
@@ -30,7 +30,7 @@ from repo_manager.onnx_model.batch_windows import WINDOW_RULES
 __all__ = ["COMPUTE_RULES"]
 
 
-def _quantize(call: Call) -> list[Value]:
+def _quantize(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", 1)
     marks = value.marks
@@ -49,7 +49,7 @@ def _quantize(call: Call) -> list[Value]:
     return [Value(value.shape, marks)]
 
 
-def _dropout(call: Call) -> list[Value]:
+def _dropout(call: BatchCall) -> list[Value]:
     value = call.value(0)
     training = call.optional(2)
     if training is not None and (training.numbers is None or bool(np.any(training.numbers))):
@@ -57,7 +57,7 @@ def _dropout(call: Call) -> list[Value]:
     return [Value(value.shape, value.marks, value.known, value.sure), Value(value.shape, value.marks & np.uint16(0))]
 
 
-def _random(call: Call) -> list[Value]:
+def _random(call: BatchCall) -> list[Value]:
     """Random numbers are other ones in another place of the batch."""
     shape = call.get("shape")
     if shape is None:
@@ -70,7 +70,7 @@ def _random(call: Call) -> list[Value]:
     return [Value(tuple(shape), marks)]
 
 
-def _loss(call: Call) -> list[Value]:
+def _loss(call: BatchCall) -> list[Value]:
     value, target = call.value(0), call.value(1)
     if (value.dims[0], *value.dims[2:]) != target.dims:
         raise UnknownError("it has scores for another number of samples")
@@ -84,28 +84,28 @@ def _loss(call: Call) -> list[Value]:
     return [result]
 
 
-def _quantized_pairs(call: Call) -> list[Value]:
+def _quantized_pairs(call: BatchCall) -> list[Value]:
     a, b = call.value(0), call.value(3)
     shape = broadcast_shape([a.dims, b.dims])
     return [Value(shape, join(shape, [a.marks, b.marks]) | np.uint16(call.extra(without=(0, 3))))]
 
 
-def _quantized_unary(call: Call) -> list[Value]:
+def _quantized_unary(call: BatchCall) -> list[Value]:
     return [with_marks(Value(call.value(0).shape, call.value(0).marks), call.extra(without=(0,)))]
 
 
-def _quantized_softmax(call: Call) -> list[Value]:
+def _quantized_softmax(call: BatchCall) -> list[Value]:
     return [with_marks(along(call.value(0), (call.get("axis", -1),)), call.extra(without=(0,)))]
 
 
-def _quantized_concat(call: Call) -> list[Value]:
+def _quantized_concat(call: BatchCall) -> list[Value]:
     values = [call.value(index) for index in range(2, len(call.inputs), 3)]
-    inner = Call(call.node, values, call.attributes, call.opset, call.samples)
+    inner = BatchCall(call.node, values, call.attributes, call.opset, call.samples)
     extra = call.extra(without=tuple(range(2, len(call.inputs), 3)))
     return [with_marks(value, extra) for value in LAYOUT_RULES["Concat"](inner)]
 
 
-def _attention(call: Call) -> list[Value]:
+def _attention(call: BatchCall) -> list[Value]:
     """The fused attentions of ONNX Runtime on [batch, length, hidden]: each row on its own."""
     value, weight = call.value(0), call.optional(1)
     sizes = call.get("qkv_hidden_sizes")
@@ -118,7 +118,7 @@ def _attention(call: Call) -> list[Value]:
     return [by_rows(call, shape, inputs=[0, 3] if call.node.op_type == "Attention" else [0, 5])]
 
 
-def _scaled_attention(call: Call) -> list[Value]:
+def _scaled_attention(call: BatchCall) -> list[Value]:
     """ONNX's own Attention: Q, K, V of rank 3 or 4, and a broadcast mask."""
     query, value, mask = call.value(0), call.value(2), call.optional(3)
     if len([name for name in call.node.output if name]) > 1 or call.optional(4) is not None:
@@ -131,7 +131,7 @@ def _scaled_attention(call: Call) -> list[Value]:
     return [by_rows(call, (*query.dims[:-1], width), inputs=(0, 1, 2, 3))]
 
 
-def _rotary(call: Call) -> list[Value]:
+def _rotary(call: BatchCall) -> list[Value]:
     """Each position turned by its angle. Tables per sample have three axes."""
     rows = [0, 1] if call.node.domain == "com.microsoft" else [0, 3]
     tables = [index for index in (1, 2, 3) if index not in rows]
@@ -139,7 +139,7 @@ def _rotary(call: Call) -> list[Value]:
     return [by_rows(call, call.value(0).dims, inputs=rows)]
 
 
-def _multi_head(call: Call) -> list[Value]:
+def _multi_head(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if len([name for name in call.node.output if name]) > 1 or value.rank != 3:
         raise UnknownError("it keeps a cache")
@@ -148,7 +148,7 @@ def _multi_head(call: Call) -> list[Value]:
     return [marks]
 
 
-def _embed_layer_norm(call: Call) -> list[Value]:
+def _embed_layer_norm(call: BatchCall) -> list[Value]:
     ids, table = call.value(0), call.value(2)
     shape = (*ids.dims, table.dims[1])
     positions = call.optional(8)
@@ -163,7 +163,7 @@ def _embed_layer_norm(call: Call) -> list[Value]:
     return [Value(shape, join(shape, marks)), Value(ids.dims[:1], packed(of_mask)), Value(shape, join(shape, marks))]
 
 
-def _dft(call: Call) -> list[Value]:
+def _dft(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.integer(2, "axis", 1 if call.opset < 20 else -2) % value.rank
     length = call.optional(1)
@@ -177,7 +177,7 @@ def _dft(call: Call) -> list[Value]:
     return [Value(tuple(shape), reduced(value, (axis, value.rank - 1), keep=True).marks)]
 
 
-def _detections(call: Call) -> list[Value]:
+def _detections(call: BatchCall) -> list[Value]:
     return [_wider(loose(call.given), call.extra())]
 
 

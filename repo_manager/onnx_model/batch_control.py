@@ -13,7 +13,7 @@ from repo_manager.onnx_model.batch_values import (
     MAYBE,
     SAMPLES,
     SIZE,
-    Call,
+    BatchCall,
     Rule,
     UnknownError,
     Value,
@@ -41,7 +41,7 @@ def name_of(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), "")
 
 
-def _if(follow: Follow, call: Call, scope: dict[str, Value], path: str) -> list[Value]:
+def _if(follow: Follow, call: BatchCall, scope: dict[str, Value], path: str) -> list[Value]:
     condition = call.value(0)
     bodies = {attribute.name: attribute.g for attribute in call.node.attribute}
     extra = total(condition)
@@ -60,7 +60,7 @@ def _either(one: Value, other: Value) -> Value:
     return Value(one.shape, packed(one.marks | other.marks), blame=one.blame or other.blame)
 
 
-def _loop(follow: Follow, call: Call, scope: dict[str, Value], path: str) -> list[Value]:
+def _loop(follow: Follow, call: BatchCall, scope: dict[str, Value], path: str) -> list[Value]:
     body = next(attribute.g for attribute in call.node.attribute if attribute.name == "body")
     trips, condition = call.optional(0), call.optional(1)
     limit = _MAX_ROUNDS + 1
@@ -112,7 +112,7 @@ def _stacked(values: Sequence[Value], axis: int) -> Value:
     return Value((*shape[:axis], len(values), *shape[axis:]), packed(marks), known)
 
 
-def _scan(follow: Follow, call: Call, scope: dict[str, Value], path: str) -> list[Value]:
+def _scan(follow: Follow, call: BatchCall, scope: dict[str, Value], path: str) -> list[Value]:
     body = next(attribute.g for attribute in call.node.attribute if attribute.name == "body")
     count = call.get("num_scan_inputs")
     if call.opset < 9:
@@ -149,7 +149,7 @@ def _taken(value: Value, axis: int, index: int) -> Value:
     return restructured(value, lambda array: array.take(index, axis))
 
 
-CONTROL_RULES: Mapping[str, Callable[[Follow, Call, dict[str, Value], str], list[Value]]] = {
+CONTROL_RULES: Mapping[str, Callable[[Follow, BatchCall, dict[str, Value], str], list[Value]]] = {
     "If": _if,
     "Loop": _loop,
     "Scan": _scan,
@@ -166,29 +166,29 @@ def _members(value: Value) -> tuple[Value, ...]:
     return value.items
 
 
-def _place(call: Call, index: int, length: int, default: int) -> int:
+def _place(call: BatchCall, index: int, length: int, default: int) -> int:
     at = call.integer(index, default=default)
     return at + length if at < 0 else at
 
 
-def _sequence_at(call: Call) -> list[Value]:
+def _sequence_at(call: BatchCall) -> list[Value]:
     members = _members(call.value(0))
     return [replace(members[_place(call, 1, len(members), 0)], blame=None)]
 
 
-def _sequence_insert(call: Call) -> list[Value]:
+def _sequence_insert(call: BatchCall) -> list[Value]:
     members = list(_members(call.value(0)))
     members.insert(_place(call, 2, len(members), len(members)), call.value(1))
     return [_sequence(members)]
 
 
-def _sequence_erase(call: Call) -> list[Value]:
+def _sequence_erase(call: BatchCall) -> list[Value]:
     members = list(_members(call.value(0)))
     del members[_place(call, 1, len(members), len(members) - 1)]
     return [_sequence(members)]
 
 
-def _split_to_sequence(call: Call) -> list[Value]:
+def _split_to_sequence(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", 0) % value.rank
     split = call.optional(1)
@@ -209,18 +209,18 @@ def _split_to_sequence(call: Call) -> list[Value]:
     return [_sequence(members)]
 
 
-def _concat_from_sequence(call: Call) -> list[Value]:
+def _concat_from_sequence(call: BatchCall) -> list[Value]:
     members = _members(call.value(0))
     axis = call.get("axis")
     if call.get("new_axis", 0):
         return [_stacked(members, axis)]
     # One member a sample, made by one loop: as good as rows.
     alike = len(members) % call.samples == 0 and len({member.shape for member in members}) == 1
-    inner = Call(call.node, members, {"axis": axis}, call.opset, 1 if alike else call.samples)
+    inner = BatchCall(call.node, members, {"axis": axis}, call.opset, 1 if alike else call.samples)
     return list(LAYOUT_RULES["Concat"](inner))
 
 
-def _sequence_length(call: Call) -> list[Value]:
+def _sequence_length(call: BatchCall) -> list[Value]:
     return [constant(np.array(len(_members(call.value(0))), np.int64), ())]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from repo_manager.onnx_model.batch_values import (
     SIZE,
-    Call,
+    BatchCall,
     Marks,
     Rule,
     UnknownError,
@@ -61,7 +61,7 @@ _MAX_NUMBERS = 1 << 16
 _FLOAT, _FLOAT16, _DOUBLE, _BOOL = 1, 10, 11, 9
 
 
-def _elementwise(call: Call) -> list[Value]:
+def _elementwise(call: BatchCall) -> list[Value]:
     values = call.given
     unknown = [value for value in values if value.shape is None]
     if unknown:
@@ -98,7 +98,7 @@ def _without_zeros(values: Sequence[Value]) -> list[Marks]:
     return marks
 
 
-def _elementwise_numbers(call: Call, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def _elementwise_numbers(call: BatchCall, shape: tuple[int, ...]) -> NDArray[Any] | None:
     numbers = [value.numbers for value in call.given]
     if math.prod(shape) > _MAX_NUMBERS or any(each is None for each in numbers):
         return None
@@ -117,7 +117,7 @@ def _elementwise_numbers(call: Call, shape: tuple[int, ...]) -> NDArray[Any] | N
     return None
 
 
-def _cast(call: Call) -> list[Value]:
+def _cast(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if value.shape is None:
         return [loose([value])]
@@ -135,7 +135,7 @@ def _cast(call: Call) -> list[Value]:
     return [Value(value.shape, value.marks, known, None if known is None else value.sure)]
 
 
-def _reduce_axes(call: Call, value: Value) -> tuple[int, ...]:
+def _reduce_axes(call: BatchCall, value: Value) -> tuple[int, ...]:
     axes = call.ints(1, "axes")
     if not axes:
         return () if call.get("noop_with_empty_axes", 0) else tuple(range(value.rank))
@@ -150,7 +150,7 @@ _REDUCERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _reduce(call: Call) -> list[Value]:
+def _reduce(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if value.shape is None:  # The sum over what data picked: every pick has a part in it.
         marks = value.extent | total(value)
@@ -166,7 +166,7 @@ def _reduce(call: Call) -> list[Value]:
     return [Value(result.shape, result.marks)]
 
 
-def _arg(call: Call) -> list[Value]:
+def _arg(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", 0) % value.rank
     result = _if_one(value, axis, reduced(value, (axis,), keep=bool(call.get("keepdims", 1))))
@@ -189,7 +189,7 @@ def along(value: Value, axes: Sequence[int]) -> Value:
     return Value(value.shape, packed(value.marks | reduced(value, axes, keep=True).marks))
 
 
-def _softmax(call: Call) -> list[Value]:
+def _softmax(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if call.opset >= 13 or call.node.domain not in ("", "ai.onnx"):
         axis = call.get("axis", -1) % value.rank
@@ -199,13 +199,13 @@ def _softmax(call: Call) -> list[Value]:
 
 
 def _norm_axis(default: int) -> Rule:
-    def rule(call: Call) -> list[Value]:
+    def rule(call: BatchCall) -> list[Value]:
         return [along(call.value(0), (call.get("axis", default),))]
 
     return rule
 
 
-def _layer_norm(call: Call) -> list[Value]:
+def _layer_norm(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", -1) % value.rank
     axes = tuple(range(axis, value.rank))
@@ -218,7 +218,7 @@ def _layer_norm(call: Call) -> list[Value]:
     return [Value(shape, scaled), *[stats] * (len(call.node.output) - 1)]
 
 
-def _skip_layer_norm(call: Call) -> list[Value]:
+def _skip_layer_norm(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if broadcast_shape([value.dims, call.value(1).dims]) != value.dims:
         raise UnknownError("what it adds has another shape")
@@ -230,7 +230,7 @@ def _skip_layer_norm(call: Call) -> list[Value]:
     return [result, stats, stats, both][: len(call.node.output)]
 
 
-def _per_channel(call: Call, result: Value) -> Value:
+def _per_channel(call: BatchCall, result: Value) -> Value:
     """Add the parameters given one a channel, on axis 1."""
     marks = result.marks
     for each in call.given[1:]:
@@ -238,7 +238,7 @@ def _per_channel(call: Call, result: Value) -> Value:
     return Value(result.shape, packed(marks))
 
 
-def _batch_norm(call: Call) -> list[Value]:
+def _batch_norm(call: BatchCall) -> list[Value]:
     value = call.value(0)
     outputs = len([name for name in call.node.output if name])
     training = bool(call.get("training_mode", 0)) if call.opset >= 14 else outputs > 1
@@ -249,17 +249,17 @@ def _batch_norm(call: Call) -> list[Value]:
     return [_per_channel(call, along(value, axes)), *[stats] * (len(call.node.output) - 1)]
 
 
-def _instance_norm(call: Call) -> list[Value]:
+def _instance_norm(call: BatchCall) -> list[Value]:
     value = call.value(0)
     return [_per_channel(call, along(value, range(2, value.rank)))]
 
 
-def _rowwise(call: Call) -> list[Value]:
+def _rowwise(call: BatchCall) -> list[Value]:
     """Each row along axis 0 of the first input, and nothing else. The shape stays."""
     return [by_rows(call, call.value(0).dims, inputs=[0])] * max(1, len(call.node.output))
 
 
-def by_rows(call: Call, shape: tuple[int, ...], *, inputs: Sequence[int] | None = None) -> Value:
+def by_rows(call: BatchCall, shape: tuple[int, ...], *, inputs: Sequence[int] | None = None) -> Value:
     """Return a value whose rows along axis 0 depend on the same rows of the inputs.
 
     Args:
@@ -281,15 +281,15 @@ def by_rows(call: Call, shape: tuple[int, ...], *, inputs: Sequence[int] | None 
     return Value(shape, packed(marks))
 
 
-def _lrn(call: Call) -> list[Value]:
+def _lrn(call: BatchCall) -> list[Value]:
     return [along(call.value(0), (1,))]
 
 
-def _mean_variance(call: Call) -> list[Value]:
+def _mean_variance(call: BatchCall) -> list[Value]:
     return [along(call.value(0), call.ints(None, "axes") or (0, 2, 3))]
 
 
-def _cum(call: Call) -> list[Value]:
+def _cum(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.integer(1) % value.rank
     marks = value.marks
@@ -314,7 +314,7 @@ def _cum(call: Call) -> list[Value]:
     return [Value(value.shape, packed(marks), known)]
 
 
-def _top_k(call: Call) -> list[Value]:
+def _top_k(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", -1) % value.rank
     k = call.integer(1, "k")
@@ -326,21 +326,21 @@ def _top_k(call: Call) -> list[Value]:
     return [chosen, _if_one(value, axis, chosen)]
 
 
-def _everything(call: Call) -> int:
+def _everything(call: BatchCall) -> int:
     """Return the marks of all elements of the first input: a scale, or a set, of the whole tensor."""
     value = call.value(0)
     mark = total(value)
     return mark | SIZE if any(value.sized) and not value.marks.any() else mark
 
 
-def _dynamic_quantize(call: Call) -> list[Value]:
+def _dynamic_quantize(call: BatchCall) -> list[Value]:
     value = call.value(0)
     mark = np.uint16(_everything(call))
     scalar = Value((), np.array(mark, np.uint16))
     return [Value(value.shape, np.full((1,) * value.rank, mark, np.uint16)), scalar, scalar]
 
 
-def _unique(call: Call) -> list[Value]:
+def _unique(call: BatchCall) -> list[Value]:
     mark = np.array(_everything(call), np.uint16)
     value = Value(None, mark, extent=int(mark))
     return [value] * len(call.node.output)

@@ -26,8 +26,8 @@ from repo_manager.onnx_model.batch_values import (
     MAYBE,
     SAMPLES,
     SIZE,
+    BatchCall,
     Blame,
-    Call,
     Marks,
     Rule,
     UnknownError,
@@ -274,7 +274,7 @@ class _Walk:
             if attribute.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
         }
         domain = "" if node.domain == "ai.onnx" else node.domain
-        call = Call(node, inputs, attributes, self.opsets.get(domain, 1), self.samples)
+        call = BatchCall(node, inputs, attributes, self.opsets.get(domain, 1), self.samples)
         if node.op_type == "Constant":
             return [self.constant(attributes)]
         control = CONTROL_RULES.get(node.op_type)

@@ -14,7 +14,7 @@ from repo_manager.onnx_model.batch_layout import cut_out, reshaped
 from repo_manager.onnx_model.batch_values import (
     MAYBE,
     SIZE,
-    Call,
+    BatchCall,
     Marks,
     Rule,
     UnknownError,
@@ -39,7 +39,7 @@ def _spread(value: Value, axis: int) -> Marks:
     return kept | np.uint16(MAYBE)
 
 
-def _gather(call: Call) -> list[Value]:
+def _gather(call: BatchCall) -> list[Value]:
     value, index = call.value(0), call.value(1)
     axis = call.get("axis", 0) % value.rank
     shape = (*value.dims[:axis], *index.dims, *value.dims[axis + 1 :])
@@ -67,7 +67,7 @@ def _index_marks(value: Value, axis: int, index: Value) -> Marks:
     return index.marks
 
 
-def _gather_elements(call: Call) -> list[Value]:
+def _gather_elements(call: BatchCall) -> list[Value]:
     value, index = call.value(0), call.value(1)
     axis = call.get("axis", 0) % value.rank
     others = [a for a in range(value.rank) if a != axis]
@@ -106,7 +106,7 @@ def _row_marks(index: Value) -> Marks:
     return marks & np.uint16(~SIZE & 0xFFFF)
 
 
-def _gather_nd(call: Call) -> list[Value]:
+def _gather_nd(call: BatchCall) -> list[Value]:
     value, index = call.value(0), call.value(1)
     batch = call.get("batch_dims", 0)
     if value.dims[:batch] != index.dims[:batch]:
@@ -134,7 +134,7 @@ def _gather_nd(call: Call) -> list[Value]:
     return [Value((*rows, *rest), packed(picked | around | np.uint16(extra)))]
 
 
-def _scatter_nd(call: Call) -> list[Value]:
+def _scatter_nd(call: BatchCall) -> list[Value]:
     value, index, updates = call.value(0), call.value(1), call.value(2)
     parts, extra = _components(value, index, 0)
     around = _row_marks(index)
@@ -173,7 +173,7 @@ def _uneven(value: Value, marks: Marks, touched: NDArray[np.bool_]) -> int:
     return 0
 
 
-def _scatter_elements(call: Call) -> list[Value]:
+def _scatter_elements(call: BatchCall) -> list[Value]:
     value, index, updates = call.value(0), call.value(1), call.value(2)
     axis = call.get("axis", 0) % value.rank
     new = np.broadcast_to(updates.marks | _index_marks(value, axis, index), index.dims)
@@ -202,7 +202,7 @@ def _scatter_elements(call: Call) -> list[Value]:
     return [Value(value.dims, packed(marks) | np.uint16(_uneven(value, packed(marks), touched)))]
 
 
-def _one_hot(call: Call) -> list[Value]:
+def _one_hot(call: BatchCall) -> list[Value]:
     value, depth = call.value(0), call.integer(1)
     axis = call.get("axis", -1)
     axis = axis + value.rank + 1 if axis < 0 else axis
@@ -211,7 +211,7 @@ def _one_hot(call: Call) -> list[Value]:
     return [Value((*value.dims[:axis], depth, *value.dims[axis:]), marks | np.uint16(extra))]
 
 
-def _reverse_sequence(call: Call) -> list[Value]:
+def _reverse_sequence(call: BatchCall) -> list[Value]:
     value, lengths = call.value(0), call.value(1)
     batch, time = call.get("batch_axis", 1), call.get("time_axis", 0)
     marks: Marks = np.bitwise_or.reduce(value.marks, axis=time, keepdims=True) if value.varies(time) else value.marks
@@ -222,7 +222,7 @@ def _reverse_sequence(call: Call) -> list[Value]:
     return [Value(value.dims, packed(marks | lengths.marks.reshape(shape)))]
 
 
-def _compress(call: Call) -> list[Value]:
+def _compress(call: BatchCall) -> list[Value]:
     value, condition = call.value(0), call.value(1)
     axis = call.get("axis")
     if condition.numbers is None:
@@ -234,7 +234,7 @@ def _compress(call: Call) -> list[Value]:
     return [with_marks(picked, extra & ~SIZE)]
 
 
-def _non_zero(call: Call) -> list[Value]:
+def _non_zero(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if value.numbers is not None:
         array = np.array(np.nonzero(np.broadcast_to(value.numbers, value.dims)), np.int64)

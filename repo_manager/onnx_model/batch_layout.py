@@ -14,7 +14,7 @@ from repo_manager.onnx_model.batch_values import (
     MAYBE,
     SAMPLES,
     SIZE,
-    Call,
+    BatchCall,
     Rule,
     UnknownError,
     Value,
@@ -50,7 +50,7 @@ def reshaped(value: Value, shape: Sequence[int]) -> Value:
     return restructured(value, lambda array: array.reshape(dims))
 
 
-def _reshape(call: Call) -> list[Value]:
+def _reshape(call: BatchCall) -> list[Value]:
     value = call.value(0)
     wanted = list(call.ints(1, "shape") or ())
     if not call.get("allowzero", 0):
@@ -61,14 +61,14 @@ def _reshape(call: Call) -> list[Value]:
     return [reshaped(value, wanted)]
 
 
-def _flatten(call: Call) -> list[Value]:
+def _flatten(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", 1)
     axis = axis + value.rank if axis < 0 else axis
     return [reshaped(value, (math.prod(value.dims[:axis]), math.prod(value.dims[axis:])))]
 
 
-def _squeeze(call: Call) -> list[Value]:
+def _squeeze(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axes = call.ints(1, "axes")
     gone = {axis for axis, size in enumerate(value.dims) if size == 1} if axes is None else _axes(axes, value.rank)
@@ -81,13 +81,13 @@ def _axes(axes: Sequence[int], rank: int) -> set[int]:
     return {axis + rank if axis < 0 else axis for axis in axes}
 
 
-def _unsqueeze(call: Call) -> list[Value]:
+def _unsqueeze(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axes = call.ints(1, "axes") or ()
     return [restructured(value, lambda array: np.expand_dims(array, tuple(axes)))]
 
 
-def _transpose(call: Call) -> list[Value]:
+def _transpose(call: BatchCall) -> list[Value]:
     value = call.value(0)
     perm = call.get("perm") or list(range(value.rank))[::-1]
     known = None if value.known is None else np.broadcast_to(value.known, value.dims).transpose(perm)
@@ -95,7 +95,7 @@ def _transpose(call: Call) -> list[Value]:
     return [Value(tuple(value.dims[axis] for axis in perm), value.marks.transpose(perm), known, sure)]
 
 
-def _expand(call: Call) -> list[Value]:
+def _expand(call: BatchCall) -> list[Value]:
     value = call.value(0)
     shape = broadcast_shape([value.dims, call.ints(1) or ()])
     if value.known is None:
@@ -103,13 +103,13 @@ def _expand(call: Call) -> list[Value]:
     return [restructured(value, lambda array: np.broadcast_to(array, shape))]
 
 
-def _tile(call: Call) -> list[Value]:
+def _tile(call: BatchCall) -> list[Value]:
     value = call.value(0)
     repeats = call.ints(1) or ()
     return [restructured(value, lambda array: np.tile(array, repeats))]
 
 
-def _concat(call: Call) -> list[Value]:
+def _concat(call: BatchCall) -> list[Value]:
     values = call.given
     axis = call.integer(None, "axis", 1) % values[0].rank
     if len(values) == 1:
@@ -149,7 +149,7 @@ def _concat_known(values: Sequence[Value], axis: int) -> tuple[NDArray[Any] | No
     return np.concatenate(known, axis), np.concatenate(sure, axis)
 
 
-def _split(call: Call) -> list[Value]:
+def _split(call: BatchCall) -> list[Value]:
     value = call.value(0)
     axis = call.get("axis", 0) % value.rank
     count = len(call.node.output)
@@ -175,7 +175,7 @@ def cut_out(value: Value, slices: Mapping[int, slice]) -> Value:
     return Value(shape, packed(value.marks[stored]), known, None if sure is None or sure.all() else sure)
 
 
-def _slice(call: Call) -> list[Value]:
+def _slice(call: BatchCall) -> list[Value]:
     value = call.value(0)
     starts, ends = call.ints(1, "starts") or (), call.ints(2, "ends") or ()
     axes = call.ints(3, "axes") or tuple(range(len(starts)))
@@ -204,7 +204,7 @@ def _is_uniform(value: Value) -> bool:
     return value.known is not None and value.sure is None and (value.known == value.known.reshape(-1)[:1]).all()
 
 
-def _pad(call: Call) -> list[Value]:
+def _pad(call: BatchCall) -> list[Value]:
     value = call.value(0)
     mode = call.get("mode", "constant")
     pads = call.ints(1, "pads") or ()
@@ -234,7 +234,7 @@ def _pad(call: Call) -> list[Value]:
     return [Value(shape, packed(np.pad(value.full, widths)) | np.uint16(extra))]
 
 
-def _shape(call: Call) -> list[Value]:
+def _shape(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if value.shape is None:
         return [Value(None, np.array(value.extent & 0xFFFF, np.uint16), extent=value.extent)]
@@ -244,7 +244,7 @@ def _shape(call: Call) -> list[Value]:
     return [Value((len(axes),), packed(marks) if len(axes) else np.zeros((1,), np.uint16), numbers)]
 
 
-def _size(call: Call) -> list[Value]:
+def _size(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if value.shape is None:
         return [Value((), np.array(value.extent, np.uint16))]
@@ -252,7 +252,7 @@ def _size(call: Call) -> list[Value]:
     return [Value((), np.array(mark, np.uint16), np.array(math.prod(value.dims), np.int64))]
 
 
-def _constant_of_shape(call: Call) -> list[Value]:
+def _constant_of_shape(call: BatchCall) -> list[Value]:
     shape = call.ints(0) or ()
     tensor = call.attributes.get("value")
     fill = np.zeros((), np.float32) if tensor is None else _scalar(tensor)
@@ -265,7 +265,7 @@ def _scalar(tensor: Any) -> NDArray[Any] | None:
     return array.reshape(()) if array.size == 1 and array.dtype.kind in "iubf" else None
 
 
-def _range(call: Call) -> list[Value]:
+def _range(call: BatchCall) -> list[Value]:
     numbers = [call.value(index).numbers for index in range(3)]
     if any(number is None for number in numbers):
         return [loose(call.given)]
@@ -275,7 +275,7 @@ def _range(call: Call) -> list[Value]:
     return [Value(array.shape, np.full((1,), call.extra(), np.uint16), array)]
 
 
-def _depth_to_space(call: Call) -> list[Value]:
+def _depth_to_space(call: BatchCall) -> list[Value]:
     value = call.value(0)
     block = call.get("blocksize")
     n, c, h, w = value.dims
@@ -286,7 +286,7 @@ def _depth_to_space(call: Call) -> list[Value]:
     return [_steps(value, (n, c // block**2, block, block, h, w), (0, 1, 4, 2, 5, 3), (n, -1, h * block, w * block))]
 
 
-def _space_to_depth(call: Call) -> list[Value]:
+def _space_to_depth(call: BatchCall) -> list[Value]:
     value = call.value(0)
     b = call.get("blocksize")
     n, c, h, w = value.dims
@@ -301,11 +301,11 @@ def _steps(value: Value, first: tuple[int, ...], perm: tuple[int, ...], last: tu
     return restructured(value, lambda array: array.reshape(first).transpose(perm).reshape(dims))
 
 
-def _identity(call: Call) -> list[Value]:
+def _identity(call: BatchCall) -> list[Value]:
     return [replace(call.value(0), blame=None)]
 
 
-def _trilu(call: Call) -> list[Value]:
+def _trilu(call: BatchCall) -> list[Value]:
     value = call.value(0)
     k = call.optional(1)
     diagonal = 0 if k is None else int(np.asarray(k.numbers).reshape(-1)[0]) if k.numbers is not None else None
@@ -321,14 +321,14 @@ def _trilu(call: Call) -> list[Value]:
     return [Value(value.dims, packed(cut(value.full, diagonal)))]
 
 
-def _eye(call: Call) -> list[Value]:
+def _eye(call: BatchCall) -> list[Value]:
     value = call.value(0)
     mark = SIZE if any(value.sized) else 0
     eye = np.eye(value.dims[0], value.dims[1], call.get("k", 0))
     return [Value(value.dims, np.full((1, 1), mark, np.uint16), eye)]
 
 
-def _center_crop_pad(call: Call) -> list[Value]:
+def _center_crop_pad(call: BatchCall) -> list[Value]:
     value = call.value(0)
     sizes = call.ints(1) or ()
     axes = [axis % value.rank for axis in call.get("axes") or range(value.rank)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from repo_manager.onnx_model.batch_values import (
     SIZE,
-    Call,
+    BatchCall,
     Marks,
     Rule,
     UnknownError,
@@ -59,7 +59,7 @@ def _swapped(value: Value) -> Value:
 def _product(a: int, b: int) -> Rule:
     """Matrix products. The other inputs are scales and zero points, or added."""
 
-    def rule(call: Call) -> list[Value]:
+    def rule(call: BatchCall) -> list[Value]:
         result = _matmul_marks(call.value(a), call.value(b))
         extra = 0
         marks = result.marks
@@ -75,7 +75,7 @@ def _product(a: int, b: int) -> Rule:
     return rule
 
 
-def _fused_matmul(call: Call) -> list[Value]:
+def _fused_matmul(call: BatchCall) -> list[Value]:
     a, b = call.value(0), call.value(1)
     if call.get("transBatchA", 0) or call.get("transBatchB", 0):
         raise UnknownError("it transposes the batch")
@@ -84,7 +84,7 @@ def _fused_matmul(call: Call) -> list[Value]:
     return [with_marks(_matmul_marks(a, b), call.extra(without=(0, 1)))]
 
 
-def _gemm(call: Call) -> list[Value]:
+def _gemm(call: BatchCall) -> list[Value]:
     a, b, c = call.value(0), call.value(1), call.optional(2)
     a = _swapped(a) if call.get("transA", 0) else a
     b = _swapped(b) if call.get("transB", 0) else b
@@ -96,25 +96,25 @@ def _gemm(call: Call) -> list[Value]:
     return [Value(result.shape, join(result.dims, [result.marks, c.marks]))]
 
 
-def _qgemm(call: Call) -> list[Value]:
+def _qgemm(call: BatchCall) -> list[Value]:
     a, b = call.value(0), call.value(3)
     a = _swapped(a) if call.get("transA", 0) else a
     b = _swapped(b) if call.get("transB", 0) else b
     return [with_marks(_matmul_marks(a, b), call.extra(without=(0, 3)))]
 
 
-def _matmul_nbits(call: Call) -> list[Value]:
+def _matmul_nbits(call: BatchCall) -> list[Value]:
     a = call.value(0)
     rows = reduced(a, (-1,), keep=True)
     return [Value((*a.dims[:-1], call.get("N")), rows.marks | np.uint16(call.extra(without=(0,))))]
 
 
-def _dynamic_matmul(call: Call) -> list[Value]:
+def _dynamic_matmul(call: BatchCall) -> list[Value]:
     a, b = call.value(0), call.value(1)
     return [with_marks(_matmul_marks(a, b), call.extra())]  # One scale for all of A.
 
 
-def _einsum(call: Call) -> list[Value]:
+def _einsum(call: BatchCall) -> list[Value]:
     equation = re.sub(r"\s", "", call.get("equation"))
     operands = call.given
     given, arrow, wanted = equation.partition("->")
@@ -173,7 +173,7 @@ def _einsum_term(term: Sequence[str], value: Value, out: Sequence[str]) -> Marks
 def _recurrent(states: int) -> Rule:
     """RNN, GRU (one state) and LSTM (two): time on axis 0, batch on axis 1, the other way round with `layout`."""
 
-    def rule(call: Call) -> list[Value]:
+    def rule(call: BatchCall) -> list[Value]:
         value, weight = call.value(0), call.value(1)
         batch_first = call.get("layout", 0) == 1
         steps, batch = value.dims[1::-1] if batch_first else value.dims[:2]
@@ -208,11 +208,11 @@ def _recurrent(states: int) -> Rule:
     return rule
 
 
-def _base(call: Call) -> str:
+def _base(call: BatchCall) -> str:
     return call.node.op_type.removeprefix("DynamicQuantize")
 
 
-def _dynamic_lstm(call: Call) -> list[Value]:
+def _dynamic_lstm(call: BatchCall) -> list[Value]:
     results = _recurrent(2)(call)
     mark = call.extra()  # One scale for each step's whole input.
     return [with_marks(value, mark) for value in results]

@@ -26,8 +26,8 @@ __all__ = [
     "NOTHING",
     "SAMPLES",
     "SIZE",
+    "BatchCall",
     "Blame",
-    "Call",
     "Marks",
     "Rule",
     "UnknownError",
@@ -274,7 +274,7 @@ def with_marks(value: Value, extra: int) -> Value:
 
 
 @dataclass(frozen=True)
-class Call:
+class BatchCall:
     """A node and the facts of its inputs.
 
     Attributes:
@@ -356,4 +356,4 @@ class Call:
         return marks
 
 
-Rule = Callable[[Call], Sequence[Value]]
+Rule = Callable[[BatchCall], Sequence[Value]]

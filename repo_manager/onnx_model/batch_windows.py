@@ -10,7 +10,7 @@ import numpy as np
 from repo_manager.onnx_model.batch_elements import by_rows
 from repo_manager.onnx_model.batch_values import (
     SIZE,
-    Call,
+    BatchCall,
     Marks,
     Rule,
     UnknownError,
@@ -42,7 +42,7 @@ def _window(marks: Marks, axis: int, length: int, geometry: tuple[int, int, int,
     return packed(np.concatenate(windows, axis))
 
 
-def _slide(call: Call, value: Value, kernel: Sequence[int]) -> tuple[Marks, tuple[int, ...]]:
+def _slide(call: BatchCall, value: Value, kernel: Sequence[int]) -> tuple[Marks, tuple[int, ...]]:
     """Slide a window over the axes from 2 on. Return marks and sizes of these axes."""
     spatial = len(kernel)
     strides = call.get("strides") or [1] * spatial
@@ -73,7 +73,7 @@ def _slide(call: Call, value: Value, kernel: Sequence[int]) -> tuple[Marks, tupl
 
 
 def _convolution(x: int, w: int, bias: int | None) -> Rule:
-    def rule(call: Call) -> list[Value]:
+    def rule(call: BatchCall) -> list[Value]:
         value, weight = call.value(x), call.value(w)
         kernel = call.get("kernel_shape") or weight.dims[2:]
         group = call.get("group", 1)
@@ -107,7 +107,7 @@ def _by_group(marks: Marks, channels: int, group: int, outputs: int) -> Marks:
     return np.repeat(united, outputs // group, axis=1)
 
 
-def _conv_transpose(call: Call) -> list[Value]:
+def _conv_transpose(call: BatchCall) -> list[Value]:
     value, weight = call.value(0), call.value(1)
     spatial = value.rank - 2
     group = call.get("group", 1)
@@ -130,7 +130,7 @@ def _conv_transpose(call: Call) -> list[Value]:
     return [Value((value.dims[0], outputs, *sizes), packed(marks))]
 
 
-def _pool(call: Call) -> list[Value]:
+def _pool(call: BatchCall) -> list[Value]:
     value = call.value(0)
     marks, sizes = _slide(call, value, call.get("kernel_shape"))
     result = Value((*value.dims[:2], *sizes), marks | np.uint16(call.extra(without=(0,))))
@@ -140,20 +140,20 @@ def _pool(call: Call) -> list[Value]:
     return [result]
 
 
-def _max_unpool(call: Call) -> list[Value]:
+def _max_unpool(call: BatchCall) -> list[Value]:
     value = call.value(0)
     if total(call.value(1)) & SIZE:
         raise UnknownError("its indices count through the batch")
     return [loose([value])]
 
 
-def _global_pool(call: Call) -> list[Value]:
+def _global_pool(call: BatchCall) -> list[Value]:
     value = call.value(0)
     result = reduced(value, range(2, value.rank), keep=True)
     return [with_marks(result, call.extra(without=(0,)))]
 
 
-def _resize(call: Call) -> list[Value]:
+def _resize(call: BatchCall) -> list[Value]:
     value = call.value(0)
     upsample = call.node.op_type == "Upsample"
     sizes = None if upsample or call.opset < 11 else call.optional(3)
@@ -179,19 +179,19 @@ def _resize(call: Call) -> list[Value]:
     return [Value(tuple(shape), packed(marks))]
 
 
-def _grid_sample(call: Call) -> list[Value]:
+def _grid_sample(call: BatchCall) -> list[Value]:
     value, grid = call.value(0), call.value(1)
     if value.dims[0] != grid.dims[0]:
         raise UnknownError("it has grids for another number of samples")
     return [by_rows(call, (value.dims[0], value.dims[1], *grid.dims[1:-1]))]
 
 
-def _affine_grid(call: Call) -> list[Value]:
+def _affine_grid(call: BatchCall) -> list[Value]:
     n, _, *sizes = call.ints(1) or ()
     return [by_rows(call, (n, *sizes, len(sizes)), inputs=[0])]
 
 
-def _deform_conv(call: Call) -> list[Value]:
+def _deform_conv(call: BatchCall) -> list[Value]:
     value, weight = call.value(0), call.value(1)
     _, sizes = _slide(call, Value(value.shape, np.zeros((1,) * value.rank, np.uint16)), weight.dims[2:])
     return [by_rows(call, (value.dims[0], weight.dims[0], *sizes), inputs=[0, 2, 4])]

@@ -97,7 +97,7 @@ class SessionSource:
 
 
 class RuntimeLateError(InputError):
-    """A load or a run took too long. No `ModelError`: a trial of a model takes one for a finding, and goes on."""
+    """A load or a run took too long. No `ModelError`: a probe of a batch takes that for a finding, and goes on."""
 
 
 class RuntimeRefusedError(Exception):

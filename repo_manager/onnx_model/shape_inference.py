@@ -37,8 +37,8 @@ __all__ = [
     "MAX_ELEMENTS",
     "evaluate",
     "fix_inputs",
-    "infer",
     "infer_at",
+    "infer_shapes",
     "largest_value_bytes",
     "shape_value",
     "static_shape",
@@ -143,7 +143,7 @@ def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onn
     for output in copy.graph.output:  # stated with symbols; the sizes follow from the inputs
         if output.type.WhichOneof("value") == "tensor_type":
             output.type.tensor_type.ClearField("shape")
-    return infer(copy)
+    return infer_shapes(copy)
 
 
 def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> bool:
@@ -172,7 +172,7 @@ def fix_inputs(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> b
     return True
 
 
-def infer(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """Infer from the shapes a model's inputs state. The result states the findings in `value_info`."""
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)

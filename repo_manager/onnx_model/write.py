@@ -30,7 +30,7 @@ from repo_manager.onnx_model.wire import encode_unknown, paste_weights
 from repo_manager.triton_messages import is_repeated
 from repo_manager.types import StrPath
 
-__all__ = ["Place", "WrittenModel", "save_model", "write_draft", "write_view"]
+__all__ = ["WeightPlace", "WrittenModel", "save_model", "write_draft", "write_view"]
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _MARGIN_BYTES = 1 << 20  # for the lengths that are known only while writing
@@ -43,7 +43,7 @@ _HOLDERS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPlace:
     """Where a weight's bytes are."""
 
     file: Path
@@ -56,7 +56,7 @@ class WrittenModel:
     """The files of a written model, model file first, and where the large weights of the main graph are in them."""
 
     files: tuple[Path, ...]
-    places: dict[str, Place] = field(repr=False)
+    places: dict[str, WeightPlace] = field(repr=False)
 
 
 def save_model(proto: onnx.ModelProto, path: StrPath, *, external: bool | None = None) -> tuple[Path, ...]:
@@ -155,7 +155,7 @@ class _Outline:
         self.proto = onnx.ModelProto()
         self.marker = b"repo-manager:write:" + secrets.token_bytes(16)
         self.payloads: dict[bytes, _Payload] = {}
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, WeightPlace] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -175,7 +175,7 @@ class _Outline:
             payload = self.payloads.pop(tensor.raw_data, None)
             if payload is not None:
                 file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
-                place = self.places[payload.name] = Place(path, file.tell(), payload.length_bytes)
+                place = self.places[payload.name] = WeightPlace(path, file.tell(), payload.length_bytes)
                 file.write(payload.load())
                 tensor.ClearField("raw_data")
                 _point_to(tensor, place)
@@ -188,11 +188,11 @@ class _Outline:
             if payload is None:
                 file.write(piece)
             else:
-                self.places[payload.name] = Place(path, file.tell(), payload.length_bytes)
+                self.places[payload.name] = WeightPlace(path, file.tell(), payload.length_bytes)
                 file.write(payload.load())
 
 
-def _point_to(tensor: onnx.TensorProto, place: Place) -> None:
+def _point_to(tensor: onnx.TensorProto, place: WeightPlace) -> None:
     """Make a tensor without values refer to bytes in another file of its folder (ONNX external data)."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     entries = {"location": place.file.name, "offset": place.offset_bytes, "length": place.length_bytes}
@@ -200,7 +200,7 @@ def _point_to(tensor: onnx.TensorProto, place: Place) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _outline_of_draft(draft: Draft, places: dict[str, Place] | None = None) -> _Outline:
+def _outline_of_draft(draft: Draft, places: dict[str, WeightPlace] | None = None) -> _Outline:
     """Mark a draft's weights. Those with a place already are referred to there."""
     outline = _Outline()
     outline.proto.CopyFrom(draft.proto)

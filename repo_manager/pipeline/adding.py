@@ -28,7 +28,7 @@ from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.add_types import Added, AddOptions, AddTask, Control, SparsityMode
 from repo_manager.pipeline.controls import PreparedControl, build_controls, with_layer_times
-from repo_manager.pipeline.prepare import Prepared, Watch, convert_and_build
+from repo_manager.pipeline.prepare import BuildWatch, PreparedVersion, convert_and_build
 from repo_manager.pipeline.serving_config import check_backend_options
 from repo_manager.precision import load_calibration
 from repo_manager.pruning import PruneOptions, prune_with_data
@@ -76,7 +76,7 @@ def add(
             not load on `AddOptions.target`.
     """
     repository = as_location(repository)
-    options, watch = options or AddOptions(), Watch(report, progress, cancelled)
+    options, watch = options or AddOptions(), BuildWatch(report, progress, cancelled)
     validate_model_name(name)
     choice = choose_backend(options.backend)
     check_backend_options(options, choice.backend)
@@ -85,9 +85,9 @@ def add(
         start_runtime()
         model = load_model(source.path)
         gate = None if options.accuracy is None else AccuracyGate.of(options.accuracy, model)
-        target = AddTask(name, repository, choice, Path(folder), gate)
-        with _speaking_of(source.path, target.work):
-            return _add(_Origin(model, source.record()), target, options, watch)
+        task = AddTask(name, repository, choice, Path(folder), gate)
+        with _speaking_of(source.path, task.work):
+            return _add(_Origin(model, source.record()), task, options, watch)
 
 
 @contextlib.contextmanager
@@ -107,10 +107,10 @@ def _speaking_of(path: Path, work: Path) -> Iterator[None]:
         raise type(exc)(said(exc.message), hint=hint) from exc
 
 
-def _add(origin: _Origin, target: AddTask, options: AddOptions, watch: Watch) -> Added:
+def _add(origin: _Origin, task: AddTask, options: AddOptions, watch: BuildWatch) -> Added:
     report = watch.report
-    model, pruned = _sparse(origin.source, options, target.work, watch)
-    version, found = convert_and_build(model, target, options, watch)
+    model, pruned = _sparse(origin.source, options, task.work, watch)
+    version, found = convert_and_build(model, task, options, watch)
     fit = _check_fit(version, options.target)
     controls = build_controls(version, found, watch) if options.control else ()
     version = with_layer_times(version, controls)
@@ -126,7 +126,7 @@ class _Origin:
     pruned: PruneReport | None = None
 
 
-def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tuple[Model, PruneReport | None]:
+def _sparse(model: Model, options: AddOptions, work: Path, watch: BuildWatch) -> tuple[Model, PruneReport | None]:
     """Apply `--sparsity`: return the model to convert."""
     on_data = options.prune_drift is not None or options.permute or options.distill
     if on_data and (options.sparsity is not SparsityMode.PRUNE or options.calibration is None):
@@ -152,7 +152,7 @@ def _sparse(model: Model, options: AddOptions, work: Path, watch: Watch) -> tupl
     return model, None
 
 
-def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.ModelProto, PruneReport]:
+def _pruned(model: Model, options: AddOptions, watch: BuildWatch) -> tuple[onnx.ModelProto, PruneReport]:
     """Prune on calibration data where there is some, else by magnitude."""
     if options.calibration is None:
         watch.report("Pruning to 2:4 by magnitude; without calibration data expect a loss of accuracy")
@@ -169,7 +169,7 @@ def _pruned(model: Model, options: AddOptions, watch: Watch) -> tuple[onnx.Model
     return prune_with_data(model, data, pruning, told)
 
 
-def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem, ...]:
+def _check_fit(version: PreparedVersion, target: FitTarget | None) -> tuple[FitProblem, ...]:
     """Compare the engines with the server they are for.
 
     Raises:
@@ -185,13 +185,13 @@ def _check_fit(version: Prepared, target: FitTarget | None) -> tuple[FitProblem,
     blocking = [problem for problem in problems if problem.blocks]
     if blocking:
         rows = "\n".join(f"  {problem.message}" for problem in blocking)
-        raise GateError(f"{version.target.name}: this engine will not load there:\n{rows}", hint=blocking[0].hint)
+        raise GateError(f"{version.task.name}: this engine will not load there:\n{rows}", hint=blocking[0].hint)
     return problems
 
 
 def _publish(
     origin: _Origin,
-    version: Prepared,
+    version: PreparedVersion,
     controls: tuple[PreparedControl, ...],
     fit: tuple[FitProblem, ...],
     options: AddOptions,
@@ -201,7 +201,7 @@ def _publish(
     beside = tuple(_publish_control(origin, version, control, options, report) for control in controls)
     details = _details(origin, version)
     details["request"] = request_record(
-        backend=version.target.choice.backend,
+        backend=version.task.choice.backend,
         sparsity=options.sparsity.value,
         calibration=options.calibration,
         convert=options.convert,
@@ -211,11 +211,11 @@ def _publish(
         details["controls"] = {control.name: control.version for control in beside}
     number = _publish_one(version, details, options, report)
     return Added(
-        name=version.target.name,
+        name=version.task.name,
         version=number,
-        path=version.target.repository / version.target.name / str(number),
+        path=version.task.repository / version.task.name / str(number),
         published=not options.dry_run,
-        backend=version.target.choice,
+        backend=version.task.choice,
         batch_axis=version.converted.axis,
         sparsity=version.converted.conversion.sparsity,
         pruned=origin.pruned,
@@ -232,14 +232,14 @@ def _publish(
 
 def _publish_control(
     origin: _Origin,
-    version: Prepared,
+    version: PreparedVersion,
     control: PreparedControl,
     options: AddOptions,
     report: Report,
 ) -> Control:
     details = _details(origin, control.version)
     details["control"] = {
-        "of": version.target.name,
+        "of": version.task.name,
         "dense": control.twin.dense,
         "sparse_kernels_offered": control.twin.sparse_flag,
         "filled_weights": control.filled,
@@ -248,22 +248,22 @@ def _publish_control(
     return control.published_as(_publish_one(control.version, details, options, report))
 
 
-def _publish_one(version: Prepared, details: Mapping[str, Any], options: AddOptions, report: Report) -> int:
+def _publish_one(version: PreparedVersion, details: Mapping[str, Any], options: AddOptions, report: Report) -> int:
     """Return the number the version got, or would get."""
-    target = version.target
+    task = version.task
     if options.dry_run:
-        return plan_publish(target.repository, target.name, version.files, version.config).version
-    report(f"Publishing {target.name}")
+        return plan_publish(task.repository, task.name, version.files, version.config).version
+    report(f"Publishing {task.name}")
     progress = transfer_progress(report, sum(path.stat().st_size for path in version.files.values()))
-    return publish(target.repository, target.name, version.files, version.config, details, progress=progress).version
+    return publish(task.repository, task.name, version.files, version.config, details, progress=progress).version
 
 
-def _names(version: Prepared) -> tuple[Path, ...]:
+def _names(version: PreparedVersion) -> tuple[Path, ...]:
     """Return the names of the converted files: their folder was temporary."""
     return tuple(Path(path.name) for path in version.converted.conversion.files)
 
 
-def _details(origin: _Origin, version: Prepared) -> dict[str, Any]:
+def _details(origin: _Origin, version: PreparedVersion) -> dict[str, Any]:
     """Collect the manifest's records beyond the files."""
     conversion, source = version.converted.conversion, origin.source
     converted = as_json(conversion)

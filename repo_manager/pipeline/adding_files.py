@@ -14,7 +14,15 @@ from repo_manager.engine.fit_check import PLAN_SUFFIXES, check_version_fit
 from repo_manager.errors import ConfigError, GateError, UsageError
 from repo_manager.files import reason_of, sha256_file, work_folder
 from repo_manager.pipeline.given_files import GivenFiles
-from repo_manager.pipeline.recording import Recording, Trial, TrialRun, exchanges_of, needs_of, record, trial_run
+from repo_manager.pipeline.recording import (
+    EmbeddedRun,
+    Recording,
+    RunOptions,
+    embedded_run,
+    exchanges_of,
+    needs_of,
+    record,
+)
 from repo_manager.report.progress import transfer_progress
 from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, write_golden
@@ -114,7 +122,7 @@ def add_files(
     repository: LocationLike,
     options: FilesOptions | None = None,
     *,
-    trial: Trial | None = None,
+    run_options: RunOptions | None = None,
     report: Report = lambda _: None,
 ) -> AddedFiles:
     """Publish a model's files as the next version of `name`, as they are.
@@ -129,7 +137,7 @@ def add_files(
         name: the model's name in Triton.
         repository: the model repository's root. Created when missing.
         options: backend, configuration, sample and the like. `None` takes the defaults.
-        trial: settings of the trial run, beyond the sample. `None`: nothing.
+        run_options: what to run beyond the sample, and the versions it needs. `None`: nothing.
         report: called with a line of text for each step.
 
     Raises:
@@ -144,22 +152,22 @@ def add_files(
     with open_source(path, report) as opened:
         if opened.origin:
             options = dataclasses.replace(options, origin={**options.origin, **opened.record()})
-        return _add_files(GivenFiles.find(opened.path), name, repository, options, trial or Trial(), report)
+        return _add_files(GivenFiles.find(opened.path), name, repository, options, run_options or RunOptions(), report)
 
 
 def _add_files(
-    source: GivenFiles, name: str, repository: Location, options: FilesOptions, trial: Trial, report: Report
+    source: GivenFiles, name: str, repository: Location, options: FilesOptions, asked: RunOptions, report: Report
 ) -> AddedFiles:
     config, text, notes = _config_of(source, name, repository, options)
     _check(config, name)
     fit = _check_fit(source.files_for(config), name, options.target)
-    needs = needs_of(repository, name, config, trial.parts)
+    needs = needs_of(repository, name, config, asked.parts)
     what = _Publication(config, text, Recording(), tuple(notes), fit)
-    has_sample = options.sample is not None or bool(trial.requests)
+    has_sample = options.sample is not None or bool(asked.requests)
     if has_sample or not _is_complete(config):
         report("Starting an embedded server to run it" if has_sample else "Asking the backend for the configuration")
-        with trial_run(name, source.files_for(config), config, repository=repository, needs=needs) as run:
-            what = _tried(name, what, run, options, trial, report)
+        with embedded_run(name, source.files_for(config), config, repository=repository, needs=needs) as run:
+            what = _tried(name, what, run, options, asked, report)
     if not _is_complete(what.config):
         note = "config.pbtxt is not complete: the server has to be one that lets the backend complete it"
         what = dataclasses.replace(what, notes=(*what.notes, note))
@@ -178,24 +186,24 @@ class _Publication:
 
 
 def _tried(
-    name: str, what: _Publication, run: TrialRun | str, options: FilesOptions, trial: Trial, report: Report
+    name: str, what: _Publication, run: EmbeddedRun | str, options: FilesOptions, asked: RunOptions, report: Report
 ) -> _Publication:
-    """Complete the configuration by the server's findings, record the sample, and make the runs `trial` asks for."""
-    has_sample = options.sample is not None or bool(trial.requests)
-    if isinstance(run, TrialRun) and not _is_complete(what.config):
+    """Complete the configuration by the server's findings, record the sample, and run what `asked` asks for."""
+    has_sample = options.sample is not None or bool(asked.requests)
+    if isinstance(run, EmbeddedRun) and not _is_complete(what.config):
         what = dataclasses.replace(what, config=_completed(what.config, run.config), text=None)
     if has_sample:
-        exchanges = tuple(trial.requests)
+        exchanges = tuple(asked.requests)
         if options.sample is not None:
-            kind_config = run.config if isinstance(run, TrialRun) else what.config
+            kind_config = run.config if isinstance(run, EmbeddedRun) else what.config
             exchanges = exchanges_of(options.sample, kind_config, _kind(run, what.config))
         report(f"Recording {len(exchanges)} request(s)")
         recording = record(name, exchanges, run, options.tolerance)
         recorded = () if recording.golden is None else recording.golden.exchanges
         unlike = unlike_promised(what.config, (each for exchange in recorded for each in exchange.responses))
         what = dataclasses.replace(what, recording=recording, notes=(*what.notes, *unlike))
-    if isinstance(run, TrialRun) and trial.check is not None:
-        trial.check(run)
+    if isinstance(run, EmbeddedRun) and asked.check is not None:
+        asked.check(run)
     if isinstance(run, str):
         note = f"it was not run here{', so no answers were recorded' if has_sample else ''}: {run}"
         what = dataclasses.replace(what, notes=(*what.notes, note))
@@ -301,8 +309,8 @@ def _completed(config: ModelConfig, served: ModelConfig) -> ModelConfig:
     return ModelConfig.from_message(message, labels=config.labels)
 
 
-def _kind(run: TrialRun | str, config: ModelConfig) -> ModelKind:
-    if isinstance(run, TrialRun):
+def _kind(run: EmbeddedRun | str, config: ModelConfig) -> ModelKind:
+    if isinstance(run, EmbeddedRun):
         return run.kind
     return own_kind(config.message())
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from repo_manager.errors import RepoManagerError
 from repo_manager.optional import deferred
-from repo_manager.rollout.context import Report
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.rollout.rollout_context import Report
+from repo_manager.server.transport import ClientOptions, ServerUrl
 from repo_manager.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _mark(settings: Settings, began_s: float, tags: list[str], text: str, report
             root_certificates=settings.tls_ca,
             headers={"Content-Type": "application/json"},
         )
-        with contextlib.closing(http_wire.HttpWire(Endpoint.parse(str(settings.grafana)), options)) as wire:
+        with contextlib.closing(http_wire.HttpWire(ServerUrl.parse(str(settings.grafana)), options)) as wire:
             status, _, answer = wire.request(
                 "POST", _PATH, json.dumps(body).encode(), _TIMEOUT_S, limit_bytes=_LIMIT_BYTES
             )

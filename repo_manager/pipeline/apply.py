@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repo_manager.accuracy import AccuracyOptions
-from repo_manager.declared import Action, Declaration, ModelPlan, Servers, Step, planned
+from repo_manager.declared import Declaration, ModelPlan, Servers, Step, StepAction, planned
 from repo_manager.declared.request import FetchedSource, Request
 from repo_manager.declared.schema import Config
 from repo_manager.declared.steps import ApplyResult, ModelResult, config_changes
@@ -171,7 +171,7 @@ class _Runner:
         try:
             for step in plan.steps:
                 self.report(f"{plan.name}: {step.action}: {step.what}")
-                if step.action is Action.BUILD:
+                if step.action is StepAction.BUILD:
                     new = not self._exists(plan.name)
                     built = self._build(plan, new=new)
                     done.append(f"built version {built}: {step.what}")
@@ -231,21 +231,21 @@ class _Runner:
 
     def _do(self, name: str, step: Step, built: int | None) -> None:
         version = step.version or built
-        if step.action is Action.CONFIG:
+        if step.action is StepAction.CONFIG:
             self._configure(name, step)
-        elif step.action is Action.LABELS:
+        elif step.action is StepAction.LABELS:
             for output, labels in step.labels.items():
                 set_labels(self.repository, name, output, labels)
-        elif step.action is Action.TAG and version is not None:
+        elif step.action is StepAction.TAG and version is not None:
             set_tag(self.repository, name, step.tag, version)
-        elif step.action is Action.SERVE:
+        elif step.action is StepAction.SERVE:
             self._serve(name, self._numbers(step, built))
-        elif step.action is Action.DEPLOY:
+        elif step.action is StepAction.DEPLOY:
             self._deploy(name, self._numbers(step, built)[0], step)
-        elif step.action is Action.UNLOAD:
+        elif step.action is StepAction.UNLOAD:
             for client in self.servers.clients(step.targets):
                 client.unload(name)
-        elif step.action is Action.REMOVE:
+        elif step.action is StepAction.REMOVE:
             remove(self.repository, name, step.version, force=step.version is None)
 
     def _serve(self, name: str, versions: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from repo_manager.engine.control import ControlTwin, control_twins, dense_twin, 
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.add_types import AddOptions, AddTask, Control
-from repo_manager.pipeline.prepare import Converted, Prepared, Watch, build_version, convert_model
+from repo_manager.pipeline.prepare import BuildWatch, Converted, PreparedVersion, build_version, convert_model
 
 __all__ = ["PreparedControl", "build_controls", "with_layer_times"]
 
@@ -29,7 +29,7 @@ class PreparedControl:
     """
 
     twin: ControlTwin
-    version: Prepared
+    version: PreparedVersion
     filled: tuple[str, ...]
 
     def published_as(self, version: int) -> Control:
@@ -37,7 +37,7 @@ class PreparedControl:
         return Control(self.twin.name, version, self.twin.purpose)
 
 
-def build_controls(main: Prepared, options: AddOptions, watch: Watch) -> tuple[PreparedControl, ...]:
+def build_controls(main: PreparedVersion, options: AddOptions, watch: BuildWatch) -> tuple[PreparedControl, ...]:
     """Build the controls of a version.
 
     Args:
@@ -49,24 +49,24 @@ def build_controls(main: Prepared, options: AddOptions, watch: Watch) -> tuple[P
         ModelError: the model holds no zero where sparsity counts, so there is no denser twin.
         InputError, GateError: as the version itself.
     """
-    target = main.target
-    return tuple(_build(main, twin, options, watch) for twin in control_twins(target.name, target.choice.backend))
+    task = main.task
+    return tuple(_build(main, twin, options, watch) for twin in control_twins(task.name, task.choice.backend))
 
 
-def _build(main: Prepared, twin: ControlTwin, options: AddOptions, watch: Watch) -> PreparedControl:
+def _build(main: PreparedVersion, twin: ControlTwin, options: AddOptions, watch: BuildWatch) -> PreparedControl:
     watch.report(f"Building the control {twin.name}: {twin.purpose}")
-    work = main.target.work / twin.name
+    work = main.task.work / twin.name
     work.mkdir()
-    target = dataclasses.replace(main.target, name=twin.name, work=work, gate=None)
+    task = dataclasses.replace(main.task, name=twin.name, work=work, gate=None)
     matched = _matched(main, options, sparse=twin.sparse_flag)
     converted = main.converted
     filled: tuple[str, ...] = ()
     if twin.dense:
-        converted, filled = _dense(main, target, matched, watch)
-    return PreparedControl(twin, build_version(converted, target, matched, watch), filled)
+        converted, filled = _dense(main, task, matched, watch)
+    return PreparedControl(twin, build_version(converted, task, matched, watch), filled)
 
 
-def _matched(main: Prepared, options: AddOptions, *, sparse: bool) -> AddOptions:
+def _matched(main: PreparedVersion, options: AddOptions, *, sparse: bool) -> AddOptions:
     """Fix the version's own findings as options, so its twins cannot arrive at others."""
     found = (glob.escape(node.node) for node in main.converted.conversion.kept if node.is_found)
     kept = tuple(dict.fromkeys((*options.convert.keep_fp32, *found)))
@@ -90,16 +90,18 @@ def _matched(main: Prepared, options: AddOptions, *, sparse: bool) -> AddOptions
     )
 
 
-def _dense(main: Prepared, target: AddTask, options: AddOptions, watch: Watch) -> tuple[Converted, tuple[str, ...]]:
+def _dense(
+    main: PreparedVersion, task: AddTask, options: AddOptions, watch: BuildWatch
+) -> tuple[Converted, tuple[str, ...]]:
     source = main.converted.model
     proto, filled = dense_twin(source)
-    path = target.work / "dense" / "model.onnx"
+    path = task.work / "dense" / "model.onnx"
     path.parent.mkdir()
     save_model(proto, path, external=True if source.external_files else None)
-    return convert_model(load_model(path), target, options, watch), filled
+    return convert_model(load_model(path), task, options, watch), filled
 
 
-def with_layer_times(main: Prepared, controls: tuple[PreparedControl, ...]) -> Prepared:
+def with_layer_times(main: PreparedVersion, controls: tuple[PreparedControl, ...]) -> PreparedVersion:
     """Measure version and dense twin layer by layer, where a GPU is at hand, and add the times to the evidence.
 
     Returns:

@@ -11,7 +11,7 @@ from typing import Any
 from repo_manager.errors import RepositoryError, UsageError
 from repo_manager.files import work_folder, write_atomic
 from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
-from repo_manager.pipeline.recording import Trial
+from repo_manager.pipeline.recording import RunOptions
 from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import GOLDEN_FILE_NAME, Exchange, read_golden
 from repo_manager.repository.location import Location, LocationLike, as_location
@@ -22,7 +22,7 @@ from repo_manager.repository.transfer import version_files
 from repo_manager.summary import Summarized
 from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, format_config, parse_config
-from repo_manager.triton_config.joining import Edge, Joined, Part, TensorMap, join_models
+from repo_manager.triton_config.joining import Edge, EnsemblePart, Joined, TensorMap, join_models
 from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.types import StrPath
 from repo_manager.validation import check_fields
@@ -84,7 +84,7 @@ def make_ensemble(
     models: Sequence[str],
     options: EnsembleOptions | None = None,
     *,
-    trial: Trial | None = None,
+    run_options: RunOptions | None = None,
     report: Report = lambda _: None,
 ) -> MadeEnsemble:
     """Publish an ensemble of models of the repository.
@@ -95,7 +95,7 @@ def make_ensemble(
             models' present answers.
         models: `NAME`, `NAME:VERSION` or `NAME:TAG`, in the order of the data flow.
         options: inputs, outputs, pins and the like. `None` takes the defaults.
-        trial: settings of the trial run before its publication. `None`: the sample alone.
+        run_options: settings of its run on an embedded server before its publication. `None`: the sample alone.
         report: called with a line of text for each step.
 
     Raises:
@@ -105,7 +105,8 @@ def make_ensemble(
         GateError: the ensemble does not load or answer on the embedded server.
         InputError: the sample cannot be read.
     """
-    repository, options, trial = as_location(repository), options or EnsembleOptions(), trial or Trial()
+    repository, options = as_location(repository), options or EnsembleOptions()
+    run_options = run_options or RunOptions()
     if not models:
         raise UsageError(f"{name}: an ensemble needs at least one model")
     parts = [_part(repository, each, options.pin) for each in models]
@@ -128,7 +129,7 @@ def make_ensemble(
             name,
             repository,
             files,
-            trial=dataclasses.replace(trial, requests=trial.requests or sample),
+            run_options=dataclasses.replace(run_options, requests=run_options.requests or sample),
             report=report,
         )
     if not added.golden:
@@ -154,7 +155,7 @@ def _require_same(repository: Location, name: str, config: ModelConfig) -> None:
         )
 
 
-def _part(repository: Location, text: str, pin: bool) -> Part:
+def _part(repository: Location, text: str, pin: bool) -> EnsemblePart:
     """Look a model up.
 
     Raises:
@@ -176,7 +177,7 @@ def _part(repository: Location, text: str, pin: bool) -> Part:
         for output in config.message().output
         if output.name in by_output
     }
-    return Part(name, version, dataclasses.replace(config, labels=labels))
+    return EnsemblePart(name, version, dataclasses.replace(config, labels=labels))
 
 
 def _first_requests(repository: Location, joined: Joined) -> tuple[Exchange, ...]:

@@ -13,7 +13,7 @@ from repo_manager.errors import InputError, RepositoryError, ServerUnreachableEr
 from repo_manager.files import work_folder
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts, connect
+from repo_manager.loadtest.served_model import ServedModelFacts, connect
 from repo_manager.pipeline.connection import connection_of
 from repo_manager.pipeline.inference import Answer, Array, Inference, Label
 from repo_manager.repository.location import Location, LocationLike, as_location
@@ -160,7 +160,7 @@ def infer(
 
 
 def _recorded(
-    repository: Location, name: str, version: int | None, facts: TargetFacts, config: ModelConfig
+    repository: Location, name: str, version: int | None, facts: ServedModelFacts, config: ModelConfig
 ) -> Reference | None:
     """Return the recorded sample of the answering version, or `None` without one here."""
     number = int(facts.version) if version is None and facts.version.isdecimal() else version
@@ -182,7 +182,9 @@ def _reach(
     return server_of(repository, to or settings.server), limited
 
 
-def _facts(url: str, name: str, version: int | None, connection: ClientOptions, options: InferOptions) -> TargetFacts:
+def _facts(
+    url: str, name: str, version: int | None, connection: ClientOptions, options: InferOptions
+) -> ServedModelFacts:
     asked = LoadTestOptions(
         url=url, model=name, version=version, concurrency=(1,), access=connection, timeout_s=options.timeout_s
     )
@@ -191,7 +193,7 @@ def _facts(url: str, name: str, version: int | None, connection: ClientOptions, 
 
 
 def _sent(
-    options: InferOptions, facts: TargetFacts, reference: Reference | None, config: ModelConfig
+    options: InferOptions, facts: ServedModelFacts, reference: Reference | None, config: ModelConfig
 ) -> tuple[Sequence[Mapping[str, Array]], str]:
     """Return the requests, and where they are from.
 
@@ -205,7 +207,7 @@ def _sent(
     raise UsageError(f"{facts.model} has no recorded sample here: give the inputs with --input", hint=_wanted(facts))
 
 
-def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str, Array]], str]:
+def _requests(options: InferOptions, facts: ServedModelFacts) -> tuple[list[dict[str, Array]], str]:
     """Read the requests. One request each, batch axis included."""
     text = str(options.data)
     if text == _STDIN or text.lstrip().startswith("{"):
@@ -231,7 +233,7 @@ def _requests(options: InferOptions, facts: TargetFacts) -> tuple[list[dict[str,
     return [with_batch_axis(row, facts.inputs) for row in rows], source
 
 
-def _one_sequence(path: Path, facts: TargetFacts) -> list[dict[str, Array]]:
+def _one_sequence(path: Path, facts: ServedModelFacts) -> list[dict[str, Array]]:
     """Read a file's requests.
 
     Raises:
@@ -266,7 +268,7 @@ def _written(text: str, folder: Path) -> Path:
     return path
 
 
-def _wanted(facts: TargetFacts) -> str:
+def _wanted(facts: ServedModelFacts) -> str:
     """Describe the model's inputs, with a request to begin from."""
     listed = ", ".join(
         f"{item.name} ({item.datatype}, {list(item.shape)}{', optional' if item.optional else ''})"

@@ -35,14 +35,14 @@ from repo_manager.triton_config.config import DEFAULT_FILENAMES, ModelConfig
 from repo_manager.triton_config.served_signature import served_signature
 from repo_manager.types import Backend
 
-__all__ = ["Converted", "Prepared", "Watch", "build_version", "convert_and_build", "convert_model"]
+__all__ = ["BuildWatch", "Converted", "PreparedVersion", "build_version", "convert_and_build", "convert_model"]
 
 Report = Callable[[str], None]
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class BuildWatch:
     """Receives reports of the work: a line per stage, the builder's steps, and the way to stop a build."""
 
     report: Report = lambda _: None
@@ -72,11 +72,11 @@ class Converted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class PreparedVersion:
     """A version, except for its number.
 
     Attributes:
-        target: name, repository and backend it is made for, and a scratch folder.
+        task: name, repository and backend it is made for, and a scratch folder.
         converted: the model in the wanted precision.
         config: the derived configuration. An existing config.pbtxt of the model stays in its place.
         config_kept: fields with other values in the model's existing config.pbtxt. They stay as they are there.
@@ -85,7 +85,7 @@ class Prepared:
         golden: the golden sample's entry for the manifest.
     """
 
-    target: AddTask
+    task: AddTask
     converted: Converted
     config: ModelConfig
     config_kept: tuple[str, ...]
@@ -94,7 +94,9 @@ class Prepared:
     golden: GoldenFacts
 
 
-def convert_and_build(model: Model, target: AddTask, options: AddOptions, watch: Watch) -> tuple[Prepared, AddOptions]:
+def convert_and_build(
+    model: Model, task: AddTask, options: AddOptions, watch: BuildWatch
+) -> tuple[PreparedVersion, AddOptions]:
     """Convert the model and build its backend's file.
 
     Layers made INT8 by the conversion, but computed in floating point by the builder, are left out of a second
@@ -102,7 +104,7 @@ def convert_and_build(model: Model, target: AddTask, options: AddOptions, watch:
 
     Args:
         model: the ONNX model. It is not changed.
-        target: name, repository and backend of the version.
+        task: name, repository and backend of the version.
         options: settings of the conversion and of the version.
         watch: receives progress, and can stop the build.
 
@@ -112,10 +114,10 @@ def convert_and_build(model: Model, target: AddTask, options: AddOptions, watch:
     Raises:
         InputError, GateError: as `convert_model` and `build_version`.
     """
-    converted = convert_model(model, target, options, watch)
-    watch.report(f"Building for the {target.choice.backend} backend ({target.choice.reason})")
+    converted = convert_model(model, task, options, watch)
+    watch.report(f"Building for the {task.choice.backend} backend ({task.choice.reason})")
     try:
-        return build_version(converted, target, options, watch), options
+        return build_version(converted, task, options, watch), options
     except WiderPrecisionError as exc:
         if not exc.not_in_int8:
             raise
@@ -124,15 +126,15 @@ def convert_and_build(model: Model, target: AddTask, options: AddOptions, watch:
     convert_options = dataclasses.replace(options.convert, not_in_int8=left_out)
     options = dataclasses.replace(options, convert=convert_options)
     shutil.rmtree(converted.output.parent)
-    return build_version(convert_model(model, target, options, watch), target, options, watch), options
+    return build_version(convert_model(model, task, options, watch), task, options, watch), options
 
 
-def convert_model(model: Model, target: AddTask, options: AddOptions, watch: Watch) -> Converted:
+def convert_model(model: Model, task: AddTask, options: AddOptions, watch: BuildWatch) -> Converted:
     """Find out how the model is fed, check the options against it, and convert it.
 
     Args:
         model: the ONNX model. It is not changed.
-        target: name, repository and backend of the version.
+        task: name, repository and backend of the version.
         options: settings of the conversion and of the version.
         watch: receives progress, and can stop the build.
 
@@ -144,31 +146,31 @@ def convert_model(model: Model, target: AddTask, options: AddOptions, watch: Wat
     calibration = None if options.calibration is None else load_calibration(options.calibration, signature)
     given = given_sizes(signature, options.convert.shapes)
     rows = _made_rows(signature, given) if calibration is None and given else _two_rows(calibration)
-    signature, axis = _batch_axis(model, signature, options, target, rows)
+    signature, axis = _batch_axis(model, signature, options, task, rows)
     sample = _sample(model, signature, calibration, given)
     # Before the long work, for what is wrong by then. It is derived again for the shapes of what is served.
-    early = _with_config(options, target, sample, axis)
-    fields_kept(target, serving_config(target, signature, axis, early, model=model, sample=sample), options)
+    early = _with_config(options, task, sample, axis)
+    fields_kept(task, serving_config(task, signature, axis, early, model=model, sample=sample), options)
     watch.report(f"Converting to {options.precision}")
-    output = target.work / "converted" / "model.onnx"
+    output = task.work / "converted" / "model.onnx"
     output.parent.mkdir(parents=True)
     # Only ONNX Runtime's own backend serves by the kernels of this machine's CPU.
     judged = dataclasses.replace(
         options.convert,
-        judge_served=target.choice.backend is Backend.ONNXRUNTIME,
-        not_in_int8=(*options.convert.not_in_int8, *FLOAT_OPERATORS.get(target.choice.backend, ())),
+        judge_served=task.choice.backend is Backend.ONNXRUNTIME,
+        not_in_int8=(*options.convert.not_in_int8, *FLOAT_OPERATORS.get(task.choice.backend, ())),
     )
-    judge = None if target.gate is None else target.gate.judge
+    judge = None if task.gate is None else task.gate.judge
     conversion = convert(model, options.precision, output, calibration=calibration, options=judged, judge=judge)
     return Converted(model, signature, axis, sample, conversion, output)
 
 
-def build_version(converted: Converted, target: AddTask, options: AddOptions, watch: Watch) -> Prepared:
+def build_version(converted: Converted, task: AddTask, options: AddOptions, watch: BuildWatch) -> PreparedVersion:
     """Make the backend's file, and the golden sample. The sample runs on the processor while an engine is built.
 
     Args:
         converted: the converted model and its checks.
-        target: name, repository and backend of the version.
+        task: name, repository and backend of the version.
         options: settings of the conversion and of the version.
         watch: receives progress, and can stop the build.
 
@@ -176,22 +178,22 @@ def build_version(converted: Converted, target: AddTask, options: AddOptions, wa
         InputError: the engine cannot be built, or the options do not fit.
         WiderPrecisionError: a layer of the engine runs in a wider type than was asked.
     """
-    backend, axis = target.choice.backend, converted.axis
-    options = _with_config(options, target, converted.sample, axis)
-    config = serving_config(target, converted.signature, axis, options, model=converted.model, sample=converted.sample)
+    backend, axis = task.choice.backend, converted.axis
+    options = _with_config(options, task, converted.sample, axis)
+    config = serving_config(task, converted.signature, axis, options, model=converted.model, sample=converted.sample)
     if backend is Backend.ONNXRUNTIME:
-        with_settings = existing_config(target) or config  # all versions share the one that is there
+        with_settings = existing_config(task) or config  # all versions share the one that is there
         served = served_signature(converted.signature, converted.output, with_settings)
-        config = serving_config(target, served, axis, options, model=converted.model, sample=converted.sample)
-    kept = fields_kept(target, config, options)
+        config = serving_config(task, served, axis, options, model=converted.model, sample=converted.sample)
+    kept = fields_kept(task, config, options)
     shapes = {name: array.shape for name, array in converted.sample.items()}
-    folder = target.work / "engine"
+    folder = task.work / "engine"
     report = converted.conversion.sparsity
     left_out = frozenset(node.node for node in converted.conversion.kept)
     source = EngineSource(options.precision, axis.batched, config.max_batch_size, report, shapes, folder, left_out)
     with ThreadPoolExecutor(1, thread_name_prefix="golden") as beside:
         golden = beside.submit(
-            _golden, converted, options, target.work / GOLDEN_FILE_NAME, is_only=backend is Backend.ONNXRUNTIME
+            _golden, converted, options, task.work / GOLDEN_FILE_NAME, is_only=backend is Backend.ONNXRUNTIME
         )
         try:
             artifact = build_artifact(
@@ -207,7 +209,7 @@ def build_version(converted: Converted, target: AddTask, options: AddOptions, wa
             end_runtime()  # the pool waits for the run, which may take its time
             raise
     files = {_file_name(name, backend, config): file for name, file in artifact.files.items()}
-    return Prepared(target, converted, config, kept, artifact, {**files, GOLDEN_FILE_NAME: path}, facts)
+    return PreparedVersion(task, converted, config, kept, artifact, {**files, GOLDEN_FILE_NAME: path}, facts)
 
 
 def _file_name(name: str, backend: Backend, config: ModelConfig) -> str:
@@ -237,20 +239,18 @@ def _repeats_itself(model: Model) -> bool:
     )
 
 
-def _with_config(
-    options: AddOptions, target: AddTask, sample: Mapping[str, NDArray[Any]], axis: BatchAxis
-) -> AddOptions:
-    config = config_options(options.config, target, sample, batched=axis.batched)
+def _with_config(options: AddOptions, task: AddTask, sample: Mapping[str, NDArray[Any]], axis: BatchAxis) -> AddOptions:
+    config = config_options(options.config, task, sample, batched=axis.batched)
     return dataclasses.replace(options, config=config)
 
 
 def _batch_axis(
-    model: Model, signature: Signature, options: AddOptions, target: AddTask, samples: Mapping[str, NDArray[Any]] | None
+    model: Model, signature: Signature, options: AddOptions, task: AddTask, samples: Mapping[str, NDArray[Any]] | None
 ) -> tuple[Signature, BatchAxis]:
     """Find out whether requests may be joined. Outputs without a shape get the one the server will see."""
     axis = find_batch_axis(model, signature, samples)
-    if any(spec.shape is None for spec in signature.outputs) and target.choice.backend is Backend.ONNXRUNTIME:
-        served = served_signature(signature, model.path, existing_config(target))
+    if any(spec.shape is None for spec in signature.outputs) and task.choice.backend is Backend.ONNXRUNTIME:
+        served = served_signature(signature, model.path, existing_config(task))
         signature = dataclasses.replace(signature, outputs=served.outputs)
     bare = next((spec.name for spec in signature.outputs if not spec.shape), None)
     if axis.batched and bare is not None:

@@ -24,7 +24,7 @@ from repo_manager.optional import require
 from repo_manager.pipeline.adding import Added, AddOptions, add
 from repo_manager.pipeline.adding_files import AddedFiles, FilesOptions, add_files
 from repo_manager.pipeline.ensembling import MadeEnsemble, make_ensemble
-from repo_manager.pipeline.recording import Trial, TrialRun
+from repo_manager.pipeline.recording import EmbeddedRun, RunOptions
 from repo_manager.precision.calibration.images import images_in, input_of, read_image, read_recipe
 from repo_manager.repository.configuration import read_config_bytes
 from repo_manager.repository.golden import Exchange
@@ -171,8 +171,10 @@ def add_with_images(
             published.append(f"{preprocess_name}:{first.version}")
         parts = {name: added.version, preprocess_name: find_model(repository, preprocess_name).versions[-1].version}
         check = _Check(name, preprocess_name, found, wanted)
-        trial = Trial(tuple(Exchange(each, ()) for each in wanted.image_requests(found)), parts, check)
-        made = make_ensemble(repository, f"{name}_ensemble", [preprocess_name, name], trial=trial, report=report)
+        run_options = RunOptions(tuple(Exchange(each, ()) for each in wanted.image_requests(found)), parts, check)
+        made = make_ensemble(
+            repository, f"{name}_ensemble", [preprocess_name, name], run_options=run_options, report=report
+        )
     return AddedWithImages(added, first, made, found.images)
 
 
@@ -266,7 +268,7 @@ def _add_preprocess(
         if _is_newest(repository, name, folder):
             return None
         options = FilesOptions(origin={"path": source})
-        return add_files(work, name, repository, options, trial=Trial(requests), report=report)
+        return add_files(work, name, repository, options, run_options=RunOptions(requests), report=report)
 
 
 def _is_newest(repository: Location, name: str, folder: Path) -> bool:
@@ -284,7 +286,7 @@ class _Check:
 
     Attributes:
         model: name of the main model.
-        preprocess: name of the preprocessing model, as the trial's server has it.
+        preprocess: name of the preprocessing model, as the embedded server has it.
         found: the image files of the proof.
         wanted: the model's input made of images.
     """
@@ -294,7 +296,7 @@ class _Check:
     found: ImageModels
     wanted: _Wanted
 
-    def __call__(self, run: TrialRun) -> None:
+    def __call__(self, run: EmbeddedRun) -> None:
         """Ask all three.
 
         Raises:

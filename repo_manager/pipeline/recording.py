@@ -36,7 +36,7 @@ from repo_manager.triton_config.ensembles import models_needed_by, models_of, pi
 from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.triton_messages import model_config_pb2
 
-__all__ = ["Recording", "Trial", "TrialRun", "exchanges_of", "needs_of", "record", "trial_run"]
+__all__ = ["EmbeddedRun", "Recording", "RunOptions", "embedded_run", "exchanges_of", "needs_of", "record"]
 
 Array = NDArray[Any]
 Report = Callable[[str], None]
@@ -70,8 +70,8 @@ class Recording:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """Settings of a version's trial run before its publication, beyond its sample.
+class RunOptions:
+    """Settings of a version's run on an embedded server before its publication, beyond its sample.
 
     Attributes:
         requests: requests to send where no sample is given. Their responses, where they have some, are the reference.
@@ -81,15 +81,15 @@ class Trial:
 
     requests: Sequence[Exchange] = ()
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    check: Callable[[TrialRun], None] | None = None
+    check: Callable[[EmbeddedRun], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class TrialRun:
+class EmbeddedRun:
     """A version running on a server of its own.
 
     Attributes:
-        client: connected to that server by gRPC, until the block of `trial_run` ends.
+        client: connected to that server by gRPC, until the block of `embedded_run` ends.
         config: the configuration the server runs it with, completed.
         kind: batched, stateful or decoupled, which decides the form of its calls.
         parts: model it needs -> the version behind its answers.
@@ -102,7 +102,7 @@ class TrialRun:
 
 
 @contextlib.contextmanager
-def trial_run(
+def embedded_run(
     name: str,
     files: Mapping[str, Path],
     config: ModelConfig,
@@ -110,7 +110,7 @@ def trial_run(
     repository: Location,
     needs: Mapping[str, ModelConfig | None] = MappingProxyType({}),
     timeout_s: float = 300.0,
-) -> Iterator[TrialRun | str]:
+) -> Iterator[EmbeddedRun | str]:
     """Run a version on an embedded server of its own, in a repository of its own.
 
     Args:
@@ -151,7 +151,7 @@ def trial_run(
             server.start(timeout_s=timeout_s)
             server.wait_ready(timeout_s)
             client = stack.enter_context(TritonClient.connect(server.grpc_url))
-            run: TrialRun | str = _loaded(client, (*needs, name), timeout_s)
+            run: EmbeddedRun | str = _loaded(client, (*needs, name), timeout_s)
         except MissingDependencyError as exc:
             run = exc.message
         except ServerRefusedError as exc:
@@ -180,15 +180,15 @@ def _places_of(repository: Path, name: str, needs: Iterable[str]) -> dict[str, P
     return places
 
 
-def _loaded(client: TritonClient, models: Sequence[str], timeout_s: float) -> TrialRun:
-    """Load models in this order. The last one is tried."""
+def _loaded(client: TritonClient, models: Sequence[str], timeout_s: float) -> EmbeddedRun:
+    """Load models in this order. The last one is the version to run."""
     for each in models:
         client.load(each, timeout_s=timeout_s)
     name = models[-1]
     completed = ModelConfig.from_message(client.model_config(name))
     ready = [entry for entry in client.repository_index() if entry.state == "READY" and entry.name != name]
     parts = {entry.name: max(each.version or 0 for each in ready if each.name == entry.name) for entry in ready}
-    return TrialRun(client, completed, kind_of(client, name), parts)
+    return EmbeddedRun(client, completed, kind_of(client, name), parts)
 
 
 def needs_of(
@@ -200,7 +200,7 @@ def needs_of(
         repository: the model repository: a folder, or a place in object storage.
         name: name of the model. The repository need not have it: `config` counts in any case.
         config: configuration of the model (config.pbtxt).
-        parts: model -> version, as in `Trial`.
+        parts: model -> version, as in `RunOptions`.
 
     Returns:
         Name -> configuration to serve the versions in `parts`, else those of the model's own, and every version asked
@@ -307,7 +307,7 @@ def _datatype(number: int) -> str:
 
 
 def record(
-    name: str, exchanges: Sequence[Exchange], run: TrialRun | str, tolerance: float, *, timeout_s: float = 60.0
+    name: str, exchanges: Sequence[Exchange], run: EmbeddedRun | str, tolerance: float, *, timeout_s: float = 60.0
 ) -> Recording:
     """Record a version's answers to a sample.
 
@@ -357,7 +357,7 @@ def record(
 
 
 def _answers(
-    run: TrialRun, name: str, requests: Sequence[Mapping[str, Array]], timeout_s: float
+    run: EmbeddedRun, name: str, requests: Sequence[Mapping[str, Array]], timeout_s: float
 ) -> list[list[Mapping[str, Array]]]:
     answers: list[list[Mapping[str, Array]]] = [[] for _ in requests]
     for response in ask(run.client, name, None, requests, run.kind, timeout_s=timeout_s):

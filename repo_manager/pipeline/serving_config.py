@@ -96,18 +96,18 @@ _OPTION_OF = {
 
 
 def config_options(
-    options: ConfigOptions, target: AddTask, sample: Mapping[str, NDArray[Any]], *, batched: bool
+    options: ConfigOptions, task: AddTask, sample: Mapping[str, NDArray[Any]], *, batched: bool
 ) -> ConfigOptions:
     """Fill in options left out: the existing model's largest batch and file, the sample's sizes for warm-up.
 
     Args:
         options: fields of config.pbtxt the caller chose.
-        target: name, repository and backend of the version.
+        task: name, repository and backend of the version.
         sample: input name -> array of the golden sample.
         batched: whether the arrays have a batch axis.
     """
     size = options.max_batch_size
-    existing = existing_config(target)
+    existing = existing_config(task)
     if size is None and batched and existing is not None:
         size = existing.max_batch_size
     filename = options.model_filename
@@ -120,7 +120,7 @@ def config_options(
 
 
 def serving_config(
-    target: AddTask,
+    task: AddTask,
     signature: Signature | ServedSignature,
     axis: BatchAxis,
     options: AddOptions,
@@ -131,7 +131,7 @@ def serving_config(
     """Derive the configuration, plans per GPU kind, accelerator and named variants included.
 
     Args:
-        target: name, repository and backend of the version.
+        task: name, repository and backend of the version.
         signature: the model's inputs and outputs, shapes with the batch axis.
         axis: whether the first axis is a batch axis.
         options: `options.config` is complete, see `config_options`.
@@ -142,8 +142,8 @@ def serving_config(
         ConfigError: the model cannot be served so.
         UsageError: the options contradict each other, or the existing model.
     """
-    backend = target.choice.backend
-    derived = derive_config(target.name, signature, axis, backend, options.config)
+    backend = task.choice.backend
+    derived = derive_config(task.name, signature, axis, backend, options.config)
     message = derived.message()
     by_capability = {capability: plan_name(backend, capability) for capability in options.engine.plans}
     if by_capability:
@@ -182,11 +182,11 @@ def _with_profile(
     return dataclasses.replace(accelerator, profile=ranges)
 
 
-def fields_kept(target: AddTask, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
+def fields_kept(task: AddTask, config: ModelConfig, options: AddOptions) -> tuple[str, ...]:
     """Compare with the existing config.pbtxt: all versions share it, and publishing leaves it as it is.
 
     Args:
-        target: name, repository and backend of the version.
+        task: name, repository and backend of the version.
         config: configuration of the model (config.pbtxt).
         options: settings of the conversion and of the version.
 
@@ -196,7 +196,7 @@ def fields_kept(target: AddTask, config: ModelConfig, options: AddOptions) -> tu
     Raises:
         UsageError: the options would not take effect: it loads other files, or has no such accelerator.
     """
-    existing = existing_config(target)
+    existing = existing_config(task)
     if existing is None:
         return ()
     # A version policy is `deploy`'s, and warm-up and the rest may have been edited by hand.
@@ -205,15 +205,15 @@ def fields_kept(target: AddTask, config: ModelConfig, options: AddOptions) -> tu
     refused = [field for field in differing if binding.get(field, False)]
     if refused:
         raise UsageError(
-            f"model '{target.name}': the config.pbtxt that all its versions share has another {', '.join(refused)}, "
+            f"model '{task.name}': the config.pbtxt that all its versions share has another {', '.join(refused)}, "
             "and add does not change it: it would reload every version",
             hint="Give the new kind of version another --name.",
         )
     return tuple(differing)
 
 
-def existing_config(target: AddTask) -> ModelConfig | None:
+def existing_config(task: AddTask) -> ModelConfig | None:
     """Return the config.pbtxt the model has already. `None` for a new model."""
-    content = read_config_bytes(target.repository, target.name)
-    where = f"{target.repository / target.name}/config.pbtxt"
+    content = read_config_bytes(task.repository, task.name)
+    where = f"{task.repository / task.name}/config.pbtxt"
     return None if content is None else parse_config(content.decode(errors="replace"), where=where)

@@ -13,9 +13,9 @@ from repo_manager.errors import InputError, UsageError
 from repo_manager.files import read_regular, reason_of, write_atomic
 from repo_manager.repository.location import LocationLike, as_location, local_folder
 from repo_manager.repository.tags import resolve_version
-from repo_manager.rollout.context import Report
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.pinning import Pin, pin_snapshot
+from repo_manager.rollout.rollout_context import Report
 from repo_manager.rollout.snapshot_cache import CachedSnapshot, fetch_snapshot
 from repo_manager.settings import load_settings
 from repo_manager.types import StrPath

@@ -16,7 +16,7 @@ from repo_manager.onnx_model.draft import Array, Draft
 from repo_manager.precision.calibration.ranges import largest_values, overflowing_nodes, percentile_values
 from repo_manager.precision.options import ConvertOptions, KeptNode
 from repo_manager.precision.passes.lower import lower
-from repo_manager.precision.passes.prepare import Prepared, SourceCheck, prepare, prepare_checked
+from repo_manager.precision.passes.prepare import PreparedDraft, SourceCheck, prepare, prepare_checked
 from repo_manager.precision.passes.quantize import quantize
 from repo_manager.precision.passes.quantize_plan import plan_quantization
 from repo_manager.precision.passes.rounding import rounded
@@ -144,7 +144,9 @@ class Builder:
         low = precision.facts.low
         opset = max(_QUANTIZED_OPSET if precision.facts.quantizes else 1, _LOW_OPSET.get(low, 1))
         self.prepared = (
-            Prepared(prepare(draft, opset=opset)) if check is None else prepare_checked(draft, opset=opset, check=check)
+            PreparedDraft(prepare(draft, opset=opset))
+            if check is None
+            else prepare_checked(draft, opset=opset, check=check)
         )
         self.draft = self.prepared.draft
         self.ranges: dict[str, float] = {}

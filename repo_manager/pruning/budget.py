@@ -19,7 +19,7 @@ from repo_manager.pruning.judge import Judge
 from repo_manager.pruning.layers import Layer
 from repo_manager.sparsity.prune_report import FrontPoint
 
-__all__ = ["Budget", "Meter", "Step", "gain_of", "greedy", "loss_of", "points_of"]
+__all__ = ["Budget", "FrontStep", "Meter", "gain_of", "greedy", "loss_of", "points_of"]
 
 _BEYOND = 1.5  # times the budget; up to there a set may still fit once its layers are solved one behind the other
 _LOTS = 6
@@ -45,14 +45,14 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Step:
+class FrontStep:
     """One point of the front.
 
     Attributes:
         layers: names of those pruned, in the order of their choice.
         gain: multiply-accumulates able to run sparse.
         drift: the worst output's. `None` if the metric counts.
-        upper: bound of `drift`, see `Measured.upper`. `None` if the metric counts.
+        upper: bound of `drift`, see `Judgement.upper`. `None` if the metric counts.
         metric: the user's metric, greater is better. `None` if the drift counts.
     """
 
@@ -113,7 +113,9 @@ class Meter:
         if self.memory is not None and self.memory.is_file():
             self._known = json.loads(self.memory.read_text(encoding="utf-8"))
 
-    def step(self, layers: Sequence[str], changed: Mapping[str, Mapping[str, Weight]], kind: str = "alone") -> Step:
+    def step(
+        self, layers: Sequence[str], changed: Mapping[str, Mapping[str, Weight]], kind: str = "alone"
+    ) -> FrontStep:
         """Measure the model with some layers pruned.
 
         Args:
@@ -133,10 +135,10 @@ class Meter:
                 temporary.write_text(json.dumps(self._known), encoding="utf-8")
                 temporary.replace(self.memory)
         self.told()
-        return Step(tuple(layers), sum(self.gains[name] for name in layers), *self._known[key])
+        return FrontStep(tuple(layers), sum(self.gains[name] for name in layers), *self._known[key])
 
 
-def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Budget) -> list[Step]:
+def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Budget) -> list[FrontStep]:
     """Add layers until all are pruned, the cheapest for its gain first.
 
     Args:
@@ -152,7 +154,7 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
         scores[name] = meter.step([name], changed).harm(budget) / max(meter.gains[name], 1.0)
     waiting, harm = sorted(scores, key=scores.__getitem__), 0.0
     taken: list[str] = []
-    steps: list[Step] = []
+    steps: list[FrontStep] = []
     deferred: list[str] = []
     seen: set[str] = set()  # measured on top of what is taken now
     while waiting:
@@ -175,14 +177,14 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
 
 def _rest(
     meter: Meter, changed: Mapping[str, Mapping[str, Weight]], taken: Sequence[str], waiting: Sequence[str]
-) -> list[Step]:
+) -> list[FrontStep]:
     lot = math.ceil(len(waiting) / _LOTS) or 1
     ends = range(lot, len(waiting) + lot, lot)
     return [meter.step([*taken, *waiting[:end]], changed) for end in ends]
 
 
 def points_of(
-    steps: Collection[Step], macs: float, labels: Mapping[str, str], *, alone: bool = True
+    steps: Collection[FrontStep], macs: float, labels: Mapping[str, str], *, alone: bool = True
 ) -> tuple[FrontPoint, ...]:
     """Return steps as they are reported.
 

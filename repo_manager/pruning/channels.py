@@ -16,7 +16,7 @@ import onnx
 from repo_manager.onnx_model.draft import ONNX_DOMAINS, Draft, attribute, captured_names
 from repo_manager.precision.passes.value_types import infer_types, type_table
 
-__all__ = ["Axis", "Channels", "channels_of"]
+__all__ = ["ChannelAxis", "Channels", "channels_of"]
 
 _UNARY = {
     *("Abs", "BitShift", "Cast", "Ceil", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
@@ -32,7 +32,7 @@ _PER_CHANNEL = {"BatchNormalization", "InstanceNormalization"}
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChannelAxis:
     """One axis of a stored tensor with classes of channels along it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Channels:
     """
 
     sizes: list[int] = field(default_factory=list)
-    axes: list[Axis] = field(default_factory=list)
+    axes: list[ChannelAxis] = field(default_factory=list)
     _parent: list[int] = field(default_factory=list)
     _pinned: set[int] = field(default_factory=set)
 
@@ -190,7 +190,7 @@ class _Walk:
     def _begin(self, output: str, axis: int, size: int, producers: Sequence[tuple[str, int]]) -> None:
         number = self.channels.new(size)
         self.layouts[output] = _Layout(axis, (number,))
-        self.channels.axes += [Axis(name, at, (number,)) for name, at in producers]
+        self.channels.axes += [ChannelAxis(name, at, (number,)) for name, at in producers]
 
     def _conv(self, node: onnx.NodeProto) -> bool:
         shape, layout = self._own(node.input[1]), self.layouts.get(node.input[0])
@@ -203,13 +203,13 @@ class _Walk:
             if layout is not None:
                 if layout.axis != 1 or self._width(layout) != shape[1]:
                     return False
-                self.channels.axes.append(Axis(node.input[1], 1, layout.classes, reduces=True))
+                self.channels.axes.append(ChannelAxis(node.input[1], 1, layout.classes, reduces=True))
             self._begin(node.output[0], 1, shape[0], producers)
             return True
         if layout is None or layout.axis != 1 or not group == shape[0] == self._width(layout) or shape[1] != 1:
             return False
         self.layouts[node.output[0]] = layout
-        self.channels.axes += [Axis(name, at, layout.classes) for name, at in producers]
+        self.channels.axes += [ChannelAxis(name, at, layout.classes) for name, at in producers]
         return True
 
     def _product(self, node: onnx.NodeProto) -> bool:
@@ -225,7 +225,7 @@ class _Walk:
         if layout is not None:
             if layout.axis != rank - 1 or self._width(layout) != shape[reduces]:
                 return False
-            self.channels.axes.append(Axis(node.input[1], reduces, layout.classes, reduces=True))
+            self.channels.axes.append(ChannelAxis(node.input[1], reduces, layout.classes, reduces=True))
         producers = [(node.input[1], answers)]
         if own and own[-1] > 1:
             producers.append((bias, len(own) - 1))
@@ -240,7 +240,7 @@ class _Walk:
         shapes = [self._own(name) for name in names if name]
         if any(shape != (self._width(layout),) for shape in shapes) or len([n for n in node.output if n]) != 1:
             return False
-        self.channels.axes += [Axis(name, 0, layout.classes) for name in names if name]
+        self.channels.axes += [ChannelAxis(name, 0, layout.classes) for name in names if name]
         self.layouts[node.output[0]] = layout
         return True
 
@@ -269,7 +269,7 @@ class _Walk:
                 continue
             if size != width or self._own(name) is None:
                 return False
-            moved.append(Axis(name, len(shape) + place, chosen.classes))
+            moved.append(ChannelAxis(name, len(shape) + place, chosen.classes))
         for layout, _ in found[1:]:
             for one, other in zip(chosen.classes, layout.classes, strict=True):
                 self.channels.join(one, other)

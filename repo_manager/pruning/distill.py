@@ -28,7 +28,7 @@ from repo_manager.precision.calibration.data import CalibrationData
 from repo_manager.pruning.calibrate import Run
 from repo_manager.pruning.judge import errors_by_sample, is_better, worst_drift
 from repo_manager.pruning.stream import in_order
-from repo_manager.pruning.torch_operators import OPERATORS, Call, Tensor
+from repo_manager.pruning.torch_operators import OPERATORS, Tensor, TorchCall
 from repo_manager.sparsity.prune_report import DistillationEvidence
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 else:
     torch = deferred("torch")
 
-__all__ = ["Distiller", "Examples", "Settings", "Teacher"]
+__all__ = ["Distiller", "Examples", "Teacher", "TrainingSettings"]
 
 Array = NDArray[Any]
 
@@ -79,7 +79,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How a graph is trained.
 
     Attributes:
@@ -110,7 +110,7 @@ class Teacher:
     graph: Distiller
     training: Examples
     choosing: Examples
-    settings: Settings
+    settings: TrainingSettings
     largest_difference: float
 
     @classmethod
@@ -134,7 +134,7 @@ class Teacher:
         training, others = Examples.of(run.samples, session), Examples.of(choosing, session)
         with one_thread():
             difference = graph.compare(training, run.folder)
-        settings = Settings(epochs, run.options.seed, run.pool, run.width)
+        settings = TrainingSettings(epochs, run.options.seed, run.pool, run.width)
         return cls(graph, training, others, settings, difference)
 
     def train(
@@ -178,7 +178,9 @@ class Distiller:
             if node.domain not in ONNX_DOMAINS or node.op_type not in OPERATORS or any(captured_names(node)):
                 raise self._refusal(node, "PyTorch has no equivalent here")
         self.calls = [
-            Call({item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}, opset, len(node.output))
+            TorchCall(
+                {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}, opset, len(node.output)
+            )
             for node in self.nodes
         ]
         self.constants = {
@@ -268,7 +270,7 @@ class Distiller:
         masked: Collection[str],
         training: Examples,
         choosing: Examples,
-        settings: Settings,
+        settings: TrainingSettings,
         progress: Callable[[int], None],
     ) -> tuple[dict[str, Weight], DistillationEvidence]:
         """Train, and return the constants of the epoch with the best result on samples outside the training.

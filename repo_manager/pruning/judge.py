@@ -24,7 +24,7 @@ from repo_manager.stats.drift import DriftMeter, OutputDrift
 
 __all__ = [
     "Judge",
-    "Measured",
+    "Judgement",
     "Metric",
     "errors_by_sample",
     "is_better",
@@ -46,7 +46,7 @@ _HALVES_SEED = 2
 
 
 @dataclass(frozen=True)
-class Measured:
+class Judgement:
     """The result of one comparison.
 
     Attributes:
@@ -93,7 +93,7 @@ class Judge:
 
     def measure(
         self, draft: Draft, changed: Mapping[str, Weight], *, drift: bool = True, alpha: float = _ALPHA
-    ) -> Measured:
+    ) -> Judgement:
         """Measure a draft with some constants changed.
 
         Args:
@@ -112,7 +112,7 @@ class Judge:
         try:
             metric = None if self.metric is None else measure_metric(self.metric, session.run, self.part)
             if not drift and metric is not None:
-                return Measured((), {}, metric)
+                return Judgement((), {}, metric)
             meter = DriftMeter(self.names)
 
             def outputs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
@@ -122,7 +122,9 @@ class Judge:
                     yield found, answer
 
             errors = errors_by_sample(outputs(), self.names)
-            return Measured(meter.result(), {name: upper_bound(pairs, alpha) for name, pairs in errors.items()}, metric)
+            return Judgement(
+                meter.result(), {name: upper_bound(pairs, alpha) for name, pairs in errors.items()}, metric
+            )
         finally:
             for file in written.files:
                 file.unlink()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.pruning.quadratic import Problem
+from repo_manager.pruning.quadratic import LayerProblem
 
 __all__ = ["Moments"]
 
@@ -108,7 +108,7 @@ class Moments:
         sums.energy += np.einsum("ij,ij->j", outputs, outputs, dtype=np.float64)
         sums.count += len(inputs)
 
-    def parts(self, dense: Array, rows: Array, *, centred: bool) -> tuple[Problem, Problem] | None:
+    def parts(self, dense: Array, rows: Array, *, centred: bool) -> tuple[LayerProblem, LayerProblem] | None:
         """Return the problem of the rest and the one of the samples to judge by, in float32; `None`: one is empty.
 
         Args:
@@ -125,7 +125,7 @@ class Moments:
             self._problem(self.judging, dense, rows, centred, np.float32),
         )
 
-    def whole(self, dense: Array, *, centred: bool) -> Problem:
+    def whole(self, dense: Array, *, centred: bool) -> LayerProblem:
         """Return the problem of all samples. Ends the sums: nothing may be added afterwards.
 
         Args:
@@ -138,7 +138,7 @@ class Moments:
         self.judging = _Sums(0, 0, 0)
         return self._problem(self.rest, dense, np.arange(len(dense)), centred)
 
-    def _problem(self, sums: _Sums, dense: Array, rows: Array, centred: bool, real: type = np.float64) -> Problem:
+    def _problem(self, sums: _Sums, dense: Array, rows: Array, centred: bool, real: type = np.float64) -> LayerProblem:
         count = max(1, sums.count)
         origin = np.zeros(len(sums.inputs)) if self.origin is None else self.origin.astype(np.float64)
         # About the mean, or about zero: sums of (x - a)(x - a)' follow from those about the origin.
@@ -159,7 +159,7 @@ class Moments:
         target += np.outer(output_sum, offset)
         target -= np.outer(shared, off_sum + sums.count * offset)
         energy = np.maximum(sums.energy[rows] - sums.count * shared**2, 0)
-        return Problem(dense[rows], moments, target, energy)
+        return LayerProblem(dense[rows], moments, target, energy)
 
     def _products(self, sums: _Sums, dense: Array, rows: Array) -> Array:
         """Return the sum of z (x - origin)' of some outputs."""

@@ -21,7 +21,7 @@ from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.write import save_model
 from repo_manager.optional import installed_version
 from repo_manager.precision.calibration.data import MIN_TO_SPLIT, CalibrationData
-from repo_manager.pruning.budget import Step, gain_of
+from repo_manager.pruning.budget import FrontStep, gain_of
 from repo_manager.pruning.calibrate import (
     Progress,
     Run,
@@ -33,7 +33,7 @@ from repo_manager.pruning.calibrate import (
     workers,
 )
 from repo_manager.pruning.distill import Teacher
-from repo_manager.pruning.judge import Judge, Measured, Metric
+from repo_manager.pruning.judge import Judge, Judgement, Metric
 from repo_manager.pruning.layers import Layer, layer_of
 from repo_manager.pruning.permute import permuted
 from repo_manager.pruning.search import Tried, scaled, within_budget
@@ -184,7 +184,7 @@ def _all_solved(
         teacher = Teacher.of(run, model, parts.choosing, options.epochs)
     solved = solve_layers(run, layers, progress if teacher is None else scaled(progress, 0.0, _TO_DISTIL))
     changed = {x.name: replacements(x, solved[x.name], run.graph.draft.weights, run.store) for x in layers}
-    tried = Tried(Step((), 0.0, None, None, None), tuple(layers), solved, changed)
+    tried = Tried(FrontStep((), 0.0, None, None, None), tuple(layers), solved, changed)
     if teacher is None:
         return tried, tried.constants, None
     told = scaled(progress, _TO_DISTIL, 1.0)
@@ -197,8 +197,8 @@ def _report(
     parts: _Parts,
     chosen: Chosen,
     tried: Tried,
-    found: Measured,
-    magnitude: Measured,
+    found: Judgement,
+    magnitude: Judgement,
     budget: BudgetEvidence | None,
 ) -> PruneReport:
     """Describe the pruned layers, the data, and the distance of the answers from the dense model's (`found`), and by

@@ -17,7 +17,7 @@ __all__ = [
     "DOUBLE_UP_TO",
     "PAIRS",
     "Array",
-    "Problem",
+    "LayerProblem",
     "System",
     "dot",
     "errors_of",
@@ -37,7 +37,7 @@ _DEAD, _DEAD_SHARE = 1e-6, 1e-3
 
 
 @dataclass(frozen=True)
-class Problem:
+class LayerProblem:
     """The problem of one layer. Groups of four are consecutive columns.
 
     Attributes:

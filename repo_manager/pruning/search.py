@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from repo_manager.errors import GateError
 from repo_manager.onnx_model.draft import Weight
-from repo_manager.pruning.budget import Budget, Meter, Step, gain_of, greedy, loss_of, points_of
+from repo_manager.pruning.budget import Budget, FrontStep, Meter, gain_of, greedy, loss_of, points_of
 from repo_manager.pruning.calibrate import Progress, Run, Solved, replacements, solve_alone, solve_layers
-from repo_manager.pruning.judge import Judge, Measured, is_shared
+from repo_manager.pruning.judge import Judge, Judgement, is_shared
 from repo_manager.pruning.layers import Layer
 from repo_manager.sparsity.prune_report import BudgetEvidence
 from repo_manager.stats.intervals import spent
@@ -36,7 +36,7 @@ class Tried:
         changed: layer -> the constants it changes.
     """
 
-    step: Step
+    step: FrontStep
     layers: tuple[Layer, ...]
     solved: Mapping[str, Solved]
     changed: Mapping[str, Mapping[str, Weight]]
@@ -67,7 +67,7 @@ class Search:
     layers: Mapping[str, Layer]
     budget: Budget
     changed: Mapping[str, Mapping[str, Weight]]
-    steps: list[Step]
+    steps: list[FrontStep]
     progress: Progress
     tried: dict[frozenset[str], Tried] = field(default_factory=dict)
 
@@ -144,7 +144,7 @@ class Search:
             f"{least.step.cost(self.budget):.3g}"
         )
 
-    def _solved(self, alone: Step) -> Tried:
+    def _solved(self, alone: FrontStep) -> Tried:
         """Solve the layers of a step one behind the other, once."""
         names = alone.layers
         key = frozenset(names)
@@ -163,7 +163,7 @@ class Search:
 
 def within_budget(
     run: Run, layers: Sequence[Layer], wanted: float, chooser: Judge, judge: Judge, macs: float, progress: Progress
-) -> tuple[Tried, Measured, BudgetEvidence]:
+) -> tuple[Tried, Judgement, BudgetEvidence]:
     """Choose layers, and see on the held-out samples that the budget holds there. If not, choose fewer.
 
     Args:

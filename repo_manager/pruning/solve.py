@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repo_manager.pruning.quadratic import BLOCK, DOUBLE_UP_TO, PAIRS, Array, Problem, System, dot, errors_of, fit
+from repo_manager.pruning.quadratic import BLOCK, DOUBLE_UP_TO, PAIRS, Array, LayerProblem, System, dot, errors_of, fit
 from repo_manager.sparsity.pattern import GROUP, two_four_mask
 
 __all__ = ["Solution", "best_damping", "judged_rows", "reconstruction_error", "solve"]
@@ -68,7 +68,7 @@ def judged_rows(count: int) -> Array:
     return np.asarray(np.unique(np.linspace(0, count - 1, _JUDGED_ROWS).astype(int)))
 
 
-def best_damping(given: Problem, judge: Problem) -> float:
+def best_damping(given: LayerProblem, judge: LayerProblem) -> float:
     """Return the damping for which values fitted to one part of the data do best on another.
 
     Few columns, or many similar ones, fix fewer weights than there are: only a pull to the dense ones helps then. The
@@ -99,7 +99,7 @@ def best_damping(given: Problem, judge: Problem) -> float:
     return _DAMPINGS[place]
 
 
-def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
+def solve(problem: LayerProblem, pool: Executor, damping: float = 0.01) -> Solution:
     """Solve one layer. Call it with BLAS at one thread: `pool` is where the work is shared out.
 
     Args:
@@ -125,7 +125,7 @@ def solve(problem: Problem, pool: Executor, damping: float = 0.01) -> Solution:
     return Solution(weights, reconstruction_error(problem, weights), reconstruction_error(problem, by_magnitude))
 
 
-def reconstruction_error(problem: Problem, weights: Array) -> float:
+def reconstruction_error(problem: LayerProblem, weights: Array) -> float:
     """Return the relative error of a layer's answers with other weights."""
     energy = float(problem.energy.sum())
     if energy <= 0:
@@ -137,7 +137,7 @@ def reconstruction_error(problem: Problem, weights: Array) -> float:
     return float(np.sqrt(max(0.0, square) / energy))
 
 
-def _square_error(problem: Problem, weights: Array, moments: Array) -> float:
+def _square_error(problem: LayerProblem, weights: Array, moments: Array) -> float:
     square = float(problem.energy.sum())
     for start in range(0, len(weights), _LEAST_ROWS):
         part = weights[start : start + _LEAST_ROWS].astype(moments.dtype)
@@ -160,10 +160,10 @@ def _solve_rows(system: System, wanted: Array) -> Array:
     errors, random = errors_of(system, weights, wanted), np.random.default_rng(_SEED)
     for number in range(1 + _RETRIES * _RETRIED_UP_TO**2 // len(weights) ** 2):
         start = _shaken(weights, random) if number else fit(system.matrix, exact, wanted)
-        trial = _descend(system, start, wanted, floor)
-        found = errors_of(system, trial, wanted)
+        candidate = _descend(system, start, wanted, floor)
+        found = errors_of(system, candidate, wanted)
         better = found < errors
-        weights, errors = np.where(better, trial, weights), np.where(better, found, errors)
+        weights, errors = np.where(better, candidate, weights), np.where(better, found, errors)
     return weights
 
 

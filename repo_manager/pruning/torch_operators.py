@@ -18,14 +18,14 @@ else:
     torch = deferred("torch")
     functional = deferred("torch.nn.functional")
 
-__all__ = ["OPERATORS", "Call", "Tensor"]
+__all__ = ["OPERATORS", "Tensor", "TorchCall"]
 
 Tensor = Any
 """A `torch.Tensor`; `None` for an input a node leaves out."""
 
 
 @dataclass(frozen=True)
-class Call:
+class TorchCall:
     """One node: its attributes and the version of its operator set."""
 
     given: Mapping[str, Any]
@@ -60,7 +60,7 @@ def _ints(values: Tensor) -> list[int]:
     return [int(value) for value in values.reshape(-1).tolist()]
 
 
-def _axes(call: Call, given: Tensor) -> list[int] | None:
+def _axes(call: TorchCall, given: Tensor) -> list[int] | None:
     """Return the axes of an attribute, or of an input as newer versions have it."""
     if given is not None:
         return _ints(given)
@@ -68,7 +68,7 @@ def _axes(call: Call, given: Tensor) -> list[int] | None:
     return None if axes is None else list(axes)
 
 
-def _conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
+def _conv(call: TorchCall, x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
     rank = x.ndim - 2
     strides, dilations = call.get("strides", [1] * rank), call.get("dilations", [1] * rank)
     padded = functional.pad(x, call.pads(x, weight.shape[2:], strides, dilations))
@@ -76,7 +76,7 @@ def _conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
     return run(padded, weight, bias, tuple(strides), 0, tuple(dilations), call.get("group", 1))
 
 
-def _conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
+def _conv_transpose(call: TorchCall, x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
     rank = x.ndim - 2
     pads = call.get("pads", [0] * (2 * rank))
     run = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
@@ -93,13 +93,15 @@ def _conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor = None) 
     return functional.pad(whole, [-pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)])
 
 
-def _gemm(call: Call, a: Tensor, b: Tensor, c: Tensor = None) -> Tensor:
+def _gemm(call: TorchCall, a: Tensor, b: Tensor, c: Tensor = None) -> Tensor:
     product = (a.T if call.get("transA", 0) else a) @ (b.T if call.get("transB", 0) else b)
     product = call.get("alpha", 1.0) * product
     return product if c is None else product + call.get("beta", 1.0) * c
 
 
-def _batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def _batch_normalization(
+    call: TorchCall, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
     if call.get("training_mode", 0):
         raise NotImplementedError("in training mode")
     shape = (1, -1, *(1,) * (x.ndim - 2))
@@ -107,29 +109,29 @@ def _batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mea
     return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
 
 
-def _layer_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor = None) -> Tensor:
+def _layer_normalization(call: TorchCall, x: Tensor, scale: Tensor, bias: Tensor = None) -> Tensor:
     shape = x.shape[call.get("axis", -1) :] if call.get("axis", -1) >= 0 else x.shape[x.ndim + call.get("axis", -1) :]
     normal = functional.layer_norm(x, shape, eps=call.get("epsilon", 1e-5)) * scale
     return normal if bias is None else normal + bias
 
 
-def _instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def _instance_normalization(call: TorchCall, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return functional.instance_norm(x, None, None, scale, bias, True, 0.0, call.get("epsilon", 1e-5))
 
 
-def _pooled(call: Call, x: Tensor, fill: float, run: Callable[..., Tensor]) -> Tensor:
+def _pooled(call: TorchCall, x: Tensor, fill: float, run: Callable[..., Tensor]) -> Tensor:
     kernel = call.get("kernel_shape", [])
     strides, dilations = call.get("strides", [1] * len(kernel)), call.get("dilations", [1] * len(kernel))
     padded = functional.pad(x, call.pads(x, kernel, strides, dilations), value=fill)
     return run(padded, tuple(kernel), tuple(strides), tuple(dilations), bool(call.get("ceil_mode", 0)))
 
 
-def _max_pool(call: Call, x: Tensor) -> Tensor:
+def _max_pool(call: TorchCall, x: Tensor) -> Tensor:
     run = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[x.ndim - 3]
     return _pooled(call, x, -math.inf, lambda y, kernel, step, wide, ceil: run(y, kernel, step, 0, wide, ceil))
 
 
-def _average_pool(call: Call, x: Tensor) -> Tensor:
+def _average_pool(call: TorchCall, x: Tensor) -> Tensor:
     run = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[x.ndim - 3]
 
     def average(y: Tensor, kernel: Any, step: Any, wide: Any, ceil: bool) -> Tensor:
@@ -142,7 +144,7 @@ def _average_pool(call: Call, x: Tensor) -> Tensor:
 
 
 def _reduce(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def reduced(call: Call, x: Tensor, given: Tensor = None) -> Tensor:
+    def reduced(call: TorchCall, x: Tensor, given: Tensor = None) -> Tensor:
         axes = _axes(call, given)
         if not axes:
             if call.get("noop_with_empty_axes", 0):
@@ -154,7 +156,7 @@ def _reduce(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _softmax(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def normal(call: Call, x: Tensor) -> Tensor:
+    def normal(call: TorchCall, x: Tensor) -> Tensor:
         if call.opset >= 13:
             return run(x, call.get("axis", -1))
         axis = call.get("axis", 1) % max(x.ndim, 1)
@@ -163,30 +165,30 @@ def _softmax(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return normal
 
 
-def _clip(call: Call, x: Tensor, low: Tensor = None, high: Tensor = None) -> Tensor:
+def _clip(call: TorchCall, x: Tensor, low: Tensor = None, high: Tensor = None) -> Tensor:
     low, high = call.get("min", low), call.get("max", high)
     x = x if low is None else torch.maximum(x, torch.as_tensor(low, dtype=x.dtype))
     return x if high is None else torch.minimum(x, torch.as_tensor(high, dtype=x.dtype))
 
 
-def _reshape(call: Call, x: Tensor, shape: Tensor) -> Tensor:
+def _reshape(call: TorchCall, x: Tensor, shape: Tensor) -> Tensor:
     sizes = _ints(shape)
     if not call.get("allowzero", 0):
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
     return x.reshape(sizes)
 
 
-def _flatten(call: Call, x: Tensor) -> Tensor:
+def _flatten(call: TorchCall, x: Tensor) -> Tensor:
     axis = call.get("axis", 1)
     return x.reshape(math.prod(x.shape[: axis + x.ndim if axis < 0 else axis]), -1)
 
 
-def _squeeze(call: Call, x: Tensor, given: Tensor = None) -> Tensor:
+def _squeeze(call: TorchCall, x: Tensor, given: Tensor = None) -> Tensor:
     axes = _axes(call, given)
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
-def _unsqueeze(call: Call, x: Tensor, given: Tensor = None) -> Tensor:
+def _unsqueeze(call: TorchCall, x: Tensor, given: Tensor = None) -> Tensor:
     axes = _axes(call, given) or []
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
@@ -194,7 +196,7 @@ def _unsqueeze(call: Call, x: Tensor, given: Tensor = None) -> Tensor:
 
 
 def _slice(
-    call: Call, x: Tensor, starts: Tensor = None, ends: Tensor = None, axes: Tensor = None, steps: Tensor = None
+    call: TorchCall, x: Tensor, starts: Tensor = None, ends: Tensor = None, axes: Tensor = None, steps: Tensor = None
 ) -> Tensor:
     first = list(call.get("starts", ())) if starts is None else _ints(starts)
     last = list(call.get("ends", ())) if ends is None else _ints(ends)
@@ -206,7 +208,7 @@ def _slice(
     return x
 
 
-def _split(call: Call, x: Tensor, given: Tensor = None) -> tuple[Tensor, ...]:
+def _split(call: TorchCall, x: Tensor, given: Tensor = None) -> tuple[Tensor, ...]:
     axis = call.get("axis", 0)
     sizes = list(call.get("split", ())) if given is None else _ints(given)
     if not sizes:
@@ -215,14 +217,14 @@ def _split(call: Call, x: Tensor, given: Tensor = None) -> tuple[Tensor, ...]:
     return tuple(x.split(sizes, axis))
 
 
-def _gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
+def _gather(call: TorchCall, x: Tensor, indices: Tensor) -> Tensor:
     axis = call.get("axis", 0) % x.ndim
     flat = indices.reshape(-1).to(torch.int64)
     flat = torch.where(flat < 0, flat + x.shape[axis], flat)
     return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
-def _pad(call: Call, x: Tensor, given: Tensor = None, value: Tensor = None, axes: Tensor = None) -> Tensor:
+def _pad(call: TorchCall, x: Tensor, given: Tensor = None, value: Tensor = None, axes: Tensor = None) -> Tensor:
     pads = list(call.get("pads", ())) if given is None else _ints(given)
     places = list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in _ints(axes)]
     sides = dict(zip(places, zip(pads[: len(places)], pads[len(places) :], strict=True), strict=True))
@@ -235,13 +237,13 @@ def _pad(call: Call, x: Tensor, given: Tensor = None, value: Tensor = None, axes
     return functional.pad(x, around, mode={"edge": "replicate", "reflect": "reflect"}[mode])
 
 
-def _cast(call: Call, x: Tensor) -> Tensor:
+def _cast(call: TorchCall, x: Tensor) -> Tensor:
     kinds = {"FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "BOOL": "bool"}
     name = onnx.TensorProto.DataType.Name(call.get("to", 1))
     return x.to(getattr(torch, kinds.get(name, name.lower())))
 
 
-def _constant_of_shape(call: Call, shape: Tensor) -> Tensor:
+def _constant_of_shape(call: TorchCall, shape: Tensor) -> Tensor:
     value = call.given.get("value")
     if value is None:
         return torch.zeros(_ints(shape))
@@ -249,17 +251,17 @@ def _constant_of_shape(call: Call, shape: Tensor) -> Tensor:
     return filled.expand(_ints(shape))
 
 
-def _expand(call: Call, x: Tensor, shape: Tensor) -> Tensor:
+def _expand(call: TorchCall, x: Tensor, shape: Tensor) -> Tensor:
     return (
         x * torch.ones(_ints(shape), dtype=x.dtype) if x.dtype != torch.bool else x | torch.zeros(_ints(shape)).bool()
     )
 
 
-def _where(call: Call, condition: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _where(call: TorchCall, condition: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return torch.where(condition, left, right)
 
 
-def _divide(call: Call, a: Tensor, b: Tensor) -> Tensor:
+def _divide(call: TorchCall, a: Tensor, b: Tensor) -> Tensor:
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
@@ -267,7 +269,7 @@ def _global(run: Callable[[Tensor, list[int]], Tensor]) -> Callable[..., Tensor]
     return lambda call, x: run(x, list(range(2, x.ndim)))
 
 
-def _nearest(call: Call, x: Tensor, *given: Tensor) -> Tensor:
+def _nearest(call: TorchCall, x: Tensor, *given: Tensor) -> Tensor:
     """Resize by whole numbers, to the nearest original pixel."""
     sizes = _ints(given[2]) if len(given) > 2 and given[2] is not None else None
     scale = next((one for one in reversed(given[:2]) if one is not None and one.numel() == x.ndim), None)
@@ -285,12 +287,12 @@ def _plain(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda call, *inputs: run(*inputs)
 
 
-def _prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
+def _prelu(call: TorchCall, x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x < 0, slope * x, x)
 
 
 def _fold(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    def folded(call: Call, *inputs: Tensor) -> Tensor:
+    def folded(call: TorchCall, *inputs: Tensor) -> Tensor:
         found = inputs[0]
         for one in inputs[1:]:
             found = run(found, one)

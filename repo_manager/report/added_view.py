@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "added_files_view",
     "added_view",
+    "apply_plan_view",
     "apply_view",
     "ensemble_view",
     "evidence_table",
-    "plan_view",
     "servers_for",
 ]
 
@@ -211,7 +211,7 @@ def _microseconds(time_ns: int | None) -> str:
 # The declared state against the real one, as rich renderables.
 
 
-def plan_view(plans: Sequence[ModelPlan]) -> list[RenderableType]:
+def apply_plan_view(plans: Sequence[ModelPlan]) -> list[RenderableType]:
     """Show the plan, one step a line."""
     rows = []
     for plan in plans:

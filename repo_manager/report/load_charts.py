@@ -10,7 +10,7 @@ from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.metrics import METRICS, Metric
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport
-from repo_manager.report.svg import Axis, Chart, format_number, stacked_bars
+from repo_manager.report.svg import Chart, ChartAxis, format_number, stacked_bars
 from repo_manager.stats.resampling import ComparedNumber
 
 __all__ = [
@@ -75,8 +75,8 @@ def latency_against_throughput(report: LoadTestReport, verdict: Verdict | None, 
     chart = Chart(
         "Latency against throughput",
         f"{len(points)} load levels; the table of load levels has the numbers.",
-        Axis.around("throughput, inferences/s", [point.throughput_per_s for point in points]),
-        Axis.around(f"latency, {name}", [*lows, *highs, *(limit for limit, _ in shown)], is_log=is_log),
+        ChartAxis.around("throughput, inferences/s", [point.throughput_per_s for point in points]),
+        ChartAxis.around(f"latency, {name}", [*lows, *highs, *(limit for limit, _ in shown)], is_log=is_log),
     )
     for series, (label, values) in enumerate((("p50", lows), ("p99", highs))):
         for mode in dict.fromkeys(point.mode for point in points):
@@ -133,8 +133,8 @@ def percentile_curves(report: LoadTestReport, unit: Unit) -> str | None:
     chart = Chart(
         "Latency by percentile",
         "One line a load level, over all measured requests.",
-        Axis("percentile of the requests", 0.0, _stretched(0.9999), ticks=ticks),
-        Axis.around(f"latency, {name}", values, is_log=is_log),
+        ChartAxis("percentile of the requests", 0.0, _stretched(0.9999), ticks=ticks),
+        ChartAxis.around(f"latency, {name}", values, is_log=is_log),
     )
     for series, point in enumerate(points):
         pairs = [(_stretched(share), value / size) for share, value in point.curve if share <= 0.9999]
@@ -158,8 +158,8 @@ def latency_over_time(point: LoadPoint, unit: Unit) -> str | None:
     chart = Chart(
         f"Latency over time at {point.label}",
         f"{len(point.windows)} windows; the shaded ones make the row of the table.",
-        Axis("seconds from the start of the load", 0.0, end),
-        Axis.around(f"latency, {name}", highs, is_log=max(highs) > 30 * max(min(highs), 1e-9)),
+        ChartAxis("seconds from the start of the load", 0.0, end),
+        ChartAxis.around(f"latency, {name}", highs, is_log=max(highs) > 30 * max(min(highs), 1e-9)),
         height=240.0,
     )
     for window in point.windows:
@@ -219,13 +219,15 @@ def _ratios(title: str, across: str, found: Sequence[tuple[float, str, ComparedN
     chart = Chart(
         title,
         "Marks are ratios, bars their simultaneous intervals; 1 means no difference.",
-        Axis(
+        ChartAxis(
             across,
             min(places) - room_for_text,
             max(places) + 0.5,
             ticks=ticks,
         ),
-        Axis.around("B / A", ends, is_log=True) if is_wide else Axis("B / A", min(ends) - room, max(ends) + room),
+        ChartAxis.around("B / A", ends, is_log=True)
+        if is_wide
+        else ChartAxis("B / A", min(ends) - room, max(ends) + room),
     )
     chart.limit(1.0, "no difference")
     if is_line:

@@ -12,7 +12,7 @@ from repo_manager.gates import Verdict
 from repo_manager.loadtest.compare import Comparison
 from repo_manager.loadtest.metrics import Metric, metrics_in
 from repo_manager.loadtest.result import Detail, LoadPoint, LoadTestReport, ServerTimes
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.report import load_charts
 from repo_manager.report.load_tables import DETAIL_TITLES, format_compared, ordered_details, stages_of
 from repo_manager.report.page import Figure, render_page
@@ -73,7 +73,7 @@ class _Couple:
     notes: tuple[str, ...]
 
     @property
-    def sides(self) -> list[tuple[str, TargetFacts, str]]:
+    def sides(self) -> list[tuple[str, ServedModelFacts, str]]:
         """A and B: the versions with their servers, and their precision, empty where not known."""
         first = self.comparisons[0]
         return [("A", first.a, first.precisions[0]), ("B", first.b, first.precisions[1])]

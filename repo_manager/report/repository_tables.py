@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from repo_manager.repository.relabel import LabelChange
     from repo_manager.repository.repair import Repair
     from repo_manager.repository.scan import ModelEntry
-    from repo_manager.repository.signing import Signature, SignatureCheck
+    from repo_manager.repository.signing import SignatureCheck, WrittenSignature
     from repo_manager.repository.state import ModelState
     from repo_manager.triton_config.problems import Problem
 
 __all__ = [
-    "checks_view",
     "config_change_view",
     "difference_view",
     "label_change_view",
@@ -38,6 +37,7 @@ __all__ = [
     "problems_view",
     "removals_view",
     "repairs_view",
+    "signature_checks_view",
     "signature_view",
 ]
 
@@ -266,7 +266,7 @@ def _source(manifest: Manifest | None) -> str:
 # Signatures as rich renderables.
 
 
-def signature_view(signature: Signature) -> list[RenderableType]:
+def signature_view(signature: WrittenSignature) -> list[RenderableType]:
     """Show the signed versions."""
     state = "would be written (dry run)" if not signature.applied else "written"
     if signature.replaced:
@@ -279,7 +279,7 @@ def signature_view(signature: Signature) -> list[RenderableType]:
     return [key_values(facts)]
 
 
-def checks_view(checks: Sequence[SignatureCheck]) -> list[RenderableType]:
+def signature_checks_view(checks: Sequence[SignatureCheck]) -> list[RenderableType]:
     """Show the valid signatures."""
     if not checks:
         return []

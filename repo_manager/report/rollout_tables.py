@@ -25,7 +25,7 @@ __all__ = [
     "checks_view",
     "gates_view",
     "outcome_text",
-    "plan_view",
+    "rollout_plan_view",
     "rollout_view",
     "shadow_view",
     "status_view",
@@ -99,7 +99,7 @@ _PROOFS = {
 }
 
 
-def plan_view(plan: RolloutPlan, action: str = "deploy") -> list[RenderableType]:
+def rollout_plan_view(plan: RolloutPlan, action: str = "deploy") -> list[RenderableType]:
     """Show the plan of a roll-out, version by version."""
     rows = [[step.version, step.action, step.reason] for step in plan.steps]
     leaves = action == "undeploy"
@@ -151,7 +151,7 @@ def rollout_view(rollout: Rollout, *, back: bool = False) -> list[RenderableType
 
 def _server_view(rollout: Rollout, server: ServerResult, back: bool) -> list[RenderableType]:
     if rollout.dry_run:
-        plan = [] if server.plan is None or not server.plan.steps else plan_view(server.plan, rollout.action)
+        plan = [] if server.plan is None or not server.plan.steps else rollout_plan_view(server.plan, rollout.action)
         if rollout.action == "undeploy" and not plan:
             plan = [Text(_no_plan(rollout, server))]
         return [*plan, *checks_view(server.checks), Text("Dry run: nothing was changed.")]

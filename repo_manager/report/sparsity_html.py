@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from repo_manager.report.page import render_page, render_part
-from repo_manager.report.svg import Axis, Chart
+from repo_manager.report.svg import Chart, ChartAxis
 from repo_manager.report.tables import format_share, pruning_facts
-from repo_manager.sparsity import LayerSparsity, SparsityReport, Verdict
+from repo_manager.sparsity import LayerSparsity, SparsityReport, SparsityVerdict
 
 if TYPE_CHECKING:
     from repo_manager.engine.evidence import LayerEvidence
@@ -22,12 +22,12 @@ __all__ = ["sparsity_page", "sparsity_part"]
 _STRIP_WIDTH = 1200.0
 # Okabe and Ito's palette, which stays apart for colour-blind readers. A letter says the same without colour.
 _STYLE_OF = {
-    Verdict.VALID: ("valid", "#009e73", "holds 2:4: sparse Tensor Cores can take it"),
-    Verdict.NOT_24: ("dense", "#e69f00", "could be 2:4, and is not"),
-    Verdict.GROUPED: ("grouped", "#cc79a7", "group convolution: never sparse"),
-    Verdict.INDIVISIBLE: ("odd", "#999999", "its size does not divide by 4"),
-    Verdict.DYNAMIC: ("dynamic", "#56b4e9", "its weight is computed at run time"),
-    Verdict.UNSUPPORTED: ("other", "#555555", "the operator cannot run sparse"),
+    SparsityVerdict.VALID: ("valid", "#009e73", "holds 2:4: sparse Tensor Cores can take it"),
+    SparsityVerdict.NOT_24: ("dense", "#e69f00", "could be 2:4, and is not"),
+    SparsityVerdict.GROUPED: ("grouped", "#cc79a7", "group convolution: never sparse"),
+    SparsityVerdict.INDIVISIBLE: ("odd", "#999999", "its size does not divide by 4"),
+    SparsityVerdict.DYNAMIC: ("dynamic", "#56b4e9", "its weight is computed at run time"),
+    SparsityVerdict.UNSUPPORTED: ("other", "#555555", "the operator cannot run sparse"),
 }
 
 
@@ -177,11 +177,15 @@ def _pruning_chart(budget: Mapping[str, Any]) -> str:
 
     front, final = points(final=False), points(final=True)
     values = [value for _, value, _ in (*front, *final)]
-    y = Axis.around("metric", values, zero=False) if is_metric else Axis.around("drift", [*values, budget["limit"]])
+    y = (
+        ChartAxis.around("metric", values, zero=False)
+        if is_metric
+        else ChartAxis.around("drift", [*values, budget["limit"]])
+    )
     chart = Chart(
         "Compute able to run sparse against its cost",
         "A point for each measured set of layers, and for those solved one behind the other.",
-        Axis.around("share of the compute able to run sparse, %", [0.0, 100.0]),
+        ChartAxis.around("share of the compute able to run sparse, %", [0.0, 100.0]),
         y,
     )
     chart.line("each layer solved by itself", [(x, value) for x, value, _ in front], 0).marks(front, 0).marks(final, 1)

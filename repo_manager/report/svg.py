@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["Axis", "Chart", "format_number", "stacked_bars"]
+__all__ = ["Chart", "ChartAxis", "format_number", "stacked_bars"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 26.0, 34.0, 46.0
 _SERIES = 6
@@ -27,7 +27,7 @@ def format_number(value: float) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """One axis.
 
     Attributes:
@@ -45,7 +45,7 @@ class Axis:
     ticks: tuple[tuple[float, str], ...] | None = None
 
     @classmethod
-    def around(cls, title: str, values: Sequence[float], *, is_log: bool = False, zero: bool = True) -> Axis:
+    def around(cls, title: str, values: Sequence[float], *, is_log: bool = False, zero: bool = True) -> ChartAxis:
         """Return an axis for the values: from 0 (unless `zero` is off), or from decade to decade.
 
         Args:
@@ -111,7 +111,7 @@ class Chart:
     """
 
     def __init__(
-        self, title: str, description: str, x: Axis, y: Axis, *, width: float = 620.0, height: float = 320.0
+        self, title: str, description: str, x: ChartAxis, y: ChartAxis, *, width: float = 620.0, height: float = 320.0
     ) -> None:
         self._title, self._description = title, description
         self._x, self._y = x, y
@@ -281,7 +281,7 @@ def stacked_bars(
         unit: unit of the numbers, shown at the axis and in each bar's title.
     """
     width, left, height = 620.0, 130.0, 58.0 + 30.0 * len(rows)
-    axis = Axis.around(unit, [sum(parts) for _, parts in rows])
+    axis = ChartAxis.around(unit, [sum(parts) for _, parts in rows])
     across = width - left - 62.0
     out = [
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'

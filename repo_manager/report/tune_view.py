@@ -13,10 +13,10 @@ from rich.text import Text
 from repo_manager.report.layout import key_values, make_table
 from repo_manager.report.load_tables import comparison_view
 from repo_manager.report.page import Figure, render_page
-from repo_manager.report.svg import Axis, Chart
+from repo_manager.report.svg import Chart, ChartAxis
 from repo_manager.report.terminal import next_command
 from repo_manager.tuning.result import Tuning, value_text
-from repo_manager.tuning.search import Trial
+from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import AXES
 
 __all__ = ["tune_page", "tune_view"]
@@ -48,7 +48,7 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     ]
     views: list[RenderableType] = [Text(_HEADLINES[result.outcome], style="bold"), Text(result.reason)]
     views.append(key_values(pairs))
-    rows = [[trial.label, _value(result, trial), _better(result, trial), trial.reason] for trial in result.trials]
+    rows = [[each.label, _value(result, each), _better(result, each), each.reason] for each in result.trials]
     if rows:
         views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
     if result.left_out:
@@ -74,15 +74,15 @@ def tune_page(result: Tuning) -> str:
         steps=_steps(result),
         rows=[
             {
-                "label": trial.label,
-                "value": _value(result, trial),
-                "better": _better(result, trial),
-                "is_best": trial.state == result.best.state,
-                "is_today": trial.state == result.today.state,
-                "reason": trial.reason,
-                "seconds": f"{trial.seconds:.1f}",
+                "label": measured.label,
+                "value": _value(result, measured),
+                "better": _better(result, measured),
+                "is_best": measured.state == result.best.state,
+                "is_today": measured.state == result.today.state,
+                "reason": measured.reason,
+                "seconds": f"{measured.seconds:.1f}",
             }
-            for trial in result.trials
+            for measured in result.trials
         ],
         figures=[*_front(result), *_curves(result)],
         effects=_effects(result),
@@ -92,13 +92,15 @@ def tune_page(result: Tuning) -> str:
 def _steps(result: Tuning) -> list[str]:
     """Return why the best one won, from today's setting over each better one to the proof."""
     steps = [f"Today's setting, {result.today.label}: {_value(result, result.today)} ({result.today.reason})."]
-    for trial in result.trials[1:]:
-        if trial.is_better and trial.value is not None:
-            asked = "" if trial.against is None else f", where {value_text(result.seeks, trial.against)} was asked"
-            steps.append(f"{trial.label}: {_value(result, trial)}{asked} ({trial.reason}).")
+    for measured in result.trials[1:]:
+        if measured.is_better and measured.value is not None:
+            asked = (
+                "" if measured.against is None else f", where {value_text(result.seeks, measured.against)} was asked"
+            )
+            steps.append(f"{measured.label}: {_value(result, measured)}{asked} ({measured.reason}).")
     if result.accuracy is not None:
         steps.append(f"The best setting on {result.accuracy.data}: {result.accuracy.detail}.")
-    beaten = sum(not trial.is_better for trial in result.trials)
+    beaten = sum(not each.is_better for each in result.trials)
     if beaten:
         steps.append(f"{beaten} other settings did not beat the best one before them; the table says why.")
     for each in result.comparisons:
@@ -106,34 +108,34 @@ def _steps(result: Tuning) -> list[str]:
     return steps
 
 
-def _better(result: Tuning, trial: Trial) -> str:
+def _better(result: Tuning, measured: MeasuredSetting) -> str:
     """Say whether a setting was better; today's is the measure for the others."""
-    if trial.state == result.today.state:
+    if measured.state == result.today.state:
         return "-"
-    return "yes" if trial.is_better else "no"
+    return "yes" if measured.is_better else "no"
 
 
-def _value(result: Tuning, trial: Trial) -> str:
+def _value(result: Tuning, measured: MeasuredSetting) -> str:
     """Return a setting's value, in the objective's unit."""
-    if trial.value is not None:
-        return value_text(result.seeks, trial.value)
-    if trial.against is None or not trial.levels:
+    if measured.value is not None:
+        return value_text(result.seeks, measured.value)
+    if measured.against is None or not measured.levels:
         return "-"
-    return f"{'less than' if result.seeks == 'throughput' else 'not'} {value_text(result.seeks, trial.against)}"
+    return f"{'less than' if result.seeks == 'throughput' else 'not'} {value_text(result.seeks, measured.against)}"
 
 
 def _front(result: Tuning) -> list[Figure]:
     """Return the chart of throughput against p99."""
     points = [
-        (trial, level["throughput_per_s"], level["p99_ns"] / 1e6)
-        for trial in result.trials
-        for level in trial.levels
+        (measured, level["throughput_per_s"], level["p99_ns"] / 1e6)
+        for measured in result.trials
+        for level in measured.levels
         if level["p99_ns"] and level["throughput_per_s"]
     ]
     if not points:
         return []
-    x = Axis.around("inferences/s", [point[1] for point in points])
-    y = Axis.around("p99, ms", [point[2] for point in points], is_log=True)
+    x = ChartAxis.around("inferences/s", [point[1] for point in points])
+    y = ChartAxis.around("p99, ms", [point[2] for point in points], is_log=True)
     chart = Chart("Throughput against p99", "Each measured load level of each setting.", x, y)
     today, best = result.today.state, result.best.state
     for series, name, chosen in (
@@ -142,7 +144,7 @@ def _front(result: Tuning) -> list[Figure]:
         (0, "best", [point for point in points if point[0].state == best != today]),
     ):
         if chosen:
-            marks = [(rate, p99, f"{trial.label}: {rate:.4g}/s, p99 {p99:.3g} ms") for trial, rate, p99 in chosen]
+            marks = [(rate, p99, f"{measured.label}: {rate:.4g}/s, p99 {p99:.3g} ms") for measured, rate, p99 in chosen]
             chart.marks(marks, series)
             chart.line(name, sorted((rate, p99) for _, rate, p99 in chosen) if name != "others" else [], series)
     caption = "Each point is a measured load level; further right and lower is better."
@@ -155,8 +157,8 @@ def _curves(result: Tuning) -> list[Figure]:
     for name, curve in result.curves.items():
         if len(curve) < 2:
             continue
-        x = Axis.around("samples in a batch", [each.size for each in curve], is_log=True)
-        y = Axis.around("ms a batch", [each.median_ns / 1e6 for each in curve])
+        x = ChartAxis.around("samples in a batch", [each.size for each in curve], is_log=True)
+        y = ChartAxis.around("ms a batch", [each.median_ns / 1e6 for each in curve])
         title = f"Time of one batch of {name}" if len(result.curves) > 1 else "Time of one batch"
         chart = Chart(title, "The median time of a batch by its size.", x, y)
         line = [(float(each.size), each.median_ns / 1e6) for each in curve]
@@ -171,9 +173,9 @@ def _effects(result: Tuning) -> list[dict[str, Any]]:
     """Return, per model and axis, the results of its values where nothing else differed from the best one."""
     found = []
     for model, axis in itertools.product(result.best.state, AXES):
-        along = [trial for trial in result.trials if _differs_in(trial, result.best) <= {(model, axis)}]
+        along = [each for each in result.trials if _differs_in(each, result.best) <= {(model, axis)}]
         if len(along) > 1:
-            values = {getattr(trial.state[model], axis): _value(result, trial) for trial in along}
+            values = {getattr(each.state[model], axis): _value(result, each) for each in along}
             order: Sequence[Any] = sorted(values, key=lambda value: (value is not None, value if value else 0))
             title = f"{model}: {axis}" if len(result.best.state) > 1 else axis
             shown = [("none" if value is None else value, values[value]) for value in order]
@@ -181,7 +183,7 @@ def _effects(result: Tuning) -> list[dict[str, Any]]:
     return found
 
 
-def _differs_in(one: Trial, other: Trial) -> set[tuple[str, str]]:
+def _differs_in(one: MeasuredSetting, other: MeasuredSetting) -> set[tuple[str, str]]:
     return {
         (model, axis)
         for model, axis in itertools.product(other.state, AXES)

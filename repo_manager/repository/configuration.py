@@ -24,7 +24,7 @@ from repo_manager.repository.plan.configuration import (
     plan_change,
     served_model_file,
 )
-from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.plan.removal import check_versions_exist
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.base import ChangedMeanwhileError, Store
@@ -260,7 +260,7 @@ def set_served_versions(repository: Location, name: str, versions: Iterable[int]
 
     def write(store: Store) -> tuple[int, ...]:
         view = changeable_model(store, name)
-        check_version(view, *wanted)
+        check_versions_exist(view, *wanted)
         previous = served_versions(view.parsed_config(), view.versions)
         text = view.config_text()
         changed = replace_version_policy(text, wanted, where=view.config_place)

@@ -13,7 +13,7 @@ from repo_manager.repository.location import LocationLike
 from repo_manager.repository.look import changeable_model, walk, with_versions
 from repo_manager.repository.plan.removal import Removal, forget, made_at, old_versions, plan_removal, select_version
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import Departure, StepKind, Store, mended, model_names
+from repo_manager.repository.stores.base import Departure, RepairKind, Store, mended, model_names
 from repo_manager.repository.view import ModelView
 from repo_manager.triton_config.config import ModelConfig
 
@@ -55,7 +55,7 @@ def remove(
         repository: the model repository: a folder, or a URL of object storage.
         name: model to remove, or to take a version from. A symbolic link is refused.
         version: its number. `None`: the model with all its versions.
-        force: also when it is served, tagged, a roll-back target or needed by an ensemble. A served version is taken
+        force: also when it is served, tagged, a roll-back version or needed by an ensemble. A served version is taken
             out of the policy first.
         dry_run: only check and return the plan, with its size. Nothing is removed.
 
@@ -104,7 +104,7 @@ def gc(
     with disk_errors(f"clean up {repository}"):
         store = open_store(repository)
         names = model_names(store) if name is None else (name,)
-        swept = () if dry_run else mended(store, names, StepKind.REST, StepKind.REMOVAL)
+        swept = () if dry_run else mended(store, names, RepairKind.REST, RepairKind.REMOVAL)
 
         def select(view: ModelView) -> tuple[int, ...]:
             old = old_versions(view, keep)  # of `view` as `_planned` gives it: with the ensembles that need it
@@ -147,7 +147,7 @@ def _remove_selected(
 
     if dry_run:
         return planned(ensembles)[0]
-    mended(store, (name,), StepKind.REMOVAL)  # What an earlier removal has left is ended first.
+    mended(store, (name,), RepairKind.REMOVAL)  # What an earlier removal has left is ended first.
     with store.exclusive(name):
         plan, view = planned(ensembles)
         if plan.versions or plan.whole_model:

@@ -12,7 +12,7 @@ from repo_manager.repository.location import LocationLike
 from repo_manager.repository.look import existing_model, with_versions
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores import open_store
-from repo_manager.repository.stores.base import ChangedMeanwhileError, Step, StepKind, Store, model_names
+from repo_manager.repository.stores.base import ChangedMeanwhileError, RepairKind, RepairStep, Store, model_names
 from repo_manager.repository.view import Entry, ModelView, VersionView
 from repo_manager.triton_config.config import CONFIG_FILENAME, format_config, parse_config
 from repo_manager.triton_config.version_policy import replace_version_policy, version_policy, with_version_policy
@@ -81,7 +81,7 @@ def _check_there(store: Store, name: str) -> None:
         existing_model(store, name)
 
 
-def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[Step]:
+def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[RepairStep]:
     """List the repairs in their order: each step sees the effect of the earlier ones."""
     names = model_names(store) if name is None else (name,)
     yield from store.mend(names)
@@ -96,7 +96,7 @@ def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[Step
             yield from _file_steps(store, view, places)
 
 
-def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
+def _config_steps(store: Store, view: ModelView) -> Iterator[RepairStep]:
     found = _config_repair(view)
     if found is None:
         return
@@ -111,7 +111,7 @@ def _config_steps(store: Store, view: ModelView) -> Iterator[Step]:
             ) from exc
         return True
 
-    yield Step(f"{view.name}/{CONFIG_FILENAME}", action, StepKind.CONTENT, write)
+    yield RepairStep(f"{view.name}/{CONFIG_FILENAME}", action, RepairKind.CONTENT, write)
 
 
 def _config_repair(view: ModelView) -> tuple[str, str] | None:
@@ -136,7 +136,7 @@ def _config_repair(view: ModelView) -> tuple[str, str] | None:
     return None
 
 
-def _file_steps(store: Store, view: ModelView, places: list[Store]) -> Iterator[Step]:
+def _file_steps(store: Store, view: ModelView, places: list[Store]) -> Iterator[RepairStep]:
     for version in view.contents.values():
         for name, record in _records(version).items():
             key = f"{view.name}/{version.number}/{name}"
@@ -146,7 +146,9 @@ def _file_steps(store: Store, view: ModelView, places: list[Store]) -> Iterator[
             if found is not None:
                 place, number, file = found
                 where = place.location / f"{view.name}/{number}/{file}"
-                yield Step(key, f"restored from {where}", StepKind.CONTENT, _restorer(store, key, record, found))
+                yield RepairStep(
+                    key, f"restored from {where}", RepairKind.CONTENT, _restorer(store, key, record, found)
+                )
 
 
 def _records(version: VersionView) -> Mapping[str, FileRecord]:

@@ -33,11 +33,11 @@ from repo_manager.repository.vouching import check_beside, check_facts, fingerpr
 from repo_manager.triton_config.version_policy import served_versions
 from repo_manager.types import StrPath
 
-__all__ = ["Signature", "SignatureCheck", "SigningKey", "check_served", "check_signature", "sign_version"]
+__all__ = ["SignatureCheck", "SigningKey", "WrittenSignature", "check_served", "check_signature", "sign_version"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Signature:
+class WrittenSignature:
     """A signature made, or would be.
 
     Attributes:
@@ -81,7 +81,7 @@ class SignatureCheck:
 
 def sign_version(
     repository: LocationLike, name: str, version: int, key: StrPath | SigningKey, *, dry_run: bool = False
-) -> Signature:
+) -> WrittenSignature:
     """Sign a version as it was published. An earlier signature of it is replaced.
 
     The content is compared with the manifest first: files changed after publishing are not signed. From object storage
@@ -118,7 +118,7 @@ def sign_version(
                 store.put(file, content)
                 if beside_content is not None:
                     store.put(beside, beside_content)
-    return Signature(name, version, file, tuple(sorted(signed)), replaced, applied=not dry_run)
+    return WrittenSignature(name, version, file, tuple(sorted(signed)), replaced, applied=not dry_run)
 
 
 def check_signature(repository: LocationLike, name: str, version: int, keys: Sequence[StrPath]) -> SignatureCheck:

@@ -157,5 +157,5 @@ def _damaged(path: Path, what: str) -> RepositoryError:
     return RepositoryError(
         f"{path} is damaged: {what}",
         hint="Restore it from a copy, or delete it: versions then go on from the highest on disk, "
-        "and only the roll-back target and the tags are lost.",
+        "and only the roll-back version and the tags are lost.",
     )

@@ -26,7 +26,7 @@ from repo_manager.triton_config.served_signature import runtime_signature
 
 __all__ = [
     "Check",
-    "Outcome",
+    "CheckOutcome",
     "check_loaded",
     "check_needed",
     "check_pinned",
@@ -38,7 +38,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 
 
-class Outcome(str, enum.Enum):
+class CheckOutcome(str, enum.Enum):
     """How a check ended."""
 
     PASSED = "passed"
@@ -63,14 +63,14 @@ class Check:
     """
 
     name: str
-    outcome: Outcome
+    outcome: CheckOutcome
     detail: str
     hint: str = ""
     estimate: bool = False
 
     def blocks(self, options: RolloutOptions) -> bool:
         """Return whether it stops the roll-out."""
-        return self.outcome is Outcome.REFUSED and not (self.estimate and options.force)
+        return self.outcome is CheckOutcome.REFUSED and not (self.estimate and options.force)
 
 
 def check_version(
@@ -95,9 +95,9 @@ def check_version(
     try:
         config = entry.config()
     except ConfigError as exc:
-        return (Check("config", Outcome.REFUSED, exc.message, exc.hint or ""),)
+        return (Check("config", CheckOutcome.REFUSED, exc.message, exc.hint or ""),)
     checks = [_files(repository, entry, version)]
-    if checks[0].outcome is not Outcome.REFUSED:
+    if checks[0].outcome is not CheckOutcome.REFUSED:
         checks.append(_config(entry, version, config))
     if config is not None and is_ensemble(config):
         checks.append(_ensemble(repository, entry.name, serving))
@@ -140,15 +140,15 @@ def check_pinned(
             "Serve both with --keep-previous, or change model_version in the ensemble's config.pbtxt first. "
             "--drop-pinned goes on without the ensemble."
         )
-        refused = Check("ensembles", Outcome.REFUSED, detail, hint)
-        checks.append(Check("ensembles", Outcome.WARNING, detail) if options.drop_pinned else refused)
+        refused = Check("ensembles", CheckOutcome.REFUSED, detail, hint)
+        checks.append(Check("ensembles", CheckOutcome.WARNING, detail) if options.drop_pinned else refused)
     if any(later.values()):
         detail = "; ".join(
             f"{name}:{version} would not be served any more; {', '.join(ensembles)} asks for it and is not served now"
             for version, ensembles in later.items()
             if ensembles
         )
-        checks.append(Check("ensembles", Outcome.WARNING, detail))
+        checks.append(Check("ensembles", CheckOutcome.WARNING, detail))
     return tuple(checks)
 
 
@@ -166,7 +166,7 @@ def check_needed(what: str, dependents: Sequence[str]) -> tuple[Check, ...]:
     hint = "Undeploy its dependents first: " + ", then ".join(
         f"repo-manager undeploy {dependent}" for dependent in dependents[::-1]
     )
-    return (Check("ensembles", Outcome.REFUSED, detail, hint),)
+    return (Check("ensembles", CheckOutcome.REFUSED, detail, hint),)
 
 
 def refuse(
@@ -189,7 +189,9 @@ def refuse(
     Raises:
         RepositoryError: with everything that was found.
     """
-    found = [check for check in checks if check.outcome is Outcome.REFUSED and not (check.estimate and options.force)]
+    found = [
+        check for check in checks if check.outcome is CheckOutcome.REFUSED and not (check.estimate and options.force)
+    ]
     if not found:
         return
     hints = [check.hint for check in found if check.hint]
@@ -213,19 +215,19 @@ def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
     found = [each for each in problems if each.where == where or each.where.startswith(f"{where}/")]
     hiding = [each for each in problems if each.rule == "config-lookalike"]
     if hiding:
-        return Check("files", Outcome.REFUSED, "; ".join(map(str, hiding)), "Rename it, or move it elsewhere.")
+        return Check("files", CheckOutcome.REFUSED, "; ".join(map(str, hiding)), "Rename it, or move it elsewhere.")
     # Whether config.pbtxt fits is the next check's question.
     errors = [each for each in found if each.severity is Severity.ERROR and each.rule != "config-signature"]
     if errors:
         return Check(
             "files",
-            Outcome.REFUSED,
+            CheckOutcome.REFUSED,
             f"{entry.name}:{version} is damaged: " + "; ".join(f"{each.where} {each.what}" for each in errors),
             "Publish it again as a new version.",
         )
     if found:
-        return Check("files", Outcome.WARNING, "; ".join(problem.what for problem in found))
-    return Check("files", Outcome.PASSED, "every file is there and has the recorded size and digest")
+        return Check("files", CheckOutcome.WARNING, "; ".join(problem.what for problem in found))
+    return Check("files", CheckOutcome.PASSED, "every file is there and has the recorded size and digest")
 
 
 def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Check:
@@ -233,33 +235,33 @@ def _config(entry: ModelEntry, version: int, config: ModelConfig | None) -> Chec
     if config is None:
         detail = f"there is no {CONFIG_FILENAME}: what is served could not be chosen, nor put back"
         hint = f"Write down the server's configuration: repo-manager adopt {entry.name} --write-config"
-        return Check("config", Outcome.REFUSED, detail, hint)
+        return Check("config", CheckOutcome.REFUSED, detail, hint)
     broken = [problem for problem in check_rules(config, where=CONFIG_FILENAME) if problem.severity is Severity.ERROR]
     if broken:
-        return Check("config", Outcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")
+        return Check("config", CheckOutcome.REFUSED, "; ".join(map(str, broken)), "Correct it: repo-manager config.")
     manifest = entry.version(version).manifest
     text = "" if manifest is None else manifest.config
     derived = parse_config(text, where=f"{entry.name}/{version}/{MANIFEST}") if text else None
     if derived is not None and not same_signature(derived, config):
-        return Check("config", Outcome.PASSED, "inputs and outputs are those that the version was published with")
+        return Check("config", CheckOutcome.PASSED, "inputs and outputs are those that the version was published with")
     if config.backend != "onnxruntime":
         unfit = misfits(config, derived) if derived is not None else ()
         if unfit:
             text = f"{CONFIG_FILENAME} does not fit {entry.name}:{version}: {'; '.join(unfit)}"
-            return Check("config", Outcome.REFUSED, text, "Correct it: repo-manager config.")
+            return Check("config", CheckOutcome.REFUSED, text, "Correct it: repo-manager config.")
         return Check(
-            "config", Outcome.UNKNOWN, f"a model for {config.backend or 'no backend'} is read by the server only"
+            "config", CheckOutcome.UNKNOWN, f"a model for {config.backend or 'no backend'} is read by the server only"
         )
     file = config.message().default_model_filename or "model.onnx"
     try:
         with version_files(entry.version(version).path, [file]) as folder:
             problems = check_config(config, runtime_signature(folder / file, config))
     except ModelError as exc:
-        return Check("config", Outcome.WARNING, f"the model cannot be read here: {exc.message}")
+        return Check("config", CheckOutcome.WARNING, f"the model cannot be read here: {exc.message}")
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
     if errors:
-        return Check("config", Outcome.REFUSED, "; ".join(map(str, errors)), "Correct it: repo-manager config.")
-    return Check("config", Outcome.PASSED, "inputs and outputs are the model's")
+        return Check("config", CheckOutcome.REFUSED, "; ".join(map(str, errors)), "Correct it: repo-manager config.")
+    return Check("config", CheckOutcome.PASSED, "inputs and outputs are the model's")
 
 
 def _ensemble(repository: Location, name: str, serving: Mapping[str, tuple[int, ...]] | None) -> Check:
@@ -271,8 +273,10 @@ def _ensemble(repository: Location, name: str, serving: Mapping[str, tuple[int, 
     ]
     if problems:
         hints = " ".join(dict.fromkeys(problem.hint for problem in problems if problem.hint))
-        return Check("ensembles", Outcome.REFUSED, "; ".join(f"{name} {problem.what}" for problem in problems), hints)
-    return Check("ensembles", Outcome.PASSED, "its models are there, and their tensors fit")
+        return Check(
+            "ensembles", CheckOutcome.REFUSED, "; ".join(f"{name} {problem.what}" for problem in problems), hints
+        )
+    return Check("ensembles", CheckOutcome.PASSED, "its models are there, and their tensors fit")
 
 
 def check_signatures(
@@ -294,12 +298,12 @@ def check_signatures(
     try:
         found = check_served(repository, name, versions, keys)
     except (RepositoryError, ConfigError) as exc:
-        return Check("signature", Outcome.REFUSED, exc.message, exc.hint or "Sign it: repo-manager sign.")
+        return Check("signature", CheckOutcome.REFUSED, exc.message, exc.hint or "Sign it: repo-manager sign.")
     if vouched is not None:
         vouched += found
     keys_found = ", ".join(dict.fromkeys(check.key.name for check in found))
     what = "it" if len(found) == 1 else ", ".join(f"{check.name}:{check.version}" for check in found)
-    return Check("signature", Outcome.PASSED, f"{keys_found} vouches for {what}")
+    return Check("signature", CheckOutcome.PASSED, f"{keys_found} vouches for {what}")
 
 
 def check_loaded(

@@ -13,9 +13,9 @@ from repo_manager.repository.location import Location
 from repo_manager.repository.stores import open_store
 from repo_manager.repository.tags import previous_deployment
 from repo_manager.rollout import engine
-from repo_manager.rollout.context import Change, Context, Report
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.rollout_context import Change, Report, RolloutContext
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import JointTarget, Target
 from repo_manager.rollout.targets.leaving import LeavingTarget
@@ -86,14 +86,14 @@ def deploy(
         trial.check()
     parts = 1 if isinstance(to, str | TritonClient) else max(1, len(to))  # of several, each has its trial
     trial_s = 0.0 if trial is None else trial.longest_s * parts
-    context = Context(repository, Change(name, version), options, report, trial_s=trial_s)
+    context = RolloutContext(repository, Change(name, version), options, report, trial_s=trial_s)
     reached = _reach(to, options)
     with reached as reach, reach.target(context, trial, connection or ClientOptions()) as target, _leases(context):
         return engine.run(target, context)
 
 
 @contextlib.contextmanager
-def _leases(context: Context) -> Iterator[None]:
+def _leases(context: RolloutContext) -> Iterator[None]:
     """Hold the models it needs, too: it may be served with it.
 
     Raises:
@@ -143,7 +143,7 @@ def rollback(
                 )
 
         change = Change(name, version, "rollback")
-        context = Context(repository, change, options or RolloutOptions(), report, confirm=confirm)
+        context = RolloutContext(repository, change, options or RolloutOptions(), report, confirm=confirm)
         with reach.target(context, None, connection or ClientOptions()) as target:
             return engine.run(target, context)
 
@@ -177,7 +177,7 @@ def undeploy(
         RepoManagerError: as `deploy`.
     """
     options = options or RolloutOptions()
-    context = Context(repository, Change(name, version, "undeploy"), options, report)
+    context = RolloutContext(repository, Change(name, version, "undeploy"), options, report)
     with _reach(to, options) as reach, reach.target(context, None, connection or ClientOptions()) as target:
         return engine.run(target, context)
 
@@ -212,14 +212,19 @@ class _Reach:
         """
         if not self.clusters:
             return version_to_go_back_to(repository, name)
-        found = {str(each): clusters.kind_of(each).previous(each, repository, name, api) for each, api in self.clusters}
+        found = {
+            str(each): clusters.cluster_kind_of(each).previous(each, repository, name, api)
+            for each, api in self.clusters
+        }
         if len(set(found.values())) > 1:
             told = ", ".join(f"{version} in {where}" for where, version in found.items())
             raise RepositoryError(f"The version of {name} before is {told}", hint="Go back in one cluster at a time.")
         return next(iter(found.values()))
 
     @contextlib.contextmanager
-    def target(self, context: Context, trial: TrialOptions | None, connection: ClientOptions) -> Iterator[Target]:
+    def target(
+        self, context: RolloutContext, trial: TrialOptions | None, connection: ClientOptions
+    ) -> Iterator[Target]:
         """Connect to it.
 
         Raises:
@@ -235,7 +240,7 @@ class _Reach:
             found: list[Target] = []
             for each, api in self.clusters:
                 stack.enter_context(api.within(context.call_s))
-                found.append(clusters.kind_of(each).target(context, each, api, trial, connection))
+                found.append(clusters.cluster_kind_of(each).target(context, each, api, trial, connection))
             yield found[0] if len(found) == 1 else JointTarget(found)
 
 
@@ -265,7 +270,7 @@ def _reach(to: To, options: RolloutOptions) -> Iterator[_Reach]:
         yield _Reach(clusters=tuple((each, cluster(each.context)) for each in named))
 
 
-def _on_servers(context: Context, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:
+def _on_servers(context: RolloutContext, clients: Sequence[TritonClient], trial: TrialOptions | None) -> Target:
     if context.leaves:
         return LeavingTarget(context, clients)
     target = TritonTarget(context, clients)

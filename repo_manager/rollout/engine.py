@@ -28,8 +28,8 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.tags import begin_trial, end_trial, record_deployment, record_rollout
 from repo_manager.rollout.calls import in_waves
 from repo_manager.rollout.checks import refuse
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.base import LeftAloneError, Part, Target
 
 __all__ = ["as_interrupts", "run"]
@@ -39,7 +39,7 @@ _WIDE = 16
 _PARTICIPLES = {"deploy": "deployed", "rollback": "deployed", "undeploy": "undeployed"}
 
 
-def run(target: Target, context: Context) -> Rollout:
+def run(target: Target, context: RolloutContext) -> Rollout:
     """Roll a version out to a target, or undo it.
 
     Args:
@@ -86,7 +86,7 @@ class _Run:
         other_holder: returns who else holds the model's lease by now. Empty while it is ours.
     """
 
-    def __init__(self, target: Target, context: Context, other_holder: Callable[[], str]) -> None:
+    def __init__(self, target: Target, context: RolloutContext, other_holder: Callable[[], str]) -> None:
         self._target, self._context, self._other_holder = target, context, other_holder
         self._parts: list[Part] = []
         self._done = 0

@@ -24,7 +24,15 @@ from repo_manager.triton_config.version_policy import with_version_policy
 
 json_format = deferred("google.protobuf.json_format")
 
-__all__ = ["READY", "ServedState", "load_model", "observe", "require_control", "require_known", "wait_until_only_ready"]
+__all__ = [
+    "READY",
+    "ServedState",
+    "load_on_server",
+    "observe",
+    "require_control",
+    "require_known",
+    "wait_until_only_ready",
+]
 
 _POLL_S = 0.02
 # What a load brings along goes over the network, and is in memory three times. Triton's gRPC ends at 2 GiB (server,
@@ -73,7 +81,7 @@ class ServedState:
         return f"{self.url} serves version{plural} {', '.join(map(str, self.ready))}"
 
 
-def load_model(
+def load_on_server(
     client: TritonClient, repository: Location, name: str, timeout_s: float, signed_by: Sequence[Path] = ()
 ) -> None:
     """Ask a server to load what a model's config.pbtxt serves.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from repo_manager.errors import UsageError
-from repo_manager.gates import SHARE, TIME, Gate, Grammar, Subject
+from repo_manager.gates import SHARE, TIME, Gate, GateMetric, Grammar
 from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.validation import check_fields, check_range
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # they take the options
 __all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "Weights", "parse_gates", "parse_steps"]
 
 _DEFAULT_GATES = "errors<1%"
-_LATENCY = Subject(TIME, side="<", has_factor=True)
+_LATENCY = GateMetric(TIME, side="<", has_factor=True)
 _GRAMMAR = Grammar(
     {
         **dict.fromkeys(("mean", *(percentile.key for percentile in PERCENTILES)), _LATENCY),
-        "errors": Subject(SHARE, side="<", is_share=True),
-        "agreement": Subject(SHARE, side=">", is_share=True),
-        "drift": Subject(SHARE, side="<"),
+        "errors": GateMetric(SHARE, side="<", is_share=True),
+        "agreement": GateMetric(SHARE, side=">", is_share=True),
+        "drift": GateMetric(SHARE, side="<"),
     },
     examples=("p99<20ms", "p99<1.2x", "errors<0.1%", "agreement>99%", "drift<1e-2"),
 )

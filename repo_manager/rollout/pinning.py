@@ -9,8 +9,8 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.location import Location
 from repo_manager.repository.scan import scan
 from repo_manager.rollout.checks import Check, check_version, refuse
-from repo_manager.rollout.context import Change, Context, Report
 from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.rollout_context import Change, Report, RolloutContext
 from repo_manager.rollout.targets.snapshot import check_relatives, models_after, models_served
 from repo_manager.rollout.targets.snapshot_files import SnapshotModel, snapshots_of, write_snapshot
 from repo_manager.rollout.targets.template import snapshots_beside
@@ -104,7 +104,7 @@ def _with(
 ) -> tuple[tuple[SnapshotModel, ...], tuple[Check, ...]]:
     """Put versions in the place of those held, one model after the other. Check each as `deploy` does."""
     found = {name: SnapshotModel(name, numbers, source) for name, numbers in held.items()}
-    contexts = [Context(repository, Change(*each), options, report) for each in versions.items()]
+    contexts = [RolloutContext(repository, Change(*each), options, report) for each in versions.items()]
     for context in contexts:
         now = {each.name: each.versions for each in found.values()}
         after = models_after(context, now, source)

@@ -17,7 +17,7 @@ from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.rollout.prediction.rules import (
     IN_PLACE,
     INSTANCES,
-    Action,
+    VersionFate,
     VersionPlan,
     changed_config_fields,
     instances_differ,
@@ -26,10 +26,10 @@ from repo_manager.server.client import TritonClient
 from repo_manager.triton_config.config import CONFIG_FILENAME, ModelConfig, takes_sequences
 
 __all__ = [
-    "Action",
     "Obstacle",
     "Relative",
     "RolloutPlan",
+    "VersionFate",
     "VersionPlan",
     "differing_fields",
     "hidden_changes",
@@ -92,13 +92,13 @@ class RolloutPlan:
     @property
     def changes(self) -> bool:
         """Whether anything must be done, on the server or in config.pbtxt."""
-        moves = any(step.action is not Action.KEEP for step in self.steps)
+        moves = any(step.action is not VersionFate.KEEP for step in self.steps)
         return moves or bool(self.brings) or self.policy_before != self.ready_after
 
     @property
     def is_hindered(self) -> bool:
         """Whether a load alone would do nothing."""
-        return any(step.action is Action.NOTHING for step in self.steps)
+        return any(step.action is VersionFate.NOTHING for step in self.steps)
 
 
 def plan_deploy(
@@ -274,9 +274,9 @@ def plan_undeploy(
         keeps: models it needs. They stay served.
     """
     steps = [
-        VersionPlan(version, Action.KEEP, "it stays")
+        VersionPlan(version, VersionFate.KEEP, "it stays")
         if version in after
-        else VersionPlan(version, Action.DROP, "it is undeployed")
+        else VersionPlan(version, VersionFate.DROP, "it is undeployed")
         for version in served.ready
     ]
     notes = [f"{', '.join(keeps)}: needed by it only where it is served; undeploy leaves them as they are"]
@@ -294,18 +294,18 @@ def plan_undeploy(
     )
 
 
-_LOADS = (Action.LOAD, Action.RELOAD, Action.NOTHING)
+_LOADS = (VersionFate.LOAD, VersionFate.RELOAD, VersionFate.NOTHING)
 
 
 def _with_files(step: VersionPlan, now: Fingerprint, deployed: Fingerprint) -> VersionPlan:
     """Return the fate of a version whose files have changed since the last deployment: the next load reloads it."""
-    if step.action not in (Action.KEEP, Action.UPDATE) or now.version_ns(step.version) <= deployed.version_ns(
+    if step.action not in (VersionFate.KEEP, VersionFate.UPDATE) or now.version_ns(step.version) <= deployed.version_ns(
         step.version
     ):
         return step
     own = now.times_ns.get(str(step.version), 0) > deployed.version_ns(step.version)
     what = "its folder has" if own else f"{now.newest_beside}, beside the versions, has"
-    return VersionPlan(step.version, Action.RELOAD, f"{what} changed since the last deployment")
+    return VersionPlan(step.version, VersionFate.RELOAD, f"{what} changed since the last deployment")
 
 
 def hidden_changes(entry: ModelEntry) -> tuple[str, ...]:
@@ -343,19 +343,19 @@ def _step(
     """Return one version's fate."""
     fields = ", ".join(changed)
     if version not in after:
-        action, reason = Action.DROP, "it is not among the versions to serve"
+        action, reason = VersionFate.DROP, "it is not among the versions to serve"
     elif version not in served.ready:
         # Another version is served with the policy that the repository asks for this one with.
         stuck = obstacle is not None and (obstacle.always or bool(served.ready)) and version not in served.reasons
-        action = Action.NOTHING if stuck else Action.LOAD
+        action = VersionFate.NOTHING if stuck else VersionFate.LOAD
         reason = served.reasons.get(version) or "it is not loaded"
     elif changed:
         in_place = changed == (INSTANCES,)
-        action = Action.NOTHING if obstacle is not None else Action.UPDATE if in_place else Action.RELOAD
+        action = VersionFate.NOTHING if obstacle is not None else VersionFate.UPDATE if in_place else VersionFate.RELOAD
         reason = IN_PLACE if in_place else f"config.pbtxt differs from the loaded one in {fields}"
     else:
-        action, reason = Action.KEEP, "it is loaded, and nothing that it depends on has changed"
-    if action is Action.NOTHING and obstacle is not None:
+        action, reason = VersionFate.KEEP, "it is loaded, and nothing that it depends on has changed"
+    if action is VersionFate.NOTHING and obstacle is not None:
         reason = f"{reason}, and a load would do nothing: {obstacle.reason}. So {obstacle.way_out}"
     return VersionPlan(version, action, reason)
 

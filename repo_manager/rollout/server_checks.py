@@ -14,11 +14,11 @@ from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.optional import deferred
 from repo_manager.repository.scan import ModelEntry
 from repo_manager.repository.transfer import version_files
-from repo_manager.rollout.checks import Check, Outcome
+from repo_manager.rollout.checks import Check, CheckOutcome
 from repo_manager.server.client import TritonClient
 from repo_manager.server.guard import stubs_of
 from repo_manager.server.records import local_server
-from repo_manager.server.transport import Endpoint
+from repo_manager.server.transport import ServerUrl
 from repo_manager.triton_config.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _engine(entry: ModelEntry, version: int, client: TritonClient, metrics: str 
     try:
         server_version = client.metadata(timeout_s=timeout_s).version
     except ServerError as exc:
-        return Check("engine", Outcome.UNKNOWN, f"the server does not tell its version: {exc.message}")
+        return Check("engine", CheckOutcome.UNKNOWN, f"the server does not tell its version: {exc.message}")
     target = fit_target_of(server_version, metrics, embedded=local_server(client.url) is not None)
     found = entry.version(version)
     names = None if found.manifest is None else [name for name in found.manifest.files if name.endswith(PLAN_SUFFIXES)]
@@ -79,11 +79,11 @@ def _engine(entry: ModelEntry, version: int, client: TritonClient, metrics: str 
     with version_files(found.path, names) as folder:
         problems = check_version_fit(folder, record, target)
     if not problems:
-        return Check("engine", Outcome.PASSED, "nothing known of the server speaks against its engine")
+        return Check("engine", CheckOutcome.PASSED, "nothing known of the server speaks against its engine")
     blocking = [problem for problem in problems if problem.blocks]
     return Check(
         "engine",
-        Outcome.REFUSED if blocking else Outcome.WARNING,
+        CheckOutcome.REFUSED if blocking else CheckOutcome.WARNING,
         "; ".join(problem.message for problem in blocking or problems),
         (blocking or problems)[0].hint,
     )
@@ -91,13 +91,13 @@ def _engine(entry: ModelEntry, version: int, client: TritonClient, metrics: str 
 
 def _memory(room: Room | None, new_bytes: int) -> Check:
     if room is None:
-        return Check("memory", Outcome.UNKNOWN, "the server does not tell how much memory it has free")
+        return Check("memory", CheckOutcome.UNKNOWN, "the server does not tell how much memory it has free")
     need = max(new_bytes, room.footprint_bytes or 0)
     basis = "its files" if need == new_bytes else "as much as the served version takes now"
     detail = f"it needs about {_mib(need)} ({basis}), {room.kind} has {_mib(room.free_bytes)} free"
     if need > room.free_bytes:
-        return Check("memory", Outcome.REFUSED, detail, "Drop another version or model first.", estimate=True)
-    outcome = Outcome.WARNING if 2 * need > room.free_bytes else Outcome.PASSED
+        return Check("memory", CheckOutcome.REFUSED, detail, "Drop another version or model first.", estimate=True)
+    outcome = CheckOutcome.WARNING if 2 * need > room.free_bytes else CheckOutcome.PASSED
     return Check("memory", outcome, detail, estimate=True)
 
 
@@ -140,7 +140,7 @@ def room_for(model: str, url: str, metrics: str | None, *, wants_gpu: bool) -> R
 
 def is_here(url: str) -> bool:
     """Return whether a server's URL is one of this machine's loopback."""
-    host = Endpoint.parse(url).address.rpartition(":")[0].strip("[]")
+    host = ServerUrl.parse(url).address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:

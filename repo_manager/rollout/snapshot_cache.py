@@ -31,7 +31,7 @@ from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.location import Location
 from repo_manager.repository.manifest import read_manifest
 from repo_manager.repository.signing import check_served
-from repo_manager.rollout.context import Report
+from repo_manager.rollout.rollout_context import Report
 from repo_manager.rollout.targets.snapshot_files import Snapshot, models_in, read_snapshot, snapshot_id, write_snapshot
 
 __all__ = ["CachedSnapshot", "fetch_snapshot", "hold_snapshot"]

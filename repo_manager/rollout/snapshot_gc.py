@@ -17,7 +17,7 @@ from repo_manager.repository.scan import scan
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.clusters import api_of, kind_of, parse_cluster, pointers
+from repo_manager.rollout.targets.clusters import api_of, cluster_kind_of, parse_cluster, pointers
 from repo_manager.rollout.targets.snapshot_files import SNAPSHOT_FILENAME, snapshots_of, sweep_snapshots
 
 __all__ = ["SnapshotRemovals", "gc_snapshots"]
@@ -119,5 +119,5 @@ def _objects(text: str, api: Api) -> Iterator[Object]:
     yield from api.deployments(space, {})
     yield from api.replica_sets(space, {})
     yield from api.pods(space, {})
-    for kind in kind_of(target).resources:
+    for kind in cluster_kind_of(target).resources:
         yield from api.customs(kind, space, {})

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from repo_manager.errors import RepoManagerError, RollbackFailedError, RolloutUndoneError, ServerError, UsageError
-from repo_manager.rollout.context import Report
 from repo_manager.rollout.engine import as_interrupts
+from repo_manager.rollout.rollout_context import Report
 from repo_manager.rollout.targets.address import ClusterAddress, form_of
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.gateway import GatewayWeights, backends_of

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from repo_manager.errors import RepoManagerError, ServerRefusedError, ServerUnreachableError, UsageError, redacted
 from repo_manager.optional import deferred
-from repo_manager.server.transport import Endpoint
+from repo_manager.server.transport import ServerUrl
 from repo_manager.sockets import without_number
 from repo_manager.tls import speaks_tls
 
@@ -33,7 +33,7 @@ _NOBODY = re.compile(r"refused|timed out|no route|unreachable|resol|getaddrinfo|
 """In a connection's error: there is nobody whose protocol could be another one."""
 
 
-def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachableError:
+def out_of_reach(endpoint: ServerUrl, what: str, reason: str) -> ServerUnreachableError:
     """Return the error for a call that reached no server.
 
     Args:
@@ -53,13 +53,13 @@ def out_of_reach(endpoint: Endpoint, what: str, reason: str) -> ServerUnreachabl
     return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {plain}", hint=hint)
 
 
-def _answers_in_tls(endpoint: Endpoint) -> bool:
+def _answers_in_tls(endpoint: ServerUrl) -> bool:
     parts = urlsplit(f"//{endpoint.address}")
     return bool(parts.hostname and parts.port) and speaks_tls(str(parts.hostname), parts.port or 0)
 
 
 @contextlib.contextmanager
-def reading(endpoint: Endpoint, what: str) -> Iterator[None]:
+def reading(endpoint: ServerUrl, what: str) -> Iterator[None]:
     """Take an answer apart: any fault of it is the server's refusal, and no fault of ours.
 
     Raises:
@@ -139,7 +139,7 @@ def without_stack(reason: str) -> str:
     return reason.partition("\n\nAt:\n")[0].strip()
 
 
-def refusal(endpoint: Endpoint, what: str, reason: str) -> ServerRefusedError:
+def refusal(endpoint: ServerUrl, what: str, reason: str) -> ServerRefusedError:
     """Return the error for a call the server answered with an error, with Triton's own reason.
 
     Args:

@@ -17,12 +17,12 @@ from repo_manager.server.transport import (
     ClientOptions,
     Config,
     CudaHandle,
-    Endpoint,
     IndexEntry,
     MemoryKind,
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
+    ServerUrl,
     StreamRequest,
     Transport,
     VersionStatistics,
@@ -55,7 +55,7 @@ class TritonClient:
         options: TLS, headers and deadlines of clients.
     """
 
-    def __init__(self, endpoint: Endpoint, transport: Transport, options: ClientOptions) -> None:
+    def __init__(self, endpoint: ServerUrl, transport: Transport, options: ClientOptions) -> None:
         self.endpoint = endpoint
         self._limit: Callable[[float], float] = _own_deadline
         self._transport = transport
@@ -73,7 +73,7 @@ class TritonClient:
             UsageError: the URL is not understood or a certificate cannot be read.
         """
         options = with_key(url, ClientOptions() if options is None else options)
-        endpoint = Endpoint.parse(url)
+        endpoint = ServerUrl.parse(url)
         kind = transport_grpc.GrpcTransport if endpoint.protocol == "grpc" else transport_http.HttpTransport
         return cls(endpoint, kind(endpoint, options), options)
 

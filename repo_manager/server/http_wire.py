@@ -11,7 +11,7 @@ from typing import Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.server.answers import out_of_reach
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 from repo_manager.sockets import AnswerTooLargeError, TimedSocket, Timer, connect
 from repo_manager.tls import tls_context
 
@@ -38,7 +38,7 @@ class HttpWire:
         UsageError: a certificate cannot be read.
     """
 
-    def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
+    def __init__(self, endpoint: ServerUrl, options: ClientOptions) -> None:
         self._endpoint = endpoint
         self._host, self._port = endpoint.host_and_port
         self._path = endpoint.path
@@ -176,7 +176,7 @@ def fetch_text(url: str, *, timeout_s: float, limit_bytes: int = 64 << 20) -> st
         UsageError: the URL is not understood.
     """
     parts = urllib.parse.urlsplit(url)
-    endpoint = Endpoint.parse(urllib.parse.urlunsplit((parts.scheme, parts.netloc, "", "", "")))
+    endpoint = ServerUrl.parse(urllib.parse.urlunsplit((parts.scheme, parts.netloc, "", "", "")))
     wire = HttpWire(endpoint, ClientOptions())
     path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     with contextlib.closing(wire):

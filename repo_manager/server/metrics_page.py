@@ -7,7 +7,7 @@ import re
 from repo_manager.errors import RepoManagerError
 from repo_manager.server.http_wire import fetch_text
 from repo_manager.server.records import local_server
-from repo_manager.server.transport import Endpoint
+from repo_manager.server.transport import ServerUrl
 
 __all__ = ["free_gpu_bytes", "metrics_text", "metrics_url_of"]
 
@@ -23,7 +23,7 @@ def metrics_url_of(url: str) -> str | None:
     server = local_server(url)
     if server is not None:
         return server.metrics_url
-    endpoint = Endpoint.parse(url)
+    endpoint = ServerUrl.parse(url)
     if endpoint.tls or endpoint.path or endpoint.host_and_port[1] != _DEFAULT_PORTS[endpoint.protocol]:
         return None
     return f"http://{endpoint.address.rpartition(':')[0]}:{_METRICS_PORT}/metrics"

@@ -21,12 +21,12 @@ __all__ = [
     "INFERENCE_BYTES",
     "ClientOptions",
     "CudaHandle",
-    "Endpoint",
     "IndexEntry",
     "MemoryKind",
     "ModelMetadata",
     "RequestOptions",
     "ServerMetadata",
+    "ServerUrl",
     "StreamRequest",
     "TensorMetadata",
     "Transport",
@@ -145,8 +145,8 @@ class StreamRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """A server's address.
+class ServerUrl:
+    """A server's address, as its URL says it.
 
     Attributes:
         protocol: `grpc` or `http`, with TLS too: see `tls`.
@@ -159,7 +159,7 @@ class Endpoint:
     tls: bool
 
     @classmethod
-    def parse(cls, url: str) -> Endpoint:
+    def parse(cls, url: str) -> ServerUrl:
         """Read `grpc://host:port`, `grpcs://...`, `http://...` or `https://...`.
 
         Raises:

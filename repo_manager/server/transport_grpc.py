@@ -31,12 +31,12 @@ from repo_manager.server.transport import (
     ClientOptions,
     Config,
     CudaHandle,
-    Endpoint,
     IndexEntry,
     MemoryKind,
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
+    ServerUrl,
     StreamRequest,
     TensorMetadata,
     VersionStatistics,
@@ -81,7 +81,7 @@ _LIMITS = json.dumps(
 class GrpcTransport:
     """One gRPC channel to one server. Safe to share between threads."""
 
-    def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
+    def __init__(self, endpoint: ServerUrl, options: ClientOptions) -> None:
         self._endpoint = endpoint
         self._headers = options.all_headers("grpc")
         pem = grpc_pem(options.tls)

@@ -27,12 +27,12 @@ from repo_manager.server.transport import (
     ClientOptions,
     Config,
     CudaHandle,
-    Endpoint,
     IndexEntry,
     MemoryKind,
     ModelMetadata,
     RequestOptions,
     ServerMetadata,
+    ServerUrl,
     StreamRequest,
     TensorMetadata,
     VersionStatistics,
@@ -57,7 +57,7 @@ class HttpTransport:
     the library's belongs to the thread of its making and takes no deadline per call.
     """
 
-    def __init__(self, endpoint: Endpoint, options: ClientOptions) -> None:
+    def __init__(self, endpoint: ServerUrl, options: ClientOptions) -> None:
         self._endpoint = endpoint
         self._wire = HttpWire(endpoint, options)
 

@@ -4,7 +4,7 @@ from repo_manager.sparsity.pattern import two_four_mask, valid_groups
 from repo_manager.sparsity.prune import prune
 from repo_manager.sparsity.prune_report import PrunedLayer, PruneReport, SkippedLayer
 from repo_manager.sparsity.report import LayerSparsity, SparsityReport, SparsityTotals, sparsity_report
-from repo_manager.sparsity.verdict import Verdict
+from repo_manager.sparsity.verdict import SparsityVerdict
 
 __all__ = [
     "LayerSparsity",
@@ -13,7 +13,7 @@ __all__ = [
     "SkippedLayer",
     "SparsityReport",
     "SparsityTotals",
-    "Verdict",
+    "SparsityVerdict",
     "prune",
     "sparsity_report",
     "two_four_mask",

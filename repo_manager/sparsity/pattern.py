@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GROUP", "count_nonzero", "magnitude_prune", "nonzero", "scan", "two_four_mask", "valid_groups"]
+__all__ = ["GROUP", "count_groups", "count_nonzero", "magnitude_prune", "nonzero", "two_four_mask", "valid_groups"]
 
 GROUP = 4
 _BLOCK_ELEMENTS = 1 << 17  # temporaries of one block stay in the processor's cache
@@ -61,11 +61,11 @@ def valid_groups(array: NDArray[Any], axis: int) -> tuple[int, int]:
     Raises:
         ValueError: the axis does not exist or its size does not divide by 4.
     """
-    valid, groups, _ = scan(array, axis)
+    valid, groups, _ = count_groups(array, axis)
     return valid, groups
 
 
-def scan(array: NDArray[Any], axis: int) -> tuple[int, int, int]:
+def count_groups(array: NDArray[Any], axis: int) -> tuple[int, int, int]:
     """As `valid_groups`, and third the number of non-zero values, in the same pass."""
     _check_axis(array, axis)
     groups = array.size // GROUP

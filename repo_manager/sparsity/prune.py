@@ -18,9 +18,9 @@ from repo_manager.onnx_model.walk import tensors_of
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.pattern import magnitude_prune, nonzero, two_four_mask, valid_groups
 from repo_manager.sparsity.prune_report import PrunedLayer, PruneReport, SkippedLayer
-from repo_manager.sparsity.uses import Use, uses_of
+from repo_manager.sparsity.uses import Use, weight_uses
 from repo_manager.sparsity.verdict import ASP_IN_MULTIPLE, ASP_OUT_MULTIPLE, is_asp_eligible, obstacle_of
-from repo_manager.sparsity.weight import Cast, Dequantize, Quantize, Step, SubtractZeroPoint, Weight
+from repo_manager.sparsity.weight import Cast, Dequantize, Quantize, SubtractZeroPoint, Weight, WeightStep
 
 __all__ = ["Chosen", "as_bytes", "choose", "prune", "skip"]
 
@@ -100,7 +100,7 @@ def choose(
     """
     tensors = list(tensors_of(model.graph_only))  # alive to the end: they are distinguished by identity
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
-    uses = list(uses_of(model.graph_only, model.weights, shapes))
+    uses = list(weight_uses(model.graph_only, model.weights, shapes))
     _check_patterns(uses, (*layers, *exclude), str(model.path))
     skipped: list[SkippedLayer] = []
     chosen: dict[int, list[Use]] = {}  # place of the tensor -> its uses
@@ -237,7 +237,7 @@ def _prune_behind_steps(weight: Weight, stored: NDArray[Any], axis: int) -> tupl
     return new, count, lost / total if total and np.isfinite(total) else 0.0
 
 
-def _steps_before_rounding(weight: Weight) -> Iterator[Step]:
+def _steps_before_rounding(weight: Weight) -> Iterator[WeightStep]:
     """Yield the steps to the user, without the rounding on the way (Cast, QuantizeLinear) and its inverse."""
     quantised_here = False
     for step in weight.steps:

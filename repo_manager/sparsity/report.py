@@ -14,9 +14,9 @@ from repo_manager.files import sha256_bytes
 from repo_manager.onnx_model.inputs import usual_shapes
 from repo_manager.onnx_model.model import Model
 from repo_manager.onnx_model.weights import WeightStore
-from repo_manager.sparsity.pattern import GROUP, count_nonzero, scan
-from repo_manager.sparsity.uses import Use, uses_of
-from repo_manager.sparsity.verdict import Verdict, hints_of, is_asp_eligible, obstacle_of
+from repo_manager.sparsity.pattern import GROUP, count_groups, count_nonzero
+from repo_manager.sparsity.uses import Use, weight_uses
+from repo_manager.sparsity.verdict import SparsityVerdict, hints_of, is_asp_eligible, obstacle_of
 from repo_manager.summary import Summarized
 from repo_manager.types import Digest
 
@@ -44,7 +44,7 @@ class LayerSparsity:
         valid_groups: how many of them hold at most two non-zeros.
         zeros: number of zeros (the zero point, for quantised values).
         size: number of values, zeros included. 0 for a dynamic weight.
-        verdict: `VALID`, `NOT_24`, or the obstacle to sparse math, see `Verdict`.
+        verdict: `VALID`, `NOT_24`, or the obstacle to sparse math, see `SparsityVerdict`.
         reason: the verdict in words, with numbers and source.
         hints: possible obstacles to a faster run.
         macs: multiply-accumulates at the report's shapes. `None` when a shape is not known.
@@ -63,7 +63,7 @@ class LayerSparsity:
     valid_groups: int
     zeros: int
     size: int
-    verdict: Verdict
+    verdict: SparsityVerdict
     reason: str
     hints: tuple[str, ...]
     macs: int | None
@@ -142,12 +142,12 @@ class SparsityReport(Summarized):
     @property
     def valid(self) -> tuple[LayerSparsity, ...]:
         """Layers with the 2:4 pattern."""
-        return tuple(layer for layer in self.layers if layer.verdict is Verdict.VALID)
+        return tuple(layer for layer in self.layers if layer.verdict is SparsityVerdict.VALID)
 
     @property
     def dense(self) -> tuple[LayerSparsity, ...]:
         """Layers TensorRT would consider, with a shape for 2:4, but without the pattern."""
-        return tuple(layer for layer in self.layers if layer.verdict is Verdict.NOT_24)
+        return tuple(layer for layer in self.layers if layer.verdict is SparsityVerdict.NOT_24)
 
     @property
     def not_valid(self) -> tuple[LayerSparsity, ...]:
@@ -187,7 +187,7 @@ def sparsity_report(
         raise ModelError(f"the model has no input {', '.join(map(repr, unknown))}", hint=f"Its inputs are {known}.")
     given |= {name: tuple(int(size) for size in shape) for name, shape in (shapes or {}).items()}
     cache: _Cache = {}
-    layers = tuple(_judge(use, store, cache) for use in uses_of(proto, store, given))
+    layers = tuple(_judge(use, store, cache) for use in weight_uses(proto, store, given))
     return SparsityReport(digest, layers, totals_of(layers), given)
 
 
@@ -205,7 +205,7 @@ def _judge(use: Use, store: WeightStore, cache: _Cache) -> LayerSparsity:
     obstacle = obstacle_of(use)
     if weight is None:
         name = use.node.input[site.input] if site.input < len(use.node.input) else ""
-        verdict, reason = obstacle if obstacle is not None else (Verdict.DYNAMIC, "")
+        verdict, reason = obstacle if obstacle is not None else (SparsityVerdict.DYNAMIC, "")
         return LayerSparsity(
             use.label, use.node.op_type, name, "", (), None, 0, 0, 0, 0, verdict, reason, (), use.macs, site.conv_groups
         )
@@ -215,11 +215,11 @@ def _judge(use: Use, store: WeightStore, cache: _Cache) -> LayerSparsity:
     if obstacle is not None:
         verdict, reason = obstacle
     elif valid == groups:
-        verdict, reason = Verdict.VALID, "valid"
+        verdict, reason = SparsityVerdict.VALID, "valid"
     else:
         share = 100.0 * valid / groups
         shown = f"{min(share, 99.9):.1f}" if share >= 0.05 or valid == 0 else "under 0.1"
-        verdict, reason = Verdict.NOT_24, f"not 2:4 ({shown} % of groups)"
+        verdict, reason = SparsityVerdict.NOT_24, f"not 2:4 ({shown} % of groups)"
     return LayerSparsity(
         node=use.label,
         op_type=use.node.op_type,
@@ -255,7 +255,7 @@ def _count(use: Use, axis: int | None, store: WeightStore, cache: _Cache) -> tup
     if not weight.steps and key in cache:
         return cache[key][0]
     values = weight.values(store)
-    result = scan(values, axis) if divisible and axis is not None else (0, 0, count_nonzero(values))
+    result = count_groups(values, axis) if divisible and axis is not None else (0, 0, count_nonzero(values))
     if not weight.steps:
         cache[key] = (result, weight.holder)
     return result
@@ -275,8 +275,8 @@ def _stored(layers: Iterable[LayerSparsity], among: Iterable[LayerSparsity] | No
 def totals_of(layers: Iterable[LayerSparsity]) -> SparsityTotals:
     """Sum layers up, and bound the speed-up (Amdahl's law, with sparse math twice as fast as dense)."""
     layers = tuple(layers)
-    valid = [layer for layer in layers if layer.verdict is Verdict.VALID]
-    eligible = [layer for layer in layers if layer.verdict in (Verdict.VALID, Verdict.NOT_24)]
+    valid = [layer for layer in layers if layer.verdict is SparsityVerdict.VALID]
+    eligible = [layer for layer in layers if layer.verdict in (SparsityVerdict.VALID, SparsityVerdict.NOT_24)]
     macs, valid_macs, eligible_macs = (sum(layer.macs or 0 for layer in some) for some in (layers, valid, eligible))
     return SparsityTotals(
         parameters=_stored(layers),

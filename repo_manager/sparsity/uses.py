@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from repo_manager.errors import ModelError
-from repo_manager.onnx_model.shape_inference import infer, infer_at, static_shape
+from repo_manager.onnx_model.shape_inference import infer_at, infer_shapes, static_shape
 from repo_manager.onnx_model.walk import node_graphs
 from repo_manager.onnx_model.weights import WeightStore
 from repo_manager.sparsity.operators import Site, macs_of, sites_of
@@ -16,7 +16,7 @@ from repo_manager.sparsity.resolve import Resolver
 from repo_manager.sparsity.scope import Inferred, Scope, Shape, attribute_of, scope_of
 from repo_manager.sparsity.weight import Weight
 
-__all__ = ["Use", "uses_of"]
+__all__ = ["Use", "weight_uses"]
 
 _MAX_VISITS = 300_000  # nodes after expanding every function call
 _MAX_INFERRED_CALLS = 2_000
@@ -129,7 +129,7 @@ def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int | None:
     return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
 
 
-def uses_of(
+def weight_uses(
     proto: onnx.ModelProto, store: WeightStore, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Iterator[Use]:
     """Yield every use of a weight, in the graph's order, bodies and function calls where they are.
@@ -186,7 +186,7 @@ def _infer_function(
         graph.input.append(onnx.helper.make_tensor_value_info(formal, elem_type, shape))
     for name in function.output:
         graph.output.add(name=name)
-    inferred = infer(proto)
+    inferred = infer_shapes(proto)
     return None if inferred is None else inferred.graph
 
 

@@ -10,7 +10,15 @@ from repo_manager.sparsity.pattern import GROUP
 from repo_manager.sparsity.scope import Scope
 from repo_manager.sparsity.uses import Use
 
-__all__ = ["ASP_IN_MULTIPLE", "ASP_OUT_MULTIPLE", "SMALL", "Verdict", "hints_of", "is_asp_eligible", "obstacle_of"]
+__all__ = [
+    "ASP_IN_MULTIPLE",
+    "ASP_OUT_MULTIPLE",
+    "SMALL",
+    "SparsityVerdict",
+    "hints_of",
+    "is_asp_eligible",
+    "obstacle_of",
+]
 
 ASP_OUT_MULTIPLE, ASP_IN_MULTIPLE = 8, 16  # NVIDIA apex, asp.py, `init_model_for_pruning`
 SMALL = 256  # TensorRT#3849: sparse kernels win where input and output channels are above 256
@@ -20,7 +28,7 @@ _FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "T
           "BatchNormalization", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}  # fmt: skip
 
 
-class Verdict(str, enum.Enum):
+class SparsityVerdict(str, enum.Enum):
     """Kind of a use of a weight, as far as the graph can tell. Sources: docs/sparsity.md."""
 
     VALID = "valid"
@@ -34,27 +42,27 @@ class Verdict(str, enum.Enum):
         return self.value
 
 
-def obstacle_of(use: Use) -> tuple[Verdict, str] | None:
+def obstacle_of(use: Use) -> tuple[SparsityVerdict, str] | None:
     """Return why the pattern cannot matter for a use, or `None` when its groups decide."""
     site, weight = use.site, use.weight
     if weight is None:
-        return Verdict.DYNAMIC, "dynamic weight: it is computed at run time, the builder cannot see its zeros"
+        return SparsityVerdict.DYNAMIC, "dynamic weight: it is computed at run time, the builder cannot see its zeros"
     if site.unsupported is not None:
-        return Verdict.UNSUPPORTED, site.unsupported
+        return SparsityVerdict.UNSUPPORTED, site.unsupported
     if weight.dtype.startswith(("complex", "bool")):
-        return Verdict.UNSUPPORTED, f"{weight.dtype}: there are no sparse kernels for it"
+        return SparsityVerdict.UNSUPPORTED, f"{weight.dtype}: there are no sparse kernels for it"
     if site.axis is None or not -len(weight.shape) <= site.axis < len(weight.shape):
-        return Verdict.UNSUPPORTED, f"a weight of shape {list(weight.shape)} has no reduction axis here"
+        return SparsityVerdict.UNSUPPORTED, f"a weight of shape {list(weight.shape)} has no reduction axis here"
     if weight.size == 0:
-        return Verdict.UNSUPPORTED, "the weight has no values"
+        return SparsityVerdict.UNSUPPORTED, "the weight has no values"
     if site.conv_groups > 1:
         return (
-            Verdict.GROUPED,
+            SparsityVerdict.GROUPED,
             f"group convolution ({site.conv_groups} groups): never considered by TensorRT (TensorRT#4054)",
         )
     size = weight.shape[site.axis]
     if size % GROUP:
-        return Verdict.INDIVISIBLE, f"reduction size {size} not divisible by {GROUP}"
+        return SparsityVerdict.INDIVISIBLE, f"reduction size {size} not divisible by {GROUP}"
     return None
 
 

@@ -21,9 +21,9 @@ __all__ = [
     "Permute",
     "Quantize",
     "Reshape",
-    "Step",
     "SubtractZeroPoint",
     "Weight",
+    "WeightStep",
     "per_axis",
 ]
 
@@ -33,7 +33,7 @@ __all__ = [
 _Array = NDArray[Any]
 
 
-class Step(Protocol):
+class WeightStep(Protocol):
     """One change. `apply` gives the next operator's input. `invert` carries a mask back to the storage."""
 
     def apply(self, values: _Array) -> _Array:
@@ -52,11 +52,11 @@ class Permute:
     order: tuple[int, ...]
 
     def apply(self, values: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return values.transpose(self.order)
 
     def invert(self, mask: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return mask.transpose(np.argsort(self.order))
 
 
@@ -68,11 +68,11 @@ class Reshape:
     after: tuple[int, ...]
 
     def apply(self, values: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return values.reshape(self.after)
 
     def invert(self, mask: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return mask.reshape(self.before)
 
 
@@ -83,12 +83,12 @@ class Cast:
     dtype: np.dtype[Any]
 
     def apply(self, values: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         with np.errstate(over="ignore", invalid="ignore"):
             return values.astype(self.dtype)
 
     def invert(self, mask: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return mask
 
 
@@ -106,7 +106,7 @@ class Quantize:
     dtype: np.dtype[Any]
 
     def apply(self, values: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             scaled: _Array = values.astype(np.float32) / self.scale.astype(np.float32)
             if self.bounds is None:
@@ -115,7 +115,7 @@ class Quantize:
             return np.asarray(np.clip(np.rint(scaled) + zero, *self.bounds).astype(self.dtype))
 
     def invert(self, mask: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return mask
 
 
@@ -126,14 +126,14 @@ class SubtractZeroPoint:
     zero_point: _Array
 
     def apply(self, values: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         if not self.zero_point.any():
             return values
         wide = np.int64 if values.dtype.itemsize > 2 else np.int32
         return np.asarray(values.astype(wide) - self.zero_point.astype(wide))
 
     def invert(self, mask: _Array) -> _Array:
-        """See `Step`."""
+        """See `WeightStep`."""
         return mask
 
 
@@ -219,7 +219,7 @@ class Weight:
     dtype: str
     stored_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    steps: tuple[Step, ...] = ()
+    steps: tuple[WeightStep, ...] = ()
     via: tuple[str, ...] = ()
     computed: NDArray[Any] | None = None
 
@@ -241,7 +241,7 @@ class Weight:
         """Whether every scale on the way is a constant, so the real numbers is known."""
         return all(step.scale is not None for step in self.steps if isinstance(step, Dequantize))
 
-    def then(self, step: Step | None, via: str, shape: tuple[int, ...] | None = None) -> Weight:
+    def then(self, step: WeightStep | None, via: str, shape: tuple[int, ...] | None = None) -> Weight:
         """Return the weight with one more step towards its user.
 
         Args:
@@ -288,7 +288,7 @@ class Weight:
             return array
         return np.asarray(np.sign(array) * _FLOAT4_SIZES[np.abs(array)])
 
-    def _after_steps(self, array: NDArray[Any], steps: Sequence[Step]) -> NDArray[Any]:
+    def _after_steps(self, array: NDArray[Any], steps: Sequence[WeightStep]) -> NDArray[Any]:
         scales = [index for index, step in enumerate(steps) if isinstance(step, Dequantize)]
         sized = [index for index, step in enumerate(steps) if isinstance(step, Cast | Quantize)]
         real_until = max(sized, default=-1) if scales and self.scale_is_known else -1

@@ -18,8 +18,8 @@ from repo_manager.triton_messages import model_config_pb2
 
 __all__ = [
     "USES",
+    "EnsembleStep",
     "Member",
-    "Step",
     "check_ensemble",
     "check_ensembles",
     "dependents_of",
@@ -37,7 +37,7 @@ USES = "uses"
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class EnsembleStep:
     """One step of an ensemble.
 
     Attributes:
@@ -73,10 +73,10 @@ def is_ensemble(config: ModelConfig) -> bool:
     return bool(config.message().HasField("ensemble_scheduling"))
 
 
-def steps_of(config: ModelConfig) -> tuple[Step, ...]:
+def steps_of(config: ModelConfig) -> tuple[EnsembleStep, ...]:
     """Return the steps of an ensemble in their order. None for any other model."""
     return tuple(
-        Step(
+        EnsembleStep(
             step.model_name,
             None if step.model_version == -1 else int(step.model_version),
             dict(step.input_map),
@@ -281,7 +281,7 @@ def _absent(config: ModelConfig, models: Mapping[str, Member], where: str) -> It
 _MODEL = "ensemble-model"
 
 
-def _batch_sizes(config: ModelConfig, step: Step, member: Member, where: str) -> Iterator[Problem]:
+def _batch_sizes(config: ModelConfig, step: EnsembleStep, member: Member, where: str) -> Iterator[Problem]:
     size = member.config.max_batch_size
     if 0 < size < config.max_batch_size:
         text = f"has max_batch_size {config.max_batch_size}, and its model {step.model!r} takes {size} at most"
@@ -322,7 +322,7 @@ class _Tensors:
             dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             self._known.setdefault(tensor.name, _tensor(f"the ensemble {name!r}", config, tensor, dims))
 
-    def add(self, step: Step, member: Member) -> Iterator[str]:
+    def add(self, step: EnsembleStep, member: Member) -> Iterator[str]:
         """Compare a step with the facts of its tensors. Yield each contradiction."""
         message = member.config.message()
         source = f"the model {step.model!r}"

@@ -16,13 +16,13 @@ from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.ensembles import dims_match
 from repo_manager.triton_messages import model_config_pb2
 
-__all__ = ["Edge", "Joined", "Part", "TensorMap", "join_models"]
+__all__ = ["Edge", "EnsemblePart", "Joined", "TensorMap", "join_models"]
 
 _OWN = "input:"
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class EnsemblePart:
     """One model of the ensemble to be.
 
     Attributes:
@@ -94,7 +94,7 @@ class Joined:
 
 
 def join_models(
-    name: str, parts: Sequence[Part], maps: Sequence[TensorMap] = (), outputs: Sequence[str] = ()
+    name: str, parts: Sequence[EnsemblePart], maps: Sequence[TensorMap] = (), outputs: Sequence[str] = ()
 ) -> Joined:
     """Write the configuration of an ensemble.
 
@@ -165,7 +165,7 @@ class _Tensor:
 class _Joining:
     """The tensors so far, model after model."""
 
-    def __init__(self, name: str, parts: Sequence[Part], maps: Sequence[TensorMap]) -> None:
+    def __init__(self, name: str, parts: Sequence[EnsemblePart], maps: Sequence[TensorMap]) -> None:
         self._name = name
         self._parts = parts
         self._batch = min(part.config.max_batch_size for part in parts)

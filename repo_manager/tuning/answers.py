@@ -16,7 +16,7 @@ import numpy as np
 from repo_manager.accuracy.evaluate import AccuracyOptions, Evaluator, load_evaluator
 from repo_manager.errors import GateError, ServerRefusedError
 from repo_manager.loadtest.inputs.samples import make_samples
-from repo_manager.loadtest.target import connect
+from repo_manager.loadtest.served_model import connect
 from repo_manager.onnx_model.signature import Signature
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON
 from repo_manager.rollout.comparison import OutputComparison, compare_outputs
@@ -157,11 +157,11 @@ class Answers:
 
     def _samples(self, copy: str, model: str) -> list[Tensors]:
         options = self._loads.options_of(copy, model, rate=(1.0,), distinct=_SAMPLES)
-        with connect(options) as target:
-            facts = target.facts()
+        with connect(options) as served_model:
+            facts = served_model.facts()
             samples = make_samples(facts, options)[:_SAMPLES]
             if options.fallback and options.data is None and not options.recorded:
-                refused = any(target.refusal(sample) is not None for sample in samples[:2])
+                refused = any(served_model.refusal(sample) is not None for sample in samples[:2])
                 if refused:
                     samples = make_samples(facts, dataclasses.replace(options, recorded=options.fallback))[:_SAMPLES]
         return list(samples)

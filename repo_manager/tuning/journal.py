@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repo_manager.tuning.search import Trial
+from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import BatchTime, Setting
 
 __all__ = ["Journal"]
@@ -78,19 +78,19 @@ class Journal:
         """Return whether a larger batch of a model needs no measurement."""
         return any(line["kind"] == "curve end" and line["model"] == model for line in self._lines)
 
-    def trial(self, state: Mapping[str, Setting], against: float | None) -> Trial | None:
+    def measured(self, state: Mapping[str, Setting], against: float | None) -> MeasuredSetting | None:
         """Return the record of settings compared with the same value, or `None` if they were not measured."""
         wanted = _as_read({name: dataclasses.asdict(setting) for name, setting in state.items()})
         for line in reversed(self._lines):
             if line["kind"] == "trial" and line["state"] == wanted and line["against"] == against:
                 plain = {key: value for key, value in line.items() if key not in _NOT_PLAIN}
                 setting = _setting(line["setting"])
-                return Trial(setting=setting, levels=tuple(line["levels"]), state=dict(state), **plain)
+                return MeasuredSetting(setting=setting, levels=tuple(line["levels"]), state=dict(state), **plain)
         return None
 
-    def add_trial(self, trial: Trial) -> None:
+    def add_measured(self, measured: MeasuredSetting) -> None:
         """Write a measured setting, with the facts behind it."""
-        self._write({"kind": "trial", **dataclasses.asdict(trial)})
+        self._write({"kind": "trial", **dataclasses.asdict(measured)})
 
 
 def _as_read(value: Any) -> Any:

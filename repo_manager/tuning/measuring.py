@@ -19,7 +19,7 @@ from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.search import is_open
 from repo_manager.tuning.space import BatchTime
 
-__all__ = ["BudgetEndedError", "Inputs", "Loads", "Measured"]
+__all__ = ["BudgetEndedError", "HeldLoad", "Inputs", "Loads"]
 
 _CURVE_S = 0.6
 _WINDOWS = 12
@@ -44,13 +44,13 @@ class BudgetEndedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class HeldLoad:
     """The load a set of copies held.
 
     Attributes:
         value: in the objective's unit. `None` when it fails at every load.
         reason: the evidence, with its numbers.
-        levels: each load level as the journal keeps it, see `Trial.levels`.
+        levels: each load level as the journal keeps it, see `MeasuredSetting.levels`.
         busy: model -> time a second its requests waited and were computed, by the server's counters.
         fails: the smallest rate above `value` shown to fail, in requests a second. `None`: none is.
     """
@@ -138,7 +138,7 @@ class Loads:
         median_ns = run_load_test(options).points[0].latency.p50_ns
         return None if median_ns is None else BatchTime(size, median_ns)
 
-    def measured(self, copy: str, against: float | None) -> Measured:
+    def measured(self, copy: str, against: float | None) -> HeldLoad:
         """Measure the load a set holds.
 
         Args:
@@ -158,9 +158,9 @@ class Loads:
             return self._energy(copy, tops[0])
         return self._lowest_p99(copy, tops[0], against)
 
-    def _upwards(self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, against: float) -> Measured:
+    def _upwards(self, measure: Callable[[str, tuple[float, ...]], HeldLoad], copy: str, against: float) -> HeldLoad:
         """Search from the rate to hold, in growing steps: most settings above it hold little more."""
-        held: Measured | None = None
+        held: HeldLoad | None = None
         levels: tuple[Mapping[str, Any], ...] = ()
         for low, high in _STEPS_UP:
             rates = (against * low, against * high)
@@ -184,8 +184,8 @@ class Loads:
         return dataclasses.replace(held, levels=levels)
 
     def _for_longer(
-        self, measure: Callable[[str, tuple[float, ...]], Measured], copy: str, rates: tuple[float, ...]
-    ) -> Measured:
+        self, measure: Callable[[str, tuple[float, ...]], HeldLoad], copy: str, rates: tuple[float, ...]
+    ) -> HeldLoad:
         """Measure with longer levels: a stall of the machine may have left them undecided."""
         self.patience = _PATIENCE
         try:
@@ -197,16 +197,16 @@ class Loads:
         seconds = self._options.level_s * self.patience
         return {"duration_s": seconds, "window_s": seconds / _WINDOWS}
 
-    def _rates(self, copy: str, rates: tuple[float, ...]) -> Measured:
+    def _rates(self, copy: str, rates: tuple[float, ...]) -> HeldLoad:
         """Search the largest rate of the model under load: one rate is where it begins, two bound it."""
         (model,) = self.copies.subjects.tops
         levels = {**self._level(), "rate": rates, "until": self._options.gates_of(model)}
         report = run_load_test(self.options_of(copy, model, **levels), progress=self.check_budget)
         assert report.search is not None
         busy = self._busy(copy, {model: report.points})
-        return Measured(report.search.holds, report.search.reason, _rows(report), busy, report.search.fails)
+        return HeldLoad(report.search.holds, report.search.reason, _rows(report), busy, report.search.fails)
 
-    def _lowest_p99(self, copy: str, model: str, against: float | None) -> Measured:
+    def _lowest_p99(self, copy: str, model: str, against: float | None) -> HeldLoad:
         assert self.rate is not None
         levels: dict[str, Any] = {**self._level(), "rate": (self.rate,)}
         if against is not None:
@@ -222,11 +222,11 @@ class Loads:
             outcome, said = decided(point, self._options.gates_of(model), 1)
             is_held, why = outcome is not Outcome.FAIL, said or why
         if not is_held or p99 is None:
-            return Measured(None, why, _rows(report), self._busy(copy, {model: report.points}))
+            return HeldLoad(None, why, _rows(report), self._busy(copy, {model: report.points}))
         reason = f"p99 {p99 / 1e6:.3g} ms at {point.label}"
-        return Measured(float(p99), reason, _rows(report), self._busy(copy, {model: report.points}))
+        return HeldLoad(float(p99), reason, _rows(report), self._busy(copy, {model: report.points}))
 
-    def _energy(self, copy: str, model: str) -> Measured:
+    def _energy(self, copy: str, model: str) -> HeldLoad:
         assert self.rate is not None
         report = run_load_test(
             self.options_of(copy, model, **self._level(), rate=(self.rate,)), progress=self.check_budget
@@ -236,11 +236,11 @@ class Loads:
         value = point.gpu.energy_per_inference_j
         if outcome is Outcome.FAIL or value is None:
             reason = why if outcome is Outcome.FAIL else "; ".join(point.gpu.missing)
-            return Measured(None, reason, _rows(report), self._busy(copy, {model: report.points}))
+            return HeldLoad(None, reason, _rows(report), self._busy(copy, {model: report.points}))
         reason = f"{1 / value:.4g} inferences per joule at {point.label}"
-        return Measured(value, reason, _rows(report), self._busy(copy, {model: report.points}))
+        return HeldLoad(value, reason, _rows(report), self._busy(copy, {model: report.points}))
 
-    def rates_together(self, copy: str, rates: tuple[float, ...]) -> Measured:
+    def rates_together(self, copy: str, rates: tuple[float, ...]) -> HeldLoad:
         """Search the largest rate of all models together, each with its share of it."""
         low, high = (rates[0] / 256, 1e6) if len(rates) == 1 else rates
         space = LoadSpace("rate", rates[0], low, high, self._options.arrival)
@@ -254,7 +254,7 @@ class Loads:
             rows += [_row(point, step, model) for model, point in points.items()]
             latest = {model: [point] for model, point in points.items()}
         found = conclude(space, self._options.gates, steps)
-        return Measured(found.holds, found.reason, tuple(rows), self._busy(copy, latest), found.fails)
+        return HeldLoad(found.holds, found.reason, tuple(rows), self._busy(copy, latest), found.fails)
 
     def _level_together(self, copy: str, label: str, total: float) -> tuple[SearchStep, dict[str, LoadPoint]]:
         options = [

@@ -16,7 +16,7 @@ from repo_manager.loadtest.options import Arrival
 from repo_manager.loadtest.search import check_gates
 from repo_manager.server.transport import ClientOptions
 from repo_manager.stats.accuracy import Accuracy
-from repo_manager.tuning.search import Trial
+from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import AXES, BatchTime
 from repo_manager.validation import check_fields
 
@@ -176,7 +176,7 @@ class Tuning:
         seeks: `throughput`, `latency` or `energy`, and so the unit of values: requests a second, nanoseconds, joules
             an inference.
         objective: the aim in words, with its gates and rate, by `objective_of`.
-        today: the trial of today's setting. Its `seconds` are 0 if the budget ended before it.
+        today: today's setting, measured. Its `seconds` are 0 if the budget ended before it.
         best: the best found. `today` where nothing beat it.
         changes: model -> fields of config.pbtxt from today's to the best. Empty unless the outcome is `better`.
         trials: every setting measured, in order. Empty where the budget ended before today's was.
@@ -195,10 +195,10 @@ class Tuning:
     reason: str
     seeks: Objective
     objective: str
-    today: Trial
-    best: Trial
+    today: MeasuredSetting
+    best: MeasuredSetting
     changes: Mapping[str, Mapping[str, str | None]]
-    trials: tuple[Trial, ...]
+    trials: tuple[MeasuredSetting, ...]
     curves: Mapping[str, tuple[BatchTime, ...]]
     settings: int
     left_out: tuple[str, ...]
@@ -213,27 +213,32 @@ class Tuning:
 
 
 def conclude(
-    options: TuneOptions, trials: Sequence[Trial], best: Trial, comparisons: Sequence[Comparison], *, is_complete: bool
+    options: TuneOptions,
+    measured: Sequence[MeasuredSetting],
+    best: MeasuredSetting,
+    comparisons: Sequence[Comparison],
+    *,
+    is_complete: bool,
 ) -> tuple[str, str]:
     """Return the outcome and its reason.
 
     Args:
         options: goal and limits of the search.
-        trials: the measurements, today's setting first.
-        best: the best of `trials`. Its `value` is `None` where none is shown to hold.
+        measured: the measurements, today's setting first.
+        best: the best of `measured`. Its `value` is `None` where none is shown to hold.
         comparisons: today's against the best. None where nothing holds, or they are the same.
         is_complete: whether the search ended on its own.
     """
-    today = trials[0]
+    today = measured[0]
     if best.value is None:
-        nearest = min(trials, key=_distance)
+        nearest = min(measured, key=_distance)
         said = f"the nearest is {nearest.label}: {nearest.reason}"
         ended = f"the budget of {options.budget_s:.0f} s ended before"
         if not today.seconds:
             return UNDECIDED, f"{ended} today's setting ({today.label}) was measured"
         if not is_complete:
             return UNDECIDED, f"{ended} a setting was shown to hold {objective_of(options)}; {said}"
-        if any(trial.is_open for trial in trials):
+        if any(each.is_open for each in measured):
             return UNDECIDED, f"no setting is shown to hold {objective_of(options)}, or to fail it; {said}"
         return NONE_HOLDS, f"no setting holds {objective_of(options)}; {said}"
     found = f"{best.label} {_held(best.value, options)}"
@@ -246,7 +251,7 @@ def conclude(
     if comparisons:
         verdict = "; ".join(each.verdict for each in comparisons)
         return KEPT, f"{found}, but against today's no difference is shown: {verdict}"
-    return KEPT, f"today's setting ({found}) is the best of {len(trials)} that were measured"
+    return KEPT, f"today's setting ({found}) is the best of {len(measured)} that were measured"
 
 
 def objective_of(options: TuneOptions) -> str:
@@ -294,6 +299,6 @@ def _show(comparisons: Sequence[Comparison], seeks: Objective, *, is_enough_not_
     )
 
 
-def _distance(trial: Trial) -> float:
+def _distance(measured: MeasuredSetting) -> float:
     """Return how far a failed setting is from passing: its lowest p99."""
-    return min((level["p99_ns"] for level in trial.levels if level["p99_ns"]), default=float("inf"))
+    return min((level["p99_ns"] for level in measured.levels if level["p99_ns"]), default=float("inf"))

@@ -24,7 +24,7 @@ from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Inputs, Loads
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
 from repo_manager.tuning.scratch import CANDIDATE, SEALED, TODAY, WINNER, copies_of, tuning_directory
-from repo_manager.tuning.search import Trial, descend, likely_good
+from repo_manager.tuning.search import MeasuredSetting, descend, likely_good
 from repo_manager.tuning.space import BatchTime, Setting, Space, left_out
 from repo_manager.tuning.subjects import Subjects, read_subjects
 
@@ -175,11 +175,11 @@ class TuningRun:
         self.loads, self._answers = loads, answers
         self._today = self.subjects.today()
         self._began = clock() if began is None else began
-        self._trials: list[Trial] = []
+        self._results: list[MeasuredSetting] = []
         self._curves: dict[str, tuple[BatchTime, ...]] = {}
         self._spaces: dict[str, Space] = {}
         self._recorded = False
-        self._best: Trial
+        self._best: MeasuredSetting
 
     def prepare(self) -> Mapping[str, Space]:
         """Measure the time of batches. Return the settings it leaves of each model.
@@ -210,11 +210,11 @@ class TuningRun:
             self._recorded = True
         self.prepare()
         is_complete = self._search()
-        today, best = self._trials[0], self._best
+        today, best = self._results[0], self._best
         comparisons: tuple[Comparison, ...] = ()
         if best.state != today.state and best.value is not None:
             comparisons = self._proof(best)
-        concluded = conclude(self._options, self._trials, best, comparisons, is_complete=is_complete)
+        concluded = conclude(self._options, self._results, best, comparisons, is_complete=is_complete)
         result = self._result(concluded, (today, best), comparisons, is_complete=is_complete)
         return dataclasses.replace(result, accuracy=self._accuracy(best, WINNER if comparisons else CANDIDATE))
 
@@ -227,7 +227,7 @@ class TuningRun:
                 today = self._with_energy(today)
         except BudgetEndedError:
             today = _unmeasured(self._today, self.subjects.tunable[0])
-            self._trials, self._best = [today], today
+            self._results, self._best = [today], today
             return False
         self._best = today
         self.loads.is_over = lambda: self._left_s() < self._reserve_s
@@ -235,18 +235,18 @@ class TuningRun:
             for model in self._order():
                 self._best = self._tune(model, self._best)
         except BudgetEndedError:
-            self._best = next((trial for trial in reversed(self._trials) if trial.is_better), today)
+            self._best = next((each for each in reversed(self._results) if each.is_better), today)
             return False
         return True
 
     @property
     def _reserve_s(self) -> float:
         """What the comparison at the end may take, in seconds."""
-        rate = self.loads.rate or (self._trials[0].value if self._options.seeks == "throughput" else None)
+        rate = self.loads.rate or (self._results[0].value if self._options.seeks == "throughput" else None)
         shortest, longest = self.loads.proof_s(rate)
         return max(min(self._options.budget_s * _PROOF_SHARE, longest), shortest)
 
-    def _accuracy(self, best: Trial, copy: str) -> Accuracy | None:
+    def _accuracy(self, best: MeasuredSetting, copy: str) -> Accuracy | None:
         """Score the best settings on the held-out data. A set of copies with these settings already stays."""
         if self._options.accuracy is None:
             return None
@@ -259,7 +259,7 @@ class TuningRun:
     def _result(
         self,
         concluded: tuple[str, str],
-        ends: tuple[Trial, Trial],
+        ends: tuple[MeasuredSetting, MeasuredSetting],
         comparisons: tuple[Comparison, ...],
         *,
         is_complete: bool,
@@ -275,7 +275,7 @@ class TuningRun:
             today=today,
             best=best,
             changes=self._changes(best) if outcome == BETTER else {},
-            trials=tuple(trial for trial in self._trials if trial.seconds),
+            trials=tuple(each for each in self._results if each.seconds),
             curves=self._curves,
             settings=sum(space.size for space in self._spaces.values()),
             left_out=(*self._answers.notes, *self._left_out(is_complete=is_complete)),
@@ -300,48 +300,48 @@ class TuningRun:
             yield busiest
             if not self._is_one_ensemble or self._busiest(self._best, ()) == busiest:
                 settled.append(busiest)
-            elif len(self._trials) > self._most_trials:
+            elif len(self._results) > self._most_settings:
                 return
 
     @property
-    def _most_trials(self) -> int:
+    def _most_settings(self) -> int:
         return sum(space.size for space in self._spaces.values())
 
     @property
     def _is_one_ensemble(self) -> bool:
         return len(self.subjects.tops) == 1 and is_ensemble(self.subjects.models[self.subjects.tops[0]].config)
 
-    def _busiest(self, trial: Trial, without: Sequence[str]) -> str:
+    def _busiest(self, measured: MeasuredSetting, without: Sequence[str]) -> str:
         names = [name for name in self.subjects.tunable if name not in without]
-        return max(names, key=lambda name: trial.busy.get(name, 0.0))
+        return max(names, key=lambda name: measured.busy.get(name, 0.0))
 
-    def _tune(self, model: str, best: Trial) -> Trial:
+    def _tune(self, model: str, best: MeasuredSetting) -> MeasuredSetting:
         """Search one model's setting, the others as they are in the best."""
         if len(self.subjects.tunable) > 1:
             self._tell(f"{model} is tuned now: {best.busy.get(model, 0.0):.3g} s of its work in each second")
         space, today = self._spaces[model], best.of(model)
 
-        def evaluate(setting: Setting, held: Trial | None, margin: float) -> Trial:
+        def evaluate(setting: Setting, held: MeasuredSetting | None, margin: float) -> MeasuredSetting:
             return self.evaluate({**best.state, model: setting}, held, margin, model)
 
         guesses = likely_good(space, today.setting, self._curves[model], latency_limit(self._options, self.subjects))
-        return descend(space, today, guesses, evaluate, is_enough=lambda trial: self._is_moved_on(model, trial))
+        return descend(space, today, guesses, evaluate, is_enough=lambda measured: self._is_moved_on(model, measured))
 
-    def _is_moved_on(self, model: str, trial: Trial) -> bool:
+    def _is_moved_on(self, model: str, measured: MeasuredSetting) -> bool:
         """Return whether an ensemble's requests now spend most time in another model than the tuned one."""
-        return self._is_one_ensemble and self._busiest(trial, ()) != model
+        return self._is_one_ensemble and self._busiest(measured, ()) != model
 
     def _left_s(self) -> float:
         return self._options.budget_s - (self._clock() - self._began)
 
     def _tell(self, text: str) -> None:
-        held = next((trial for trial in reversed(self._trials) if trial.is_better and trial.value is not None), None)
+        held = next((each for each in reversed(self._results) if each.is_better and each.value is not None), None)
         best = ""
         if held is not None and held.value is not None:
             best = f"{held.label}: {value_text(self._options.seeks, held.value)}"
         self._told(TuneProgress(text, max(self._left_s(), 0.0), best))
 
-    def _changes(self, best: Trial) -> dict[str, dict[str, str | None]]:
+    def _changes(self, best: MeasuredSetting) -> dict[str, dict[str, str | None]]:
         """Return the changes to the files as written: the fixed fields, and the found ones."""
         found = {}
         for name in self.subjects.tunable:
@@ -362,7 +362,7 @@ class TuningRun:
         """Yield the settings not tried, and why."""
         for name, space in self._spaces.items():
             subject, of = self.subjects.models[name], f"{name}: " if len(self._spaces) > 1 else ""
-            tried = {trial.state[name] for trial in self._trials if name in trial.state}
+            tried = {each.state[name] for each in self._results if name in each.state}
             for said in left_out(space, self._curves[name], tried, self._options.search, subject.config):
                 yield f"{of}{said}"
             left = space.size - len(tried)
@@ -370,7 +370,9 @@ class TuningRun:
                 why = "the search found nothing better on the way to them" if is_complete else "the budget ended"
                 yield f"{of}{left} of {space.size} settings: {why}"
 
-    def evaluate(self, state: Mapping[str, Setting], best: Trial | None, margin: float, model: str = "") -> Trial:
+    def evaluate(
+        self, state: Mapping[str, Setting], best: MeasuredSetting | None, margin: float, model: str = ""
+    ) -> MeasuredSetting:
         """Measure settings: how much they hold, or whether they hold more than the best ones.
 
         Args:
@@ -384,23 +386,23 @@ class TuningRun:
             UsageError: energy is sought, and nothing reports it.
         """
         against = self._challenge(best, margin)
-        trial = self._journal.trial(state, against)
-        if trial is None:
+        measured = self._journal.measured(state, against)
+        if measured is None:
             if best is not None and self._left_s() < self._reserve_s + self._options.level_s:
                 raise BudgetEndedError
             model = model or self.subjects.tunable[0]
-            trial = self._measured(state, model, against, is_first=best is None)
-            self._journal.add_trial(trial)
-        self._trials.append(trial)
-        verdict = "" if best is None else "better: " if trial.is_better else "not better: "
-        self._tell(f"{trial.label}: {verdict}{trial.reason}")
-        return trial
+            measured = self._measured(state, model, against, is_first=best is None)
+            self._journal.add_measured(measured)
+        self._results.append(measured)
+        verdict = "" if best is None else "better: " if measured.is_better else "not better: "
+        self._tell(f"{measured.label}: {verdict}{measured.reason}")
+        return measured
 
     @property
     def _is_rate_sought(self) -> bool:
         return self.loads.rate is None
 
-    def _challenge(self, best: Trial | None, margin: float) -> float | None:
+    def _challenge(self, best: MeasuredSetting | None, margin: float) -> float | None:
         """Return the value a better setting must hold, or `None` where any value will do."""
         if best is None:
             return None
@@ -436,7 +438,7 @@ class TuningRun:
         against: float | None,
         *,
         is_first: bool,
-    ) -> Trial:
+    ) -> MeasuredSetting:
         """Measure settings, and once more if the server ends under them.
 
         Raises:
@@ -446,30 +448,32 @@ class TuningRun:
         began = self._clock()
         for _ in range(_ATTEMPTS):
             try:
-                trial = self._measured_once(state, model, against, is_first=is_first)
+                measured = self._measured_once(state, model, against, is_first=is_first)
             except ServerUnreachableError:
                 if not self.copies.revive():
                     raise
             else:
                 if not self.copies.revive():
-                    return dataclasses.replace(trial, seconds=self._clock() - began)
+                    return dataclasses.replace(measured, seconds=self._clock() - began)
             self._tell(f"{state[model].label}: the server ended, and starts again")
         problem = f"the server ended {_ATTEMPTS} times under its load"
-        return Trial(state[model], is_first, None, problem, self._clock() - began, against, model=model, state=state)
+        return MeasuredSetting(
+            state[model], is_first, None, problem, self._clock() - began, against, model=model, state=state
+        )
 
     def _measured_once(
         self, state: Mapping[str, Setting], model: str, against: float | None, *, is_first: bool
-    ) -> Trial:
+    ) -> MeasuredSetting:
         own = state[model]
         problem = self._load(state)
         if problem:
-            return Trial(own, False, None, problem, 0.0, against, model=model, state=dict(state))
+            return MeasuredSetting(own, False, None, problem, 0.0, against, model=model, state=dict(state))
         measured = self.loads.measured(CANDIDATE, against)
         value = measured.value
         is_better = value is not None
         if value is not None and against is not None and self._options.seeks == "energy":
             is_better = value <= against
-        return Trial(
+        return MeasuredSetting(
             own,
             is_better=is_better or is_first,
             value=value,
@@ -482,7 +486,7 @@ class TuningRun:
             busy=measured.busy,
         )
 
-    def _with_energy(self, today: Trial) -> Trial:
+    def _with_energy(self, today: MeasuredSetting) -> MeasuredSetting:
         """Return today's setting with its energy, at the given rate or one from its own largest.
 
         Raises:
@@ -496,11 +500,11 @@ class TuningRun:
                     hint="Give a rate: --rate 300.",
                 )
             self.loads.rate = float(f"{today.value * _ENERGY_SHARE:.4g}")
-            known = self._journal.trial(self._today, _ANY_ENERGY)
+            known = self._journal.measured(self._today, _ANY_ENERGY)
             measured = known or self._measured(self._today, self.subjects.tunable[0], _ANY_ENERGY, is_first=True)
             if known is None:
-                self._journal.add_trial(measured)
-            self._trials, today = [measured], measured
+                self._journal.add_measured(measured)
+            self._results, today = [measured], measured
             self._tell(f"{today.label}: {today.reason}")
         told = [level for level in today.levels if level["joules_per_inference"] is not None]
         if not told:
@@ -510,9 +514,9 @@ class TuningRun:
             )
         return today
 
-    def _proof(self, best: Trial) -> tuple[Comparison, ...]:
+    def _proof(self, best: MeasuredSetting) -> tuple[Comparison, ...]:
         """Hold today's and the best settings against each other, both served, in paired blocks."""
-        rate, held = self.loads.rate or best.value, self._trials[0].value
+        rate, held = self.loads.rate or best.value, self._results[0].value
         assert rate is not None
         assert best.value is not None
         gain = 1.0
@@ -534,7 +538,7 @@ class TuningRun:
         return comparisons
 
 
-def _unmeasured(state: Mapping[str, Setting], model: str) -> Trial:
+def _unmeasured(state: Mapping[str, Setting], model: str) -> MeasuredSetting:
     """Return today's settings for a budget that ended before they were measured."""
     reason = "the budget ended before it was measured"
-    return Trial(state[model], True, None, reason, 0.0, model=model, state=dict(state))
+    return MeasuredSetting(state[model], True, None, reason, 0.0, model=model, state=dict(state))

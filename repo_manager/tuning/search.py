@@ -12,7 +12,7 @@ from typing import Any
 
 from repo_manager.tuning.space import BatchTime, Setting, Space
 
-__all__ = ["MARGIN", "Trial", "descend", "is_open", "likely_good"]
+__all__ = ["MARGIN", "MeasuredSetting", "descend", "is_open", "likely_good"]
 
 MARGIN = 0.04
 _MOST_ROUNDS = 4
@@ -24,7 +24,7 @@ def is_open(value: float | None, levels: Sequence[Mapping[str, Any]]) -> bool:
 
     Args:
         value: the load that holds. `None`: none does.
-        levels: the measured load levels, as `Trial.levels`. Of a level measured again, the last one counts.
+        levels: the measured load levels, as `MeasuredSetting.levels`. Of a level measured again, the last one counts.
     """
     if value is not None:
         return False
@@ -33,12 +33,12 @@ def is_open(value: float | None, levels: Sequence[Mapping[str, Any]]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class MeasuredSetting:
     """One setting, measured.
 
     Attributes:
         setting: the setting of `model`, where there are several. Else the only one.
-        is_better: it beats the trial it was compared with. The first one always does.
+        is_better: it beats the setting it was compared with. The first one always does.
         value: its value (the largest passing rate, in requests a second, or the p99 in nanoseconds). `None` where it
             was given up before known.
         reason: the deciding fact, with its numbers.
@@ -73,31 +73,31 @@ class Trial:
         """Whether it is neither shown to hold a load nor to hold none, see `is_open`."""
         return is_open(self.value, self.levels)
 
-    def of(self, model: str) -> Trial:
-        """Return the same trial, as one of another model's setting."""
+    def of(self, model: str) -> MeasuredSetting:
+        """Return the same measurement, as one of another model's setting."""
         return dataclasses.replace(self, model=model, setting=self.state.get(model, self.setting))
 
 
-Evaluate = Callable[[Setting, "Trial | None", float], Trial]
-"""Measures a setting against the best trial so far, by the margin it must beat it by."""
+Evaluate = Callable[[Setting, "MeasuredSetting | None", float], MeasuredSetting]
+"""Measures a setting against the best one so far, by the margin it must beat it by."""
 
 
 def descend(
     space: Space,
-    start: Trial,
+    start: MeasuredSetting,
     guesses: Sequence[Setting],
     evaluate: Evaluate,
     *,
-    is_enough: Callable[[Trial], bool] = lambda _: False,
-) -> Trial:
-    """Return the best trial found.
+    is_enough: Callable[[MeasuredSetting], bool] = lambda _: False,
+) -> MeasuredSetting:
+    """Return the best setting found.
 
     Args:
         space: axes to walk along. Settings it does not allow are skipped.
         start: today's, and others known already.
         guesses: settings tried first, in this order, before any axis.
         evaluate: measures. It may raise to end the search: its results until then are known to the caller.
-        is_enough: asked of each better trial. The search ends with the first one it is true of.
+        is_enough: asked of each better setting. The search ends with the first one it is true of.
     """
     best, tried = start, {start.setting}
 
@@ -110,9 +110,9 @@ def descend(
             return False
         tried.add(setting)
         is_cheaper = setting.cost < best.setting.cost and best.setting != start.setting
-        trial = evaluate(setting, best, 0.0 if is_cheaper else MARGIN)
-        best = trial if trial.is_better else best
-        return trial.is_better
+        measured = evaluate(setting, best, 0.0 if is_cheaper else MARGIN)
+        best = measured if measured.is_better else best
+        return measured.is_better
 
     def walk(direction: Sequence[Setting]) -> bool:
         """Follow a direction for as long as it is worth it. Return whether it led to a better setting."""

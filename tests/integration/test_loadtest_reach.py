@@ -182,10 +182,10 @@ def ownerless_regions() -> list[Path]:
 
 
 def target_regions(options: LoadTestOptions) -> tuple[str, ...]:
-    from repo_manager.loadtest.target import connect
+    from repo_manager.loadtest.served_model import connect
 
-    with connect(options) as target:
-        return target.registered_memory()
+    with connect(options) as served:
+        return served.registered_memory()
 
 
 def command(*arguments: object) -> list[str]:

@@ -22,7 +22,7 @@ from support.random_repository import RandomModel
 from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.observe import ServedState, observe
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
-from repo_manager.rollout.prediction.rules import Action, Prediction, Wanted, predict, read_wanted
+from repo_manager.rollout.prediction.rules import Prediction, VersionFate, WantedLoad, predict, read_wanted
 from repo_manager.server.client import TritonClient
 from repo_manager.triton_config.config import parse_config
 
@@ -67,13 +67,13 @@ class Watched:
             after = self.count()
         return after
 
-    def wanted(self, sent: str | None) -> Wanted:
+    def wanted(self, sent: str | None) -> WantedLoad:
         wanted = read_wanted(self.model.folder, unloadable=self.model.unloadable, auto_complete=False)
         if sent is None:
             return wanted
         return dataclasses.replace(wanted, config=parse_config(sent), problem=None, sent=True)
 
-    def load(self, sent: str | None) -> tuple[Prediction, dict[int, Action], bool]:
+    def load(self, sent: str | None) -> tuple[Prediction, dict[int, VersionFate], bool]:
         """Predict a load, do it, and return the prediction, each version's real fate, and whether it was refused."""
         served = observe(self.client, self.model.name)
         instances = self.instances()
@@ -111,22 +111,22 @@ def newer(files: Fingerprint | None, loaded: Fingerprint) -> bool:
 
 def fates(
     before: dict[int, int], after: dict[int, int], updated: set[int], said: Prediction, served: ServedState
-) -> dict[int, Action]:
+) -> dict[int, VersionFate]:
     """Return the effect on every version. An unchanged one gets the predicted name where it fits."""
     found = {}
     predicted = {each.version: each.action for each in said.versions}
     for version in sorted({*before, *after, *predicted}):
         if version in before and version in after:
             same = before[version] <= after[version]
-            staying = predicted.get(version) in (Action.NOTHING, Action.FAIL)
-            stayed = Action.UPDATE if version in updated else predicted[version] if staying else Action.KEEP
-            found[version] = stayed if same else Action.RELOAD
+            staying = predicted.get(version) in (VersionFate.NOTHING, VersionFate.FAIL)
+            stayed = VersionFate.UPDATE if version in updated else predicted[version] if staying else VersionFate.KEEP
+            found[version] = stayed if same else VersionFate.RELOAD
         elif version in after:
-            found[version] = Action.LOAD
+            found[version] = VersionFate.LOAD
         elif version in before:
-            found[version] = Action.DROP
+            found[version] = VersionFate.DROP
         else:
-            found[version] = predicted[version] if predicted[version] is Action.NOTHING else Action.FAIL
+            found[version] = predicted[version] if predicted[version] is VersionFate.NOTHING else VersionFate.FAIL
     assert set(before) == set(served.ready)
     return found
 
@@ -180,7 +180,7 @@ def test_every_prediction_comes_true(
     assert callable(record_property)
     record_property("prediction", json.dumps(report))
     assert not wrong, "\n\n".join(wrong[:3])
-    assert all(counts[str(action)] for action in Action), counts
+    assert all(counts[str(action)] for action in VersionFate), counts
 
 
 def files_ahead(watched: Watched) -> list[bool]:
@@ -189,7 +189,7 @@ def files_ahead(watched: Watched) -> list[bool]:
     return [True] if ahead and watched.model.rng.random() < 0.4 else []
 
 
-def describe(watched: Watched, said: Prediction, seen: dict[int, Action], refused: bool) -> str:
+def describe(watched: Watched, said: Prediction, seen: dict[int, VersionFate], refused: bool) -> str:
     trail = "\n".join(watched.trail[-8:])
     told = "\n".join(f"    {each.version}: {each.action} ({each.reason})" for each in said.versions)
     files = read_fingerprint(watched.model.folder)

@@ -28,7 +28,7 @@ from repo_manager.repository.verify import verify
 from repo_manager.rollout.deploy import deploy, rollback, undeploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions
-from repo_manager.rollout.plan import Action, plan_deploy
+from repo_manager.rollout.plan import VersionFate, plan_deploy
 from repo_manager.rollout.result import Rollout
 from repo_manager.rollout.smoke import SmokeFailedError
 from repo_manager.rollout.status import status
@@ -83,7 +83,7 @@ def ready(client: TritonClient, name: str) -> tuple[int, ...]:
     return observe(client, name).ready
 
 
-def actions(rollout: Rollout) -> list[tuple[int, Action]]:
+def actions(rollout: Rollout) -> list[tuple[int, VersionFate]]:
     """Return the only server's planned action for each version."""
     (server,) = rollout.servers
     assert server.plan is not None
@@ -126,8 +126,8 @@ def test_first_second_and_back(repository: Path, client: TritonClient, model: st
     assert [each.error for each in first.servers[0].smoke.outputs] == [0.0]
     second = deploy(repository, model, 2, client)
     assert [(step.version, step.action) for step in second.servers[0].plan.steps] == [
-        (1, Action.DROP),
-        (2, Action.LOAD),
+        (1, VersionFate.DROP),
+        (2, VersionFate.LOAD),
     ]
     assert (second.ready, answer(client, model)) == ((2,), 3.0)
     back = rollback(repository, model, client)
@@ -176,7 +176,7 @@ def test_kept_previous_makes_going_back_a_policy_change(repository: Path, client
     kept = deploy(repository, model, 2, client, options=RolloutOptions(keep_previous=True))
     assert kept.ready == (1, 2)
     back = rollback(repository, model, client)
-    assert actions(back) == [(1, Action.KEEP), (2, Action.DROP)]
+    assert actions(back) == [(1, VersionFate.KEEP), (2, VersionFate.DROP)]
     assert ready(client, model) == (1,)
 
 
@@ -277,9 +277,9 @@ def test_a_changed_config_is_predicted_to_reload(repository: Path, client: Trito
     path = repository / model / "config.pbtxt"
     path.write_text(path.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
     plan = plan_deploy(repository, model, 2, client)
-    assert [(step.version, step.action) for step in plan.steps] == [(1, Action.DROP), (2, Action.LOAD)]
+    assert [(step.version, step.action) for step in plan.steps] == [(1, VersionFate.DROP), (2, VersionFate.LOAD)]
     plan = plan_deploy(repository, model, 1, client)
-    assert [(step.version, step.action) for step in plan.steps] == [(1, Action.RELOAD)]
+    assert [(step.version, step.action) for step in plan.steps] == [(1, VersionFate.RELOAD)]
     deploy(repository, model, 1, client)
     assert client.model_config(model).max_batch_size == 4
 
@@ -377,7 +377,7 @@ def test_undeploy_of_one_version_and_of_the_model(repository: Path, client: Trit
     deploy(repository, model, 2, client, options=RolloutOptions(keep_previous=True))
     planned = undeploy(repository, model, 1, client, options=RolloutOptions(dry_run=True))
     assert (actions(planned), planned.changed, ready(client, model)) == (
-        [(1, Action.DROP), (2, Action.KEEP)],
+        [(1, VersionFate.DROP), (2, VersionFate.KEEP)],
         False,
         (1, 2),
     )
@@ -448,7 +448,7 @@ def test_changed_instances_reach_a_running_server(repository: Path, client: Trit
     (before,) = status(repository, client, (model,)).models
     assert ["instance_group" in found for found in before.differences] == [True]
     applied = deploy(repository, model, 1, client)
-    assert (applied.changed, actions(applied)) == (True, [(1, Action.UPDATE)])
+    assert (applied.changed, actions(applied)) == (True, [(1, VersionFate.UPDATE)])
     assert [group.count for group in client.model_config(model).instance_group] == [3]
     assert client.statistics(model, 1)[0].success_count > stays  # a version loaded again counts from 0
     (after,) = status(repository, client, (model,)).models

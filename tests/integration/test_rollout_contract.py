@@ -38,12 +38,12 @@ from repo_manager.repository.stores import open_store
 from repo_manager.repository.stores.disk import DiskStore
 from repo_manager.repository.tags import model_state
 from repo_manager.rollout import engine
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import Amount, RolloutOptions, TrialOptions, parse_gates
-from repo_manager.rollout.plan import Action
+from repo_manager.rollout.plan import VersionFate
 from repo_manager.rollout.result import Rollout
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.base import Target
@@ -508,7 +508,7 @@ def test_one_shape_for_every_target(place: Place) -> None:
     assert [server.smoke for server in planned.servers] == [None] * len(planned.servers)
     if isinstance(place, Servers):
         plans = [[(step.version, step.action) for step in server.plan.steps] for server in planned.servers]  # type: ignore[union-attr]
-        assert plans == [[(1, Action.DROP), (2, Action.LOAD)]] * len(plans)
+        assert plans == [[(1, VersionFate.DROP), (2, VersionFate.LOAD)]] * len(plans)
     assert place.state() == before
     done = place.deploy(2)
     assert (done.changed, done.ready, done.target) == (True, (2,), planned.target)
@@ -554,7 +554,7 @@ def test_going_back_after_somebody_elses_roll_out_is_told_and_changes_nothing(
         place.deploy(version, trial=None)
     real, between = engine.run, [2]
 
-    def late(target: Target, context: Context) -> Rollout:
+    def late(target: Target, context: RolloutContext) -> Rollout:
         if between:
             place.deploy(between.pop(), trial=None)
         return real(target, context)

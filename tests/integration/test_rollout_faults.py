@@ -20,7 +20,7 @@ from repo_manager.errors import ServerUnreachableError as Unreachable
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.options import RolloutOptions
-from repo_manager.rollout.plan import Action, plan_deploy
+from repo_manager.rollout.plan import VersionFate, plan_deploy
 from repo_manager.rollout.status import status
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
@@ -227,7 +227,7 @@ def test_a_config_sent_with_a_load_is_told_and_dropped(repository: Path, client:
     (seen,) = status(repository, client, (model,)).models
     assert "max_batch_size" in seen.overridden
     plan = plan_deploy(repository, model, 1, client)
-    assert [(step.version, step.action) for step in plan.steps] == [(1, Action.NOTHING)]
+    assert [(step.version, step.action) for step in plan.steps] == [(1, VersionFate.NOTHING)]
     assert "a configuration sent with a load is in the way" in plan.steps[0].reason
     assert deploy(repository, model, 1, client).changed
     assert client.model_config(model).max_batch_size == 8

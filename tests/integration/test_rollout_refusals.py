@@ -9,9 +9,9 @@ import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 
 from repo_manager.errors import RepositoryError, ServerRefusedError
-from repo_manager.rollout.checks import Outcome
+from repo_manager.rollout.checks import CheckOutcome
 from repo_manager.rollout.deploy import deploy
-from repo_manager.rollout.observe import load_model, observe
+from repo_manager.rollout.observe import load_on_server, observe
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.status import status
 from repo_manager.server.client import TritonClient
@@ -95,7 +95,7 @@ def test_a_version_that_an_ensemble_pins_stays_unless_told(repository: Path, sta
     with TritonClient.connect(server.grpc_url) as client:
         before = client.versions("m")
         (planned,) = deploy(repository, "m", 2, client, options=RolloutOptions(dry_run=True)).servers
-        assert [check.outcome for check in planned.checks if check.name == "ensembles"] == [Outcome.REFUSED]
+        assert [check.outcome for check in planned.checks if check.name == "ensembles"] == [CheckOutcome.REFUSED]
         with pytest.raises(RepositoryError, match="m:1 would not be served any more, and whole needs it") as caught:
             deploy(repository, "m", 2, client)
         assert "--keep-previous" in str(caught.value.hint)
@@ -156,7 +156,7 @@ def test_a_folder_that_a_server_cannot_read_is_explained(
     remote = start_server(ServerOptions(repository=str(other), load=(), auto_complete=False, record=False))
     with TritonClient.connect(remote.grpc_url) as client:
         with pytest.raises(ServerRefusedError, match=r"failed to poll.* the server may read other files") as caught:
-            load_model(client, repository, "m", 60.0)
+            load_on_server(client, repository, "m", 60.0)
         assert caught.value.reason.endswith("failed to poll from model repository")
         with pytest.raises(ServerRefusedError, match=r"failed to poll.*In .*other: .*no_such_field"):
-            load_model(client, other, "m", 60.0)
+            load_on_server(client, other, "m", 60.0)

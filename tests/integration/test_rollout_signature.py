@@ -20,7 +20,7 @@ from repo_manager.repository.location import ObjectRepository, parse_location
 from repo_manager.repository.publish import publish
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.signing import sign_version
-from repo_manager.rollout.checks import Outcome, check_version
+from repo_manager.rollout.checks import CheckOutcome, check_version
 from repo_manager.server.command import ServerOptions
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.triton_config.config import parse_config
@@ -111,10 +111,10 @@ def test_signatures_in_object_storage_are_checked(tmp_path: Path, key: Path, mon
         assert isinstance(root, ObjectRepository)
         publish(root, "m", tiny_files(tmp_path / "source"), tiny_config("m"), {"precision": "fp32"})
 
-        def signature() -> tuple[Outcome, str]:
+        def signature() -> tuple[CheckOutcome, str]:
             checks = check_version(root, find_model(root, "m"), 1, signed_by=[key.with_suffix(".pub")])
             return next((each.outcome, each.detail) for each in checks if each.name == "signature")
 
-        assert signature() == (Outcome.REFUSED, "m:1 is not signed")
+        assert signature() == (CheckOutcome.REFUSED, "m:1 is not signed")
         sign_version(root, "m", 1, key)
-        assert signature() == (Outcome.PASSED, "key.pub vouches for it")
+        assert signature() == (CheckOutcome.PASSED, "key.pub vouches for it")

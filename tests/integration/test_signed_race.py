@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.serving import scaling_model
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError
-from repo_manager.pipeline.recording import TrialRun, trial_run
+from repo_manager.pipeline.recording import EmbeddedRun, embedded_run
 from repo_manager.pipeline.serve_options import ServeOptions
 from repo_manager.pipeline.serving import sealed_options
 from repo_manager.repository.publish import publish
@@ -315,12 +315,12 @@ def test_models_that_are_measured_or_tried_are_copied_first(
     (tmp_path / "README.md").write_text("two steps")
     ensemble = ("both", {"README.md": tmp_path / "README.md"}, parse_config(ENSEMBLE, where="config.pbtxt"))
     needs = {"code": None, "graph": None}
-    with trial_run(*ensemble, repository=signed.root, needs=needs) as trial:
-        assert isinstance(trial, TrialRun)
+    with embedded_run(*ensemble, repository=signed.root, needs=needs) as run:
+        assert isinstance(run, EmbeddedRun)
     assert not exchange
     with (
         pytest.raises(RepositoryError, match="does not hold"),
-        trial_run(*ensemble, repository=signed.root, needs=needs),
+        embedded_run(*ensemble, repository=signed.root, needs=needs),
     ):
         pass
     assert not signed.marker.exists()

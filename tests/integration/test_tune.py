@@ -21,7 +21,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions, free_ports
 from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.process import start_ticks
-from repo_manager.tuning.measuring import Measured
+from repo_manager.tuning.measuring import HeldLoad
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tuning_run
 from repo_manager.tuning.scratch import CANDIDATE
@@ -202,7 +202,7 @@ def test_a_server_that_ends_under_load_starts_again_and_a_setting_that_ends_it_t
     with tuning_run(models, {"m": 1}, TuneOptions(gates=(parse_slo("p50<2s"),), rate=40.0, budget_s=100.0)) as run:
         measured, kills = run.loads.measured, [True, False, True, True]
 
-        def measured_on_a_dying_server(copy: str, against: float | None) -> Measured:
+        def measured_on_a_dying_server(copy: str, against: float | None) -> HeldLoad:
             if kills.pop(0):
                 (server,) = servers_below(str(tmp_path))
                 os.kill(server, signal.SIGKILL)

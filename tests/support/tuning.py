@@ -19,7 +19,7 @@ from repo_manager.loadtest.search import FAILS, HOLDS, UNDECIDED, LoadSpace, con
 from repo_manager.server.transport import ClientOptions
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.tuning.journal import Journal
-from repo_manager.tuning.measuring import Loads, Measured
+from repo_manager.tuning.measuring import HeldLoad, Loads
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import TuningRun
 from repo_manager.tuning.scratch import Changes, Copies
@@ -115,7 +115,7 @@ class Surface(Loads):
         time_ns = self._batch_ms(model, size) * 1e6 * (1 + abs(self._random.gauss(0, self._noise)))
         return BatchTime(size, time_ns)
 
-    def _rates(self, copy: str, rates: tuple[float, ...]) -> Measured:
+    def _rates(self, copy: str, rates: tuple[float, ...]) -> HeldLoad:
         state = self._fake.state(copy)
         self.asked.append(state)
         low, high = (rates[0] / 1024, 1e7) if len(rates) == 1 else rates
@@ -128,7 +128,7 @@ class Surface(Loads):
         rows = tuple(
             {"label": step.label, "level": step.level, "p99_ns": None, "decision": step.decision} for step in steps
         )
-        return Measured(found.holds, found.reason, rows, self.busy(state), found.fails)
+        return HeldLoad(found.holds, found.reason, rows, self.busy(state), found.fails)
 
     rates_together = _rates
 

@@ -234,6 +234,28 @@ def test_only_the_repository_asks_what_kind_of_place_it_has() -> None:
     assert asking == others
 
 
+SAME_MEANING = {
+    "Answer": "of a server to one request",
+    "Check": "of one thing looked at, with its finding",
+    "Conversion": "its options in repository.yaml, and its result. The schema of the file has the name",
+    "Journal": "what a stopped run goes on from",
+    "Model": "of ONNX, and declared in repository.yaml. The schema of the file has the name",
+    "Reference": "answers that others are held against",
+    "SequenceFlags": "of a command whose requests form sequences",
+    "Weight": "a constant of a graph",
+}
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """Two classes share a name only where the word means the same in both."""
+    homes: dict[str, set[Path]] = {}
+    for path in set(MODULES) - {SHARED_WITH_BACKENDS}:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and STANDALONE not in path.parents:
+                homes.setdefault(node.name, set()).add(path.relative_to(PACKAGE))
+    assert {name: places for name, places in homes.items() if len(places) > 1}.keys() == SAME_MEANING.keys()
+
+
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
 LONGER = {
     "pruning/distill.py": "one class: a graph in PyTorch is compared, trained and measured by the same run",

@@ -14,7 +14,7 @@ import numpy as np
 
 from repo_manager.errors import CalibrationError, InputError, UsageError
 from repo_manager.files import reason_of
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.optional import require
 from repo_manager.request_data.image_model.rm_pixels import ImageRecipe, typed
 from repo_manager.request_data.read import DATA_SUFFIXES
@@ -35,7 +35,7 @@ def is_images(path: Path) -> bool:
 
 
 def read_images(
-    path: Path, facts: TargetFacts, shape: Sequence[int], given: Mapping[str, str], limit_bytes: int
+    path: Path, facts: ServedModelFacts, shape: Sequence[int], given: Mapping[str, str], limit_bytes: int
 ) -> list[Sample]:
     """Return a sample for each image, in order of name, without batch axes.
 

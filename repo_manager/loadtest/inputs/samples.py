@@ -11,7 +11,7 @@ import numpy as np
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.read import holds_tensors, read_rows, read_streams
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, Array, InputFacts, Sample, elements_of
 
@@ -20,7 +20,7 @@ __all__ = ["drawn_note", "make_samples", "make_sequences", "resolve_shapes"]
 _MAX_TOTAL_BYTES = 256 << 20
 
 
-def resolve_shapes(facts: TargetFacts, options: LoadTestOptions) -> dict[str, tuple[int, ...]]:
+def resolve_shapes(facts: ServedModelFacts, options: LoadTestOptions) -> dict[str, tuple[int, ...]]:
     """Return each input's full shape in a request, batch axis included where the model has one.
 
     Raises:
@@ -59,7 +59,7 @@ def _shape_of(item: InputFacts, model: str, given: tuple[int, ...] | None) -> tu
     return given
 
 
-def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
+def make_samples(facts: ServedModelFacts, options: LoadTestOptions) -> list[Sample]:
     """Return the inputs of each distinct request.
 
     Raises:
@@ -93,7 +93,9 @@ def make_samples(facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
     return samples
 
 
-def make_sequences(facts: TargetFacts, options: LoadTestOptions) -> tuple[list[Sample], tuple[tuple[int, ...], ...]]:
+def make_sequences(
+    facts: ServedModelFacts, options: LoadTestOptions
+) -> tuple[list[Sample], tuple[tuple[int, ...], ...]]:
     """Return the inputs of each distinct request, and the recorded sequences as numbers of these requests.
 
     Each stream of the data is a sequence. There are none for random inputs, whose lengths are drawn, and for a model
@@ -118,7 +120,7 @@ def make_sequences(facts: TargetFacts, options: LoadTestOptions) -> tuple[list[S
     return samples, tuple(tuple(range(end - len(rows), end)) for end, rows in zip(ends, streams, strict=True))
 
 
-def drawn_note(facts: TargetFacts, options: LoadTestOptions) -> str | None:
+def drawn_note(facts: ServedModelFacts, options: LoadTestOptions) -> str | None:
     """Name the integer inputs with ranges of their own. `None` when none is."""
     integers = [item.name for item in facts.inputs if NUMPY_OF_TRITON[item.datatype].kind in "iu"]
     ranges = {name: options.int_ranges[name] for name in integers if name in options.int_ranges}
@@ -132,7 +134,7 @@ def _range_of(name: str, options: LoadTestOptions) -> tuple[int, int]:
     return options.int_ranges.get(name, options.int_range)
 
 
-def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
+def _rows(path: Path, facts: ServedModelFacts, options: LoadTestOptions) -> list[Sample]:
     """Read a file's samples, or a folder's images."""
     if holds_tensors(path, facts.inputs) or not is_images(path):
         if options.image:
@@ -144,7 +146,7 @@ def _rows(path: Path, facts: TargetFacts, options: LoadTestOptions) -> list[Samp
     return read_images(path, facts, shape, options.image, _MAX_TOTAL_BYTES // options.batch_size)
 
 
-def _without_batch_axis(row: Sample, facts: TargetFacts) -> list[Sample]:
+def _without_batch_axis(row: Sample, facts: ServedModelFacts) -> list[Sample]:
     """Return the samples of a request with a batch axis. Any other request is one sample."""
     ranks = {item.name: len(item.shape) for item in facts.inputs}
     sizes = {len(array) if array.ndim == ranks[name] + 1 else 0 for name, array in row.items()}
@@ -182,7 +184,7 @@ def _refuse_zeros(samples: Sequence[Sample], path: Path | None) -> None:
         )
 
 
-def _batched(rows: list[Sample], path: str, facts: TargetFacts, options: LoadTestOptions) -> list[Sample]:
+def _batched(rows: list[Sample], path: str, facts: ServedModelFacts, options: LoadTestOptions) -> list[Sample]:
     """Join samples into requests of `batch_size`, wrapping around at the end."""
     known = {item.name: item for item in facts.inputs}
     for number, row in enumerate(rows, start=1):

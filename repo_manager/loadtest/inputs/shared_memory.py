@@ -19,7 +19,7 @@ from pathlib import Path
 from repo_manager.errors import InputError, ServerError, ServerRefusedError, UsageError
 from repo_manager.loadtest.inputs.cuda_memory import cuda_memory
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import Target, TargetFacts
+from repo_manager.loadtest.served_model import ServedModel, ServedModelFacts
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, Sample, elements_of, raw_bytes
 from repo_manager.server.transport import CudaHandle, memory_kind
 
@@ -58,12 +58,12 @@ class Placement:
 
 @contextlib.contextmanager
 def shared_samples(
-    target: Target, facts: TargetFacts, samples: list[Sample], options: LoadTestOptions
+    served: ServedModel, facts: ServedModelFacts, samples: list[Sample], options: LoadTestOptions
 ) -> Iterator[Placement | None]:
     """Put the samples into shared memory and register it, as long as the context lasts.
 
     Args:
-        target: connection to the server under load.
+        served: connection to the server under load.
         facts: the model's inputs, outputs and limits, as the server reports them.
         samples: input name -> array of each request. Their bytes are copied into the region at the start.
         options: with `shared_memory="none"` nothing happens and the placement is `None`.
@@ -82,17 +82,17 @@ def shared_samples(
         for sample, areas in zip(samples, placement.inputs, strict=True):
             for name, area in areas.items():
                 memory.write(area.offset, raw_bytes(sample[name]))
-        _register(target, placement, memory.key, options)
+        _register(served, placement, memory.key, options)
         try:
             if options.shared_memory == "system":  # of a GPU's memory nobody can tell whether its run is alive
-                _unregister_stale(target)
+                _unregister_stale(served)
             yield placement
         finally:
             with contextlib.suppress(ServerError):  # a server that is gone has nothing registered
-                target.unregister_memory(placement.region, memory_kind(memory.key))
+                served.unregister_memory(placement.region, memory_kind(memory.key))
 
 
-def _plan(facts: TargetFacts, samples: list[Sample], options: LoadTestOptions) -> Placement:
+def _plan(facts: ServedModelFacts, samples: list[Sample], options: LoadTestOptions) -> Placement:
     end = 0
 
     def place(size: int) -> Area:
@@ -110,7 +110,7 @@ def _plan(facts: TargetFacts, samples: list[Sample], options: LoadTestOptions) -
     return Placement(f"{_PREFIX}{uuid.uuid4().hex[:12]}", inputs, outputs, max(end, 1))
 
 
-def _output_bytes(item: InputFacts, facts: TargetFacts, options: LoadTestOptions) -> int | None:
+def _output_bytes(item: InputFacts, facts: ServedModelFacts, options: LoadTestOptions) -> int | None:
     """Return an output's size in a request, or `None` when a dimension or the type leaves it open."""
     if item.datatype == "BYTES" or any(size < 0 for size in item.shape):
         return None
@@ -173,9 +173,9 @@ _NEEDS = {
 }
 
 
-def _register(target: Target, placement: Placement, key: str | CudaHandle, options: LoadTestOptions) -> None:
+def _register(served: ServedModel, placement: Placement, key: str | CudaHandle, options: LoadTestOptions) -> None:
     try:
-        target.register_memory(placement.region, key, placement.size)
+        served.register_memory(placement.region, key, placement.size)
     except ServerRefusedError as exc:
         raise ServerRefusedError(
             f"{options.url} cannot use this machine's shared memory: {exc.message}",
@@ -183,15 +183,15 @@ def _register(target: Target, placement: Placement, key: str | CudaHandle, optio
         ) from exc
 
 
-def _unregister_stale(target: Target) -> None:
+def _unregister_stale(served: ServedModel) -> None:
     """Unregister the regions of killed runs from the server.
 
     Only called when the server has mapped a region of ours: then its /dev/shm is this one.
     """
-    for name in target.registered_memory():
+    for name in served.registered_memory():
         if name.startswith(_PREFIX) and not (_FOLDER / name).exists():
             with contextlib.suppress(ServerError):  # another run was faster
-                target.unregister_memory(name)
+                served.unregister_memory(name)
 
 
 def sweep(folder: Path) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from repo_manager.loadtest.measure import Level
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer, cached_perf_analyzer
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, ServerTimes
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.wire.sequences import DEFAULT_LENGTH
 from repo_manager.request_data.read import write_rows
 from repo_manager.request_data.tensors import InputFacts
@@ -73,7 +73,7 @@ def find_perf_analyzer(cache: Path | None = None) -> PerfAnalyzer:
     )
 
 
-def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTestOptions, files: Path) -> list[str]:
+def command_of(binary: Path, level: Level, facts: ServedModelFacts, options: LoadTestOptions, files: Path) -> list[str]:
     """Return the command line of one level. Results go to `files`/result.csv and `files`/profile.json.
 
     Args:
@@ -133,7 +133,7 @@ def command_of(binary: Path, level: Level, facts: TargetFacts, options: LoadTest
     return command
 
 
-def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bool) -> list[str]:
+def _kind_arguments(facts: ServedModelFacts, options: LoadTestOptions, *, is_open: bool) -> list[str]:
     """Return the arguments for sequences, streams of responses and request parameters."""
     arguments: list[str] = []
     if facts.sequence:
@@ -160,7 +160,7 @@ def _kind_arguments(facts: TargetFacts, options: LoadTestOptions, *, is_open: bo
     return arguments
 
 
-def _input_arguments(facts: TargetFacts, options: LoadTestOptions) -> list[str]:
+def _input_arguments(facts: ServedModelFacts, options: LoadTestOptions) -> list[str]:
     """Return the arguments for the inputs."""
     arguments: list[str] = []
     batch = 1 if facts.max_batch_size > 0 else 0
@@ -205,7 +205,7 @@ def _tls_arguments(options: LoadTestOptions) -> list[str]:
     return (["--ssl-grpc-use-ssl"] if options.wire == "grpc" else []) + given
 
 
-def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
+def _sized(facts: ServedModelFacts, options: LoadTestOptions) -> list[InputFacts]:
     """Return the inputs with the sizes of a request. A dimension known only to the data file counts as large."""
     return [
         dataclasses.replace(
@@ -219,7 +219,7 @@ def _sized(facts: TargetFacts, options: LoadTestOptions) -> list[InputFacts]:
     ]
 
 
-def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, options: LoadTestOptions) -> LoadPoint:
+def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: ServedModelFacts, options: LoadTestOptions) -> LoadPoint:
     """Run one level, as `command_of` writes it, and return its row in any case.
 
     Raises:
@@ -252,7 +252,7 @@ def run_perf_analyzer(perf: PerfAnalyzer, level: Level, facts: TargetFacts, opti
     return _point(level, options, done.returncode, (text, rows, profile))
 
 
-def _with_inputs_file(facts: TargetFacts, options: LoadTestOptions, folder: Path) -> LoadTestOptions:
+def _with_inputs_file(facts: ServedModelFacts, options: LoadTestOptions, folder: Path) -> LoadTestOptions:
     """Write the inputs as its JSON: a file's samples, read and checked as for the native client, or drawn integers.
 
     Drawn where integers have ranges of their own: perf_analyzer draws from the whole type. A sequence model's file is

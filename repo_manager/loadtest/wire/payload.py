@@ -13,7 +13,7 @@ from typing import Any
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.shared_memory import Area, Placement
 from repo_manager.loadtest.options import LoadTestOptions, Parameter
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.sequences import DEFAULT_LENGTH, FIRST_ID, SequencePlan, drawn_lengths, encoded_id
 from repo_manager.optional import require
@@ -27,7 +27,7 @@ _HTTP_PARAMETERS = {"binary_data_output": True}
 
 
 def build_endpoint(
-    facts: TargetFacts,
+    facts: ServedModelFacts,
     samples: list[Sample],
     options: LoadTestOptions,
     placement: Placement | None = None,
@@ -75,12 +75,12 @@ def build_endpoint(
     )
 
 
-def _keeps_streams(facts: TargetFacts, options: LoadTestOptions) -> bool:
+def _keeps_streams(facts: ServedModelFacts, options: LoadTestOptions) -> bool:
     """Return whether the calls are streams of one request after another."""
     return options.wire == "grpc" and (facts.decoupled if options.streaming is None else options.streaming)
 
 
-def _grpc_path(facts: TargetFacts, options: LoadTestOptions) -> str:
+def _grpc_path(facts: ServedModelFacts, options: LoadTestOptions) -> str:
     return _GRPC_STREAM if facts.decoupled or _keeps_streams(facts, options) else _GRPC_METHOD
 
 
@@ -98,7 +98,7 @@ def _compression_headers(options: LoadTestOptions) -> tuple[tuple[str, str], ...
     return (("content-encoding", options.compression), ("accept-encoding", options.compression))
 
 
-def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
+def _check_kind(facts: ServedModelFacts, options: LoadTestOptions) -> None:
     if facts.decoupled and options.wire == "http":
         raise UsageError(
             f"the model {facts.model} is decoupled: Triton sends its responses, any number a request, over gRPC only",
@@ -114,7 +114,7 @@ def _check_kind(facts: TargetFacts, options: LoadTestOptions) -> None:
 
 
 def _sequences(
-    facts: TargetFacts, options: LoadTestOptions, messages: int, streams: Sequence[Sequence[int]]
+    facts: ServedModelFacts, options: LoadTestOptions, messages: int, streams: Sequence[Sequence[int]]
 ) -> SequencePlan:
     """Return the material of the sequences: recorded ones, or lengths in rotation."""
     grpc = options.wire == "grpc"

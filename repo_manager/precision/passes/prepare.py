@@ -23,7 +23,7 @@ from repo_manager.precision.proof.selection import Selection, selection_of
 from repo_manager.precision.samples import Reference
 from repo_manager.stats.drift import DriftMeter
 
-__all__ = ["Prepared", "SourceCheck", "prepare", "prepare_checked"]
+__all__ = ["PreparedDraft", "SourceCheck", "prepare", "prepare_checked"]
 
 SAME = 1e-5
 """Largest relative error of a pass without a change of numbers: the effect of another order of float32 sums."""
@@ -34,7 +34,7 @@ _SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDraft:
     """A draft ready for a change of precision.
 
     Attributes:
@@ -72,7 +72,7 @@ def prepare(draft: Draft, *, opset: int) -> Draft:
     return draft
 
 
-def prepare_checked(draft: Draft, *, opset: int, check: SourceCheck) -> Prepared:
+def prepare_checked(draft: Draft, *, opset: int, check: SourceCheck) -> PreparedDraft:
     """Do the same, and compare the result with the source. Only if they differ, compare each pass on its own.
 
     Args:
@@ -85,9 +85,9 @@ def prepare_checked(draft: Draft, *, opset: int, check: SourceCheck) -> Prepared
     """
     result = prepare(draft, opset=opset)
     if _is_same(draft, result):
-        return Prepared(result)
+        return PreparedDraft(result)
     error = check.error(result)
-    return Prepared(result, error) if error <= SAME else _one_by_one(draft, _passes(draft, opset), check)
+    return PreparedDraft(result, error) if error <= SAME else _one_by_one(draft, _passes(draft, opset), check)
 
 
 def _passes(draft: Draft, opset: int) -> tuple[_Pass, ...]:
@@ -103,7 +103,7 @@ def _is_same(before: Draft, after: Draft) -> bool:
     return before.weights == after.weights and before.proto == after.proto
 
 
-def _one_by_one(draft: Draft, passes: tuple[_Pass, ...], check: SourceCheck) -> Prepared:
+def _one_by_one(draft: Draft, passes: tuple[_Pass, ...], check: SourceCheck) -> PreparedDraft:
     """Apply each pass on its own, and leave out optional ones with an effect on the numbers."""
     limit = check.limit
     error = check.error(draft)
@@ -129,7 +129,7 @@ def _one_by_one(draft: Draft, passes: tuple[_Pass, ...], check: SourceCheck) -> 
             )
         else:
             dropped.append(f"{each.name} (relative error {found:.3g})")
-    return Prepared(draft, error, tuple(dropped))
+    return PreparedDraft(draft, error, tuple(dropped))
 
 
 class SourceCheck:

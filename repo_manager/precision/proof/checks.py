@@ -21,7 +21,7 @@ from repo_manager.types import Precision, TensorSpec
 __all__ = [
     "check_drift",
     "check_file",
-    "check_signature",
+    "check_model_signature",
     "check_sparsity",
     "drift_limit",
     "nothing_shown",
@@ -64,7 +64,7 @@ def _complaint(path: Path, *, full: bool) -> str | None:
     return None
 
 
-def check_signature(source: Signature, found: Signature, precision: Precision, *, keep_io_types: bool) -> Check:
+def check_model_signature(source: Signature, found: Signature, precision: Precision, *, keep_io_types: bool) -> Check:
     """Compare names, order, types and shapes of inputs and outputs.
 
     Args:

@@ -18,7 +18,7 @@ from repo_manager.precision.options import Check, ConvertOptions
 from repo_manager.precision.proof.checks import (
     check_drift,
     check_file,
-    check_signature,
+    check_model_signature,
     check_sparsity,
     drift_limit,
     failure,
@@ -125,7 +125,7 @@ class Prover:
         limit = drift_limit(self.precision, self.options)
         checks += [
             Check("runs", True, self._how(is_rounded=bool(rounded)) + served_text(drift, limit)),
-            check_signature(
+            check_model_signature(
                 self.signature,
                 signature_of(found),
                 self.precision,

@@ -12,7 +12,7 @@ from repo_manager.triton_config.version_policy import replace_version_policy, se
 
 __all__ = [
     "Removal",
-    "check_version",
+    "check_versions_exist",
     "forget",
     "made_at",
     "old_versions",
@@ -51,11 +51,11 @@ def select_version(view: ModelView, version: int | None) -> tuple[int, ...]:
     """
     if version is None:
         return view.versions
-    check_version(view, version)
+    check_versions_exist(view, version)
     return (version,)
 
 
-def check_version(view: ModelView, *versions: int) -> None:
+def check_versions_exist(view: ModelView, *versions: int) -> None:
     """Check whether versions exist.
 
     Raises:

@@ -21,8 +21,8 @@ __all__ = [
     "Departure",
     "Incoming",
     "Progress",
-    "Step",
-    "StepKind",
+    "RepairKind",
+    "RepairStep",
     "Store",
     "Traits",
     "mended",
@@ -111,7 +111,7 @@ class Departure:
     forget: Callable[[ModelState], ModelState]
 
 
-class StepKind(enum.Enum):
+class RepairKind(enum.Enum):
     """One repair."""
 
     REMOVAL = "an interrupted removal"
@@ -121,7 +121,7 @@ class StepKind(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class RepairStep:
     """One thing to put right.
 
     Attributes:
@@ -134,7 +134,7 @@ class Step:
 
     where: str
     action: str
-    kind: StepKind
+    kind: RepairKind
     apply: Callable[[], bool]
     problem: Problem | None = None
 
@@ -292,7 +292,7 @@ class Store(Protocol):
         model with the right versions served. Where the store refuses, everything is as it was.
         """
 
-    def mend(self, names: Iterable[str]) -> Iterator[Step]:
+    def mend(self, names: Iterable[str]) -> Iterator[RepairStep]:
         """List the repairs of the store's own records, and the leftovers of dead commands.
 
         The steps come one after the other: a caller applies one before it asks for the next.
@@ -317,6 +317,6 @@ def recorded_model(record: str, file: str) -> str | None:
     return file[len(before) : -len(after)]
 
 
-def mended(store: Store, names: Iterable[str], *kinds: StepKind) -> tuple[str, ...]:
+def mended(store: Store, names: Iterable[str], *kinds: RepairKind) -> tuple[str, ...]:
     """Remove, or end, the leftovers of dead commands in these models. Return their names."""
     return tuple(step.where for step in store.mend(names) if step.kind in kinds and step.apply())

@@ -36,8 +36,8 @@ from repo_manager.repository.stores.base import (
     Departure,
     Incoming,
     Progress,
-    Step,
-    StepKind,
+    RepairKind,
+    RepairStep,
     Traits,
     model_names,
     untold,
@@ -328,26 +328,26 @@ class DiskStore:
                 delete(target)
             drop_signatures(self.location, [(view.name, version) for version in departure.versions])
 
-    def mend(self, names: Iterable[str]) -> Iterator[Step]:
+    def mend(self, names: Iterable[str]) -> Iterator[RepairStep]:
         """As `Store.mend`: staging folders of dead commands, signatures without a version, a damaged record.
 
         A removal is a rename: it is done or not.
         """
         for area, entry in leftovers(self.location):
             act = functools.partial(sweep_entry, area, entry, self.location)
-            yield Step(entry, "removed the remains of a dead command", StepKind.REST, act)
+            yield RepairStep(entry, "removed the remains of a dead command", RepairKind.REST, act)
         for name, version in orphaned_signatures(self.location):
             text = f"is the signature of {name}:{version}, which does not exist"
             where = signature_name(name, version)
             problem = Problem(where, text, Severity.WARNING, "`repo-manager gc` removes it", rule="leftovers")
             act = functools.partial(self._drop_orphan, name, version)
-            yield Step(where, "removed: its version does not exist", StepKind.REST, act, problem)
+            yield RepairStep(where, "removed: its version does not exist", RepairKind.REST, act, problem)
         try:
             read_states(self.location)
         except RepositoryError as exc:
             action = f"set aside as {STATE_FILENAME}.damaged and rebuilt from the folders"
             problem = Problem(STATE_FILENAME, exc.message, hint=exc.hint or "", rule="state-file")
-            yield Step(STATE_FILENAME, action, StepKind.RECORD, self._begin_state_anew, problem)
+            yield RepairStep(STATE_FILENAME, action, RepairKind.RECORD, self._begin_state_anew, problem)
 
     def _drop_orphan(self, name: str, version: int) -> bool:
         with repository_lock(self.location):

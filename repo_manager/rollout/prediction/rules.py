@@ -23,10 +23,10 @@ __all__ = [
     "FREE_FIELDS",
     "INSTANCES",
     "IN_PLACE",
-    "Action",
     "Prediction",
+    "VersionFate",
     "VersionPlan",
-    "Wanted",
+    "WantedLoad",
     "changed_config_fields",
     "instances_differ",
     "predict",
@@ -162,7 +162,7 @@ def _within(ours: Any, theirs: Any) -> bool:
 IN_PLACE = f"{CONFIG_FILENAME} has another {INSTANCES}: its instances change in place, nothing loads again"
 
 
-class Action(str, enum.Enum):
+class VersionFate(str, enum.Enum):
     """The fate of one version.
 
     `UPDATE`: the version stays loaded, and its instances become those of the configuration.
@@ -187,7 +187,7 @@ class VersionPlan:
     """One version's fate and why."""
 
     version: int
-    action: Action
+    action: VersionFate
     reason: str
 
 
@@ -206,12 +206,12 @@ class Prediction:
     @property
     def ready_after(self) -> tuple[int, ...]:
         """Versions READY afterwards, including READY ones that could not be replaced."""
-        served = (Action.LOAD, Action.KEEP, Action.UPDATE, Action.RELOAD)
+        served = (VersionFate.LOAD, VersionFate.KEEP, VersionFate.UPDATE, VersionFate.RELOAD)
         return tuple(each.version for each in self.versions if each.action in served)
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class WantedLoad:
     """The repository's side of a load.
 
     Attributes:
@@ -231,7 +231,7 @@ class Wanted:
     auto_complete: bool = True
 
 
-def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, auto_complete: bool = True) -> Wanted:
+def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, auto_complete: bool = True) -> WantedLoad:
     """Read the repository's side from a model's folder.
 
     Args:
@@ -252,10 +252,10 @@ def read_wanted(folder: Path, *, unloadable: Mapping[int, str] | None = None, au
             problem = f"{CONFIG_FILENAME} has the field {config.unknown_fields[0]}, which Triton's schema has not"
     except ConfigError as exc:
         problem = exc.message
-    return Wanted(files, config, problem, dict(unloadable or {}), auto_complete=auto_complete)
+    return WantedLoad(files, config, problem, dict(unloadable or {}), auto_complete=auto_complete)
 
 
-def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> Prediction:
+def predict(served: ServedState, loaded: Fingerprint | None, wanted: WantedLoad) -> Prediction:
     """Predict the effect of the next load.
 
     Args:
@@ -281,7 +281,7 @@ def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> 
     culprits = {
         plan.version: unloadable[plan.version]
         for plan in plans
-        if plan.action in (Action.LOAD, Action.RELOAD) and plan.version in unloadable
+        if plan.action in (VersionFate.LOAD, VersionFate.RELOAD) and plan.version in unloadable
     }
     if culprits:
         reasons = "; ".join(f"version {version}: {reason}" for version, reason in culprits.items())
@@ -290,40 +290,40 @@ def predict(served: ServedState, loaded: Fingerprint | None, wanted: Wanted) -> 
 
 
 def _fate(
-    version: int, versions: Iterable[int], served: ServedState, loaded: Fingerprint | None, wanted: Wanted
+    version: int, versions: Iterable[int], served: ServedState, loaded: Fingerprint | None, wanted: WantedLoad
 ) -> VersionPlan:
     """Return the fate of one version when the load is acted on and succeeds."""
     if version not in versions:
-        return VersionPlan(version, Action.DROP, _why_dropped(version, wanted))
+        return VersionPlan(version, VersionFate.DROP, _why_dropped(version, wanted))
     if version not in served.ready:
-        return VersionPlan(version, Action.LOAD, served.reasons.get(version) or "it is not loaded")
+        return VersionPlan(version, VersionFate.LOAD, served.reasons.get(version) or "it is not loaded")
     before = 0 if loaded is None else loaded.version_ns(version)
     now = 0 if wanted.files is None else wanted.files.version_ns(version)
     if now > before and wanted.files is not None:
         own = wanted.files.times_ns.get(str(version), 0)
         what = "its folder has" if own == now else f"{wanted.files.newest_beside}, beside the versions, has"
-        return VersionPlan(version, Action.RELOAD, f"{what} changed since it was loaded")
+        return VersionPlan(version, VersionFate.RELOAD, f"{what} changed since it was loaded")
     if served.config is not None and wanted.config is not None:
         fields = changed_config_fields(served.config, wanted.config, auto_complete=wanted.auto_complete)
         if fields:
             reason = f"{CONFIG_FILENAME} differs from the loaded one in {', '.join(fields)}"
-            return VersionPlan(version, Action.RELOAD, reason)
+            return VersionPlan(version, VersionFate.RELOAD, reason)
     if _updates(served, wanted):
-        return VersionPlan(version, Action.UPDATE, IN_PLACE)
-    return VersionPlan(version, Action.KEEP, "it is loaded, and nothing that it depends on has changed")
+        return VersionPlan(version, VersionFate.UPDATE, IN_PLACE)
+    return VersionPlan(version, VersionFate.KEEP, "it is loaded, and nothing that it depends on has changed")
 
 
-def _updates(served: ServedState, wanted: Wanted) -> bool:
+def _updates(served: ServedState, wanted: WantedLoad) -> bool:
     """Return whether a load that is acted on changes the instances of the versions kept."""
     return served.config is not None and wanted.config is not None and instances_differ(served.config, wanted.config)
 
 
-def _why_dropped(version: int, wanted: Wanted) -> str:
+def _why_dropped(version: int, wanted: WantedLoad) -> str:
     gone = wanted.files is not None and version not in wanted.files.versions
     return "its folder is gone" if gone else "it is not among the versions to serve"
 
 
-def _overlooked(served: ServedState, loaded: Fingerprint, wanted: Wanted, files: Fingerprint) -> Prediction:
+def _overlooked(served: ServedState, loaded: Fingerprint, wanted: WantedLoad, files: Fingerprint) -> Prediction:
     """Predict a load Triton answers with 200 without looking any further."""
     why = f"nothing in the folder is newer than at the last load ({_blindness(loaded, files)})"
     versions = () if wanted.config is None else served_versions(wanted.config, files.versions)
@@ -334,14 +334,14 @@ def _overlooked(served: ServedState, loaded: Fingerprint, wanted: Wanted, files:
     plans = []
     for version in sorted({*versions, *served.ready}):
         if version not in served.ready:
-            plans.append(VersionPlan(version, Action.NOTHING, f"it stays unloaded: {why}"))
+            plans.append(VersionPlan(version, VersionFate.NOTHING, f"it stays unloaded: {why}"))
         elif version not in versions:
-            plans.append(VersionPlan(version, Action.NOTHING, f"it stays loaded: {why}"))
+            plans.append(VersionPlan(version, VersionFate.NOTHING, f"it stays loaded: {why}"))
         elif fields:
             reason = f"it goes on with its own {', '.join(fields)}: {why}"
-            plans.append(VersionPlan(version, Action.NOTHING, reason))
+            plans.append(VersionPlan(version, VersionFate.NOTHING, reason))
         else:
-            plans.append(VersionPlan(version, Action.KEEP, "it is loaded, and nothing has changed"))
+            plans.append(VersionPlan(version, VersionFate.KEEP, "it is loaded, and nothing has changed"))
     return Prediction(tuple(plans))
 
 
@@ -363,14 +363,14 @@ def _refused(
     """Predict a load refused: every version stays as it is, except for instances changed by then."""
     culprits = culprits or {}
     plans = []
-    updated = {fate.version: fate for fate in fates if fate.action is Action.UPDATE}
+    updated = {fate.version: fate for fate in fates if fate.action is VersionFate.UPDATE}
     for version in sorted({*versions, *served.ready}):
         if version in culprits:
-            plans.append(VersionPlan(version, Action.FAIL, culprits[version]))
+            plans.append(VersionPlan(version, VersionFate.FAIL, culprits[version]))
         elif version in updated:
             plans.append(updated[version])
         elif version in served.ready:
-            plans.append(VersionPlan(version, Action.KEEP, "the load will be refused, so it stays"))
+            plans.append(VersionPlan(version, VersionFate.KEEP, "the load will be refused, so it stays"))
         else:
-            plans.append(VersionPlan(version, Action.FAIL, "all wanted versions load or none does"))
+            plans.append(VersionPlan(version, VersionFate.FAIL, "all wanted versions load or none does"))
     return Prediction(tuple(plans), refusal)

@@ -9,8 +9,8 @@ from typing import Any
 from repo_manager.errors import ServerRefusedError, UsageError
 from repo_manager.files import document
 from repo_manager.repository.location import Location
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.base import Target
@@ -22,7 +22,16 @@ from repo_manager.rollout.targets.snapshot import models_served
 from repo_manager.rollout.targets.template import SNAPSHOTS, read_template, snapshots_beside
 from repo_manager.server.transport import ClientOptions
 
-__all__ = ["KINDS", "ClusterKind", "Pointer", "api_of", "kind_of", "models_of", "parse_cluster", "pointers"]
+__all__ = [
+    "KINDS",
+    "ClusterKind",
+    "Pointer",
+    "api_of",
+    "cluster_kind_of",
+    "parse_cluster",
+    "pointers",
+    "served_models_of",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +72,12 @@ class ClusterKind:
     parse: Callable[[str], Release | InferenceService]
     previous: Callable[[Any, Location, str, Api], int]
     pointers: Callable[[Any, Api], tuple[Pointer, ...]]
-    target: Callable[[Context, Any, Api, TrialOptions | None, ClientOptions], Target]
+    target: Callable[[RolloutContext, Any, Api, TrialOptions | None, ClientOptions], Target]
     resources: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def _released(
-    context: Context, release: Release, api: Api, trial: TrialOptions | None, connection: ClientOptions
+    context: RolloutContext, release: Release, api: Api, trial: TrialOptions | None, connection: ClientOptions
 ) -> Target:
     if trial is not None:
         raise UsageError(
@@ -108,7 +117,7 @@ KINDS: Mapping[str, ClusterKind] = {
 """Scheme of `--to` -> the kind behind it. The schemes are those of `urls.CLUSTERS`."""
 
 
-def kind_of(target: object) -> ClusterKind:
+def cluster_kind_of(target: object) -> ClusterKind:
     """Return the kind of a target in a cluster, by its text."""
     return KINDS[str(target).partition("://")[0] + "://"]
 
@@ -144,10 +153,10 @@ def pointers(text: str, api: Api) -> tuple[Pointer, ...]:
         ServerError: the API server refused or did not answer, or there is no such thing.
     """
     target = parse_cluster(text)
-    return kind_of(target).pointers(target, api)
+    return cluster_kind_of(target).pointers(target, api)
 
 
-def models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[int, ...]]:
+def served_models_of(repository: Location, text: str, api: Api) -> Mapping[str, tuple[int, ...]]:
     """Return a target's served models, model -> versions.
 
     Args:

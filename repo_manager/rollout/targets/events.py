@@ -7,7 +7,7 @@ import time
 
 from repo_manager.errors import ServerError
 from repo_manager.repository.state import now_text
-from repo_manager.rollout.context import Context
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.api_objects import Object
 
@@ -26,7 +26,7 @@ class Events:
         context: the roll-out's context: model, options, deadline, report.
     """
 
-    def __init__(self, api: Api, item: Object, context: Context) -> None:
+    def __init__(self, api: Api, item: Object, context: RolloutContext) -> None:
         self._api, self._item, self._context = api, item, context
         self._refused = False
 

@@ -14,7 +14,7 @@ from repo_manager.repository.tags import model_state
 from repo_manager.rollout.targets.address import ClusterAddress, form_of
 from repo_manager.rollout.targets.api import Api, Kind
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.kserve_status import Wanted, wait_for_service
+from repo_manager.rollout.targets.kserve_status import WantedState, wait_for_service
 from repo_manager.rollout.targets.template import MODELS, parse_models
 
 __all__ = [
@@ -120,7 +120,7 @@ class KServeWeights:
         percent = round(fraction * 100)
         patch = {"spec": {"predictor": {"canaryTrafficPercent": None if percent >= 100 else percent}}}
         made = self._api.patch_custom(Kind.INFERENCE_SERVICE, self._service.namespace, self._service.name, patch)
-        wanted = Wanted(str(made["spec"]["predictor"][format_of(made)]["storageUri"]), percent)
+        wanted = WantedState(str(made["spec"]["predictor"][format_of(made)]["storageUri"]), percent)
         wait_for_service(self._api, self._service.namespace, self._service.name, wanted, timeout_s=self._timeout_s)
         self._fraction = fraction
 

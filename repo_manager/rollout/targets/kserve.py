@@ -16,9 +16,9 @@ from repo_manager.files import document
 from repo_manager.gates import Outcome
 from repo_manager.repository.scan import find_model
 from repo_manager.rollout.checks import Check
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions
 from repo_manager.rollout.result import ServerResult, SnapshotChange, TrialResult
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.api import Api, Kind, change_unless_changed, patiently
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.events import Events
@@ -32,7 +32,7 @@ from repo_manager.rollout.targets.inference_service import (
 from repo_manager.rollout.targets.kserve_status import (
     STANDARD,
     Sight,
-    Wanted,
+    WantedState,
     failure_of,
     mode_of,
     see,
@@ -75,7 +75,9 @@ class KServeTarget:
 
     batch = 1
 
-    def __init__(self, context: Context, service: InferenceService, api: Api, trial: TrialOptions | None) -> None:
+    def __init__(
+        self, context: RolloutContext, service: InferenceService, api: Api, trial: TrialOptions | None
+    ) -> None:
         self._context, self._service, self._api = context, service, api
         self._options = TrialOptions() if trial is None else trial
         self._percents = _percents_of(self._options)
@@ -233,7 +235,9 @@ class KServeTarget:
                 patiently(lambda: self._patch({"spec": {"predictor": {"canaryTrafficPercent": 0}}}))
             patiently(lambda: self._patch(patch))
             made_since = "" if now.revision == self.seen.revision else now.revision
-            wanted = Wanted(self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service))
+            wanted = WantedState(
+                self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service)
+            )
             self._wait(wanted)
         except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
@@ -297,9 +301,9 @@ class KServeTarget:
             watch_service(self._api, self._service.namespace, self._service.name, self._wanted_now(), seconds=seconds)
         self._steps.append(CanaryStep(percent / ALL_TRAFFIC, seconds, 0, (), Outcome.PASS))
 
-    def _wanted_now(self) -> Wanted:
+    def _wanted_now(self) -> WantedState:
         new = self.touched and self._after != self._uri
-        return Wanted(
+        return WantedState(
             self._after,
             self._percent,
             canary=self._canary if self._percent != ALL_TRAFFIC else "",
@@ -307,7 +311,7 @@ class KServeTarget:
             known=self._known,
         )
 
-    def _wait(self, wanted: Wanted | None = None) -> None:
+    def _wait(self, wanted: WantedState | None = None) -> None:
         """Wait for the share. `None` takes the new version's. Every look ends at the deadline, with the same words."""
         self._revision = wait_for_service(
             self._api,

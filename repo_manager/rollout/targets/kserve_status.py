@@ -16,12 +16,12 @@ from repo_manager.errors import ServerRefusedError
 from repo_manager.rollout.calls import OutOfTimeError
 from repo_manager.rollout.targets.api import Api, Kind, patiently, pause
 from repo_manager.rollout.targets.api_objects import Object
-from repo_manager.rollout.targets.kubernetes_status import Progress, judge
+from repo_manager.rollout.targets.kubernetes_status import RolloutProgress, judge
 
 __all__ = [
     "STANDARD",
     "Sight",
-    "Wanted",
+    "WantedState",
     "failure_of",
     "missing",
     "mode_of",
@@ -60,7 +60,7 @@ class Sight:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class WantedState:
     """The state an InferenceService must reach.
 
     Attributes:
@@ -112,7 +112,7 @@ def wait_for_service(
     api: Api,
     namespace: str,
     name: str,
-    wanted: Wanted,
+    wanted: WantedState,
     *,
     timeout_s: float,
     report: Callable[[str], None] = lambda _: None,
@@ -158,7 +158,7 @@ def wait_for_service(
         pause()
 
 
-def watch_service(api: Api, namespace: str, name: str, wanted: Wanted, *, seconds: float) -> None:
+def watch_service(api: Api, namespace: str, name: str, wanted: WantedState, *, seconds: float) -> None:
     """See for a while an InferenceService stays ready with its newest revision's share.
 
     Args:
@@ -193,7 +193,7 @@ def failure_of(service: Object) -> str | None:
     return None
 
 
-def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
+def missing(now: Sight, wanted: WantedState) -> Iterator[str]:
     """Yield the conditions still open. None: the InferenceService serves the wanted snapshot."""
     begun = _not_begun(now, wanted)
     if begun:
@@ -215,7 +215,7 @@ def missing(now: Sight, wanted: Wanted) -> Iterator[str]:
         yield from _revision_missing(now, wanted)
 
 
-def _not_begun(now: Sight, wanted: Wanted) -> str:
+def _not_begun(now: Sight, wanted: WantedState) -> str:
     """Say why the status is still of the old snapshot. Empty: it is of the wanted one."""
     if mode_of(now.service) == STANDARD:
         if any(_source_of(each) == wanted.uri for each in now.deployments):
@@ -229,18 +229,18 @@ def _not_begun(now: Sight, wanted: Wanted) -> str:
     return ""
 
 
-def _serving(now: Sight, wanted: Wanted) -> Iterator[tuple[Object, Progress]]:
+def _serving(now: Sight, wanted: WantedState) -> Iterator[tuple[Object, RolloutProgress]]:
     """Yield the Deployments of the wanted snapshot, and the progress of each."""
     for deployment in now.deployments:
         if _source_of(deployment) == wanted.uri:
             yield deployment, judge(deployment, ())
 
 
-def _stuck(now: Sight, wanted: Wanted) -> str | None:
+def _stuck(now: Sight, wanted: WantedState) -> str | None:
     return next((progress.trouble.what for _, progress in _serving(now, wanted) if progress.trouble is not None), None)
 
 
-def _pods_missing(now: Sight, wanted: Wanted) -> Iterator[str]:
+def _pods_missing(now: Sight, wanted: WantedState) -> Iterator[str]:
     for deployment, progress in _serving(now, wanted):
         if not progress.done:
             yield f"Deployment {deployment['metadata']['name']}: {progress.note}"
@@ -255,7 +255,7 @@ def _pods_missing(now: Sight, wanted: Wanted) -> Iterator[str]:
             yield f"canary {wanted.canary} gets {found.get('trafficPercent')} %, {wanted.percent} % are wanted"
 
 
-def _revision_missing(now: Sight, wanted: Wanted) -> Iterator[str]:
+def _revision_missing(now: Sight, wanted: WantedState) -> Iterator[str]:
     component = _component(now.service)
     newest = component.get("latestReadyRevision")
     if now.revision != newest:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.repository.location import Location
 from repo_manager.rollout.checks import Check
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.result import PodProof, ServerResult, SnapshotChange
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.api import Api, change_unless_changed, patiently
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.base import LeftAloneError
@@ -51,7 +51,7 @@ class KubernetesTarget:
     batch = 1
     trial = None
 
-    def __init__(self, context: Context, release: Release, api: Api, connection: ClientOptions) -> None:
+    def __init__(self, context: RolloutContext, release: Release, api: Api, connection: ClientOptions) -> None:
         self.context, self.release, self.api = context, release, api
         self.prover = PodProver(context, connection)
         self.checks: tuple[Check, ...] = ()

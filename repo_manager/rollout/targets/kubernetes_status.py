@@ -12,7 +12,7 @@ from repo_manager.rollout.targets.api import Api, patiently, pause
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.template import read_template, url_of_pod
 
-__all__ = ["Progress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]
+__all__ = ["RolloutProgress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]
 
 # Waiting reasons that do not pass by themselves. A first ErrImagePull may. The back-off that follows it is sure.
 _FATAL = frozenset(
@@ -40,7 +40,7 @@ class Trouble:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class RolloutProgress:
     """Where a roll-out is.
 
     Attributes:
@@ -69,7 +69,7 @@ def is_ready(pod: Object) -> bool:
     )
 
 
-def judge(deployment: Object, pods: Sequence[Object]) -> Progress:
+def judge(deployment: Object, pods: Sequence[Object]) -> RolloutProgress:
     """Judge a roll-out.
 
     Args:
@@ -82,16 +82,16 @@ def judge(deployment: Object, pods: Sequence[Object]) -> Progress:
     status, spec = deployment.get("status") or {}, deployment["spec"]
     wanted = spec.get("replicas", 1)
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
-        return Progress(False, None, "the controller has not seen the change yet")
+        return RolloutProgress(False, None, "the controller has not seen the change yet")
     updated, total = status.get("updatedReplicas") or 0, status.get("replicas") or 0
     available = status.get("availableReplicas") or 0
     note = f"{updated} of {wanted} pods new, {available} available, {max(0, total - updated)} old"
     come = updated + available - max(0, total - updated)
     trouble = next(_of_deployment(deployment), None) or next(_of_pods(pods), None)
     if trouble is not None:
-        return Progress(False, trouble, note, come)
+        return RolloutProgress(False, trouble, note, come)
     done = updated >= wanted and total <= updated and available >= updated
-    return Progress(done, None, note if done else "; ".join([note, *_waiting(pods)]), come)
+    return RolloutProgress(done, None, note if done else "; ".join([note, *_waiting(pods)]), come)
 
 
 def _of_deployment(deployment: Object) -> Iterator[Trouble]:

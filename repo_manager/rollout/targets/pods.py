@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.observe import observe
 from repo_manager.rollout.result import PodProof
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.smoke import smoke_test
 from repo_manager.rollout.targets.api_objects import Object
 from repo_manager.rollout.targets.kubernetes_status import is_ready
@@ -29,7 +29,7 @@ class PodProver:
     From then on, an unreachable pod is a failure.
     """
 
-    def __init__(self, context: Context, connection: ClientOptions) -> None:
+    def __init__(self, context: RolloutContext, connection: ClientOptions) -> None:
         self._folder, self._name, self._version = context.folder, context.name, context.version
         self._leaves, self._context = context.leaves, context
         self._timeout_s, self._report = context.options.smoke_timeout_s, context.note

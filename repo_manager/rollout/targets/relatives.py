@@ -16,9 +16,9 @@ from repo_manager.repository.configuration import read_config_bytes, set_served_
 from repo_manager.repository.scan import ModelEntry, find_model
 from repo_manager.repository.signing import SignatureCheck
 from repo_manager.rollout.checks import Check, check_loaded, check_version
-from repo_manager.rollout.context import Context
-from repo_manager.rollout.observe import load_model, observe, wait_until_only_ready
+from repo_manager.rollout.observe import load_on_server, observe, wait_until_only_ready
 from repo_manager.rollout.plan import Relative
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.smoke import smoke_test
 from repo_manager.server.client import TritonClient
 from repo_manager.triton_config.config import ModelConfig
@@ -57,7 +57,7 @@ class Family:
         context: the roll-out's context: model, options, deadline, report.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: RolloutContext) -> None:
         self._context = context
         self._configs = context.ensembles
         self.dependents = dependents_of(self._configs, context.name)
@@ -111,7 +111,7 @@ class Relatives:
         family: the repository's record of the models around it.
     """
 
-    def __init__(self, context: Context, client: TritonClient, family: Family) -> None:
+    def __init__(self, context: RolloutContext, client: TritonClient, family: Family) -> None:
         self._context, self._client, self._family = context, client, family
         around = {*family.needs, *family.dependents}
         self.ready: dict[str, tuple[int, ...]] = self._ready(around) if around else {}
@@ -186,7 +186,7 @@ class Relatives:
             context.change(lambda: set_served_versions(context.repository, needed.name, needed.versions))
         timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
         keys = context.options.signed_by
-        context.retried(lambda: load_model(self._client, context.repository, needed.name, timeout_s, keys))
+        context.retried(lambda: load_on_server(self._client, context.repository, needed.name, timeout_s, keys))
         for version in needed.versions if keys else ():
             vouched = [each for each in self._vouched if (each.name, each.version) == (needed.name, version)]
             config = ModelConfig.from_message(self._client.model_config(needed.name))
@@ -228,7 +228,7 @@ class Relatives:
             if each.name in self.ready:
                 options = self._context.options
                 load_s = max(timeout_s, options.load_timeout_s)
-                load_model(self._client, self._context.repository, each.name, load_s, options.signed_by)
+                load_on_server(self._client, self._context.repository, each.name, load_s, options.signed_by)
             else:
                 self._client.unload(each.name, timeout_s=timeout_s)
             wait_until_only_ready(self._client, each.name, self.ready.get(each.name, ()), timeout_s)
@@ -267,7 +267,7 @@ class Relatives:
             )
 
 
-def put_back(context: Context, needed: Sequence[Needed]) -> None:
+def put_back(context: RolloutContext, needed: Sequence[Needed]) -> None:
     """Restore every config.pbtxt."""
     for each in needed:
         write_config_bytes(context.repository, each.name, each.original)

@@ -9,8 +9,8 @@ from repo_manager.repository.ensembles import ensembles_in
 from repo_manager.repository.location import Location
 from repo_manager.repository.scan import find_model, scan
 from repo_manager.repository.stores import open_store
-from repo_manager.rollout.checks import Check, Outcome, check_needed
-from repo_manager.rollout.context import Context
+from repo_manager.rollout.checks import Check, CheckOutcome, check_needed
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.snapshot_files import Snapshot, SnapshotModel, read_snapshot, snapshots_of
 from repo_manager.rollout.targets.template import is_snapshot
 from repo_manager.triton_config.ensembles import dependents_of, is_ensemble, models_needed_by, pinned_versions
@@ -79,7 +79,7 @@ def models_served(
 
 
 def check_leaving(
-    context: Context, held: Mapping[str, tuple[int, ...]], served_by: str, load: Sequence[str] = ("*",)
+    context: RolloutContext, held: Mapping[str, tuple[int, ...]], served_by: str, load: Sequence[str] = ("*",)
 ) -> tuple[Check, ...]:
     """Check whether a cluster can do without a model or a version.
 
@@ -96,14 +96,16 @@ def check_leaving(
     needed = check_needed(context.what, [each for each in dependents_of(context.ensembles, name) if each in held])
     if len(held) == 1:
         what = f"{name} is all that {served_by} serves, and Triton has nothing to serve without it"
-        needed += (Check("models", Outcome.REFUSED, what, "Scale it to nothing, or remove it from the cluster."),)
+        needed += (Check("models", CheckOutcome.REFUSED, what, "Scale it to nothing, or remove it from the cluster."),)
     if name in load:
         what = f"the pods of {served_by} load {name} by name (--load-model={name})"
-        needed += (Check("models", Outcome.REFUSED, what, "Take it out of the chart's list `models` first."),)
+        needed += (Check("models", CheckOutcome.REFUSED, what, "Take it out of the chart's list `models` first."),)
     return needed
 
 
-def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: Location) -> tuple[SnapshotModel, ...]:
+def models_after(
+    context: RolloutContext, held: Mapping[str, tuple[int, ...]], source: Location
+) -> tuple[SnapshotModel, ...]:
     """Return the models of a roll-out's snapshot: those served, with the new version in the place of the old.
 
     For an undeployment, the leaving model or version is left out.
@@ -130,13 +132,15 @@ def models_after(context: Context, held: Mapping[str, tuple[int, ...]], source: 
     return tuple(found.values())
 
 
-def versions_brought(context: Context, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def versions_brought(context: RolloutContext, held: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return the models `models_after` adds for the new version's needs. Arguments as there."""
     wanted = {} if context.leaves else versions_needed(context, held)
     return {needed: versions for needed, versions in wanted.items() if versions != held.get(needed)}
 
 
-def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:
+def versions_needed(
+    context: RolloutContext, held: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[int, ...]]:
     """Return the versions of each model the new version needs. A model without versions is left out.
 
     Args:
@@ -155,7 +159,7 @@ def versions_needed(context: Context, held: Mapping[str, tuple[int, ...]] | None
 
 
 def check_relatives(
-    context: Context, models: Sequence[SnapshotModel], served_by: str, load: Sequence[str] = ("*",)
+    context: RolloutContext, models: Sequence[SnapshotModel], served_by: str, load: Sequence[str] = ("*",)
 ) -> tuple[Check, ...]:
     """Check whether pods will serve the model and whatever it needs.
 
@@ -171,7 +175,9 @@ def check_relatives(
     lacking = [each for each in needs if each not in {model.name for model in models}]
     if lacking:
         what = f"{name} needs {', '.join(lacking)}, which neither the repository nor {served_by} has"
-        return (Check("models", Outcome.REFUSED, what, "Add it to the repository first: repo-manager add, or copy."),)
+        return (
+            Check("models", CheckOutcome.REFUSED, what, "Add it to the repository first: repo-manager add, or copy."),
+        )
     if "*" in load:
         return ()
     steps = {each: config for each, config in context.ensembles.items() if is_ensemble(config)}
@@ -181,4 +187,4 @@ def check_relatives(
         return ()
     what = f"the pods of {served_by} load {', '.join(load)} by name and would not load {', '.join(silent)}"
     hint = f"Add {', '.join(silent)} to what they load: the chart's list `models`, or --load-model."
-    return (Check("models", Outcome.REFUSED, what, hint),)
+    return (Check("models", CheckOutcome.REFUSED, what, hint),)

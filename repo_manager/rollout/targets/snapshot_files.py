@@ -29,7 +29,7 @@ from repo_manager.repository.layout import MANIFEST_FILENAME, version_number
 from repo_manager.repository.location import Location, local_folder
 from repo_manager.repository.look import existing_model, walk, with_versions
 from repo_manager.repository.manifest import Manifest
-from repo_manager.repository.plan.removal import check_version
+from repo_manager.repository.plan.removal import check_versions_exist
 from repo_manager.repository.signing import check_served
 from repo_manager.repository.signing_files import beside_signatures, signature_name
 from repo_manager.repository.signing_format import MAX_SIGNATURE_BYTES
@@ -245,7 +245,7 @@ def _content(model: SnapshotModel) -> _Content:
         view = existing_model(source, model.name)
         if not view.has_config:
             raise RepositoryError(f"{view.place} has no {CONFIG_FILENAME}", hint="repo-manager config writes one.")
-        check_version(view, *model.versions)
+        check_versions_exist(view, *model.versions)
         small = _beside(source, view)
         text = replace_version_policy(view.config_text(), model.versions, where=view.config_place)
         small[CONFIG_FILENAME] = text.encode()

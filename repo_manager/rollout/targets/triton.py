@@ -13,7 +13,7 @@ from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.repository.configuration import read_config_bytes, write_config_bytes
 from repo_manager.repository.tags import model_state
 from repo_manager.rollout.calls import in_waves
-from repo_manager.rollout.context import Context
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.relatives import Family, Needed, put_back
 from repo_manager.rollout.targets.triton_part import LEFT_ALONE, TritonPart
 from repo_manager.server.client import TritonClient
@@ -40,7 +40,7 @@ class TritonTarget:
 
     trial = None
 
-    def __init__(self, context: Context, clients: Sequence[TritonClient]) -> None:
+    def __init__(self, context: RolloutContext, clients: Sequence[TritonClient]) -> None:
         if not clients:
             raise UsageError(
                 f"No server to {context.action} {context.what} {'from' if context.leaves else 'to'}",

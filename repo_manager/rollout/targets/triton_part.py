@@ -6,18 +6,18 @@ from repo_manager.errors import RepositoryError, ServerRefusedError
 from repo_manager.repository.configuration import set_served_versions, touch_config, write_config_bytes
 from repo_manager.repository.stores import open_store
 from repo_manager.rollout.checks import Check
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.observe import (
     ServedState,
-    load_model,
+    load_on_server,
     observe,
     require_control,
     require_known,
     wait_until_only_ready,
 )
-from repo_manager.rollout.plan import Action, RolloutPlan, differing_fields, hidden_changes, obstacle_of, plan_from
+from repo_manager.rollout.plan import RolloutPlan, VersionFate, differing_fields, hidden_changes, obstacle_of, plan_from
 from repo_manager.rollout.prediction.rules import INSTANCES
 from repo_manager.rollout.result import ServerResult
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.server_checks import check_server
 from repo_manager.rollout.smoke import SmokeResult, smoke_test
 from repo_manager.rollout.targets.relatives import Family, Relatives
@@ -27,7 +27,7 @@ from repo_manager.triton_config.config import CONFIG_FILENAME
 __all__ = ["LEFT_ALONE", "TritonPart"]
 
 _UNLOAD_S = 3.0
-LEFT_ALONE = (Action.KEEP, Action.DROP)
+LEFT_ALONE = (VersionFate.KEEP, VersionFate.DROP)
 
 
 class TritonPart:
@@ -43,7 +43,7 @@ class TritonPart:
         ServerRefusedError: the server refuses to list its models.
     """
 
-    def __init__(self, context: Context, client: TritonClient, family: Family) -> None:
+    def __init__(self, context: RolloutContext, client: TritonClient, family: Family) -> None:
         self.context, self.client = context, client
         self.touched = self._reloaded = False
         self.checks: tuple[Check, ...] = ()
@@ -158,7 +158,7 @@ class TritonPart:
             # It may have to wait for the load that was given up, however short a deadline that one had.
             timeout_s = max(options.load_timeout_s, options.settle_timeout_s)
             try:
-                load_model(self.client, context.repository, context.name, timeout_s, options.signed_by)
+                load_on_server(self.client, context.repository, context.name, timeout_s, options.signed_by)
             except (ServerRefusedError, RepositoryError) as exc:
                 # The file that is put back may be what it refuses. What was served is served then, as it never stopped.
                 refusal = f" ({exc.message})"
@@ -213,7 +213,7 @@ class TritonPart:
             if self._unseen:
                 self._unload()
             timeout_s = context.deadline.remaining_s(context.options.load_timeout_s)
-            load_model(self.client, context.repository, context.name, timeout_s, context.options.signed_by)
+            load_on_server(self.client, context.repository, context.name, timeout_s, context.options.signed_by)
 
         context.retried(load)
 
@@ -243,7 +243,7 @@ class TritonPart:
         """Return whether a load reached its aim: every version is READY, and its instances are the new ones."""
         if not set(self.plan.ready_after) <= set(state.ready):
             return False
-        updates = any(step.action is Action.UPDATE for step in self.plan.steps)
+        updates = any(step.action is VersionFate.UPDATE for step in self.plan.steps)
         return not updates or INSTANCES not in differing_fields(self.context.entry.config(), state.config)
 
     def _insist(self, state: ServedState) -> ServedState:

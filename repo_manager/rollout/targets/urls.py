@@ -12,7 +12,7 @@ from pathlib import Path
 from repo_manager.errors import ServerUnreachableError, UsageError
 from repo_manager.files import reason_of
 from repo_manager.server.client import TritonClient
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 
 __all__ = ["CLUSTERS", "ServerAddress", "To", "connect", "is_cluster", "resolve_targets"]
 
@@ -44,7 +44,7 @@ class ServerAddress:
 
     def options(self, base: ClientOptions) -> ClientOptions:
         """Return how to connect to it. A given server name wins."""
-        if self.server_name is None or base.server_name is not None or not Endpoint.parse(self.url).tls:
+        if self.server_name is None or base.server_name is not None or not ServerUrl.parse(self.url).tls:
             return base
         return dataclasses.replace(base, server_name=self.server_name)
 
@@ -123,13 +123,13 @@ def _of_text(text: str, resolver: Resolver, source: str | None) -> Iterator[Serv
         port = int(match["port"] or _DEFAULT_PORTS[protocol])
         for address in resolver(match["name"], port):
             host = f"[{address}]" if ":" in address else address
-            yield ServerAddress(str(Endpoint.parse(f"{protocol}://{host}:{port}")), match["name"])
+            yield ServerAddress(str(ServerUrl.parse(f"{protocol}://{host}:{port}")), match["name"])
     elif "://" not in text and Path(text).is_file():
         yield from _of_file(Path(text), resolver, source)
     elif "://" not in text:
         raise UsageError(f"{where}{text!r} is neither a server's URL nor a file", hint=_HINT)
     else:
-        yield ServerAddress(str(Endpoint.parse(text)))
+        yield ServerAddress(str(ServerUrl.parse(text)))
 
 
 def _of_file(path: Path, resolver: Resolver, source: str | None) -> Iterator[ServerAddress]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from repo_manager.errors import RepositoryError
 from repo_manager.gates import Gate, GateResult, Outcome
 from repo_manager.rollout.checks import Check
-from repo_manager.rollout.context import Context
 from repo_manager.rollout.options import TrialOptions, Weights
 from repo_manager.rollout.result import ServerResult, TrialResult
+from repo_manager.rollout.rollout_context import RolloutContext
 from repo_manager.rollout.targets.triton import TritonTarget
 from repo_manager.rollout.targets.triton_part import TritonPart
 from repo_manager.rollout.trial.gates import worst_outcome
@@ -45,7 +45,7 @@ class CanaryTarget:
     batch = 1
 
     def __init__(
-        self, target: TritonTarget, context: Context, options: TrialOptions, connect: Callable[[], TritonClient]
+        self, target: TritonTarget, context: RolloutContext, options: TrialOptions, connect: Callable[[], TritonClient]
     ) -> None:
         self._target, self._context = target, context
         self._options, self._connect = options, connect
@@ -120,7 +120,7 @@ class _Trial:
         self,
         part: TritonPart,
         beside: tuple[int, ModelKind],
-        context: Context,
+        context: RolloutContext,
         options: TrialOptions,
         connect: Callable[[], TritonClient],
     ) -> None:

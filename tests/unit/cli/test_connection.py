@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repo_manager.cli.connection import Connection, client_options
+from repo_manager.cli.connection import ConnectionFlags, client_options
 from repo_manager.errors import UsageError
 from repo_manager.settings import load_settings
 from repo_manager.types import as_json
@@ -24,8 +24,8 @@ def files(tmp_path: Path) -> Path:
 
 def test_options_win_over_the_environment_and_that_over_nothing(files: Path) -> None:
     plain = load_settings({})
-    assert client_options(Connection(), settings=plain).all_headers() == {}
-    given = Connection(
+    assert client_options(ConnectionFlags(), settings=plain).all_headers() == {}
+    given = ConnectionFlags(
         tls_ca=Path("ca"),
         tls_cert=Path("cert"),
         tls_key=Path("key"),
@@ -45,11 +45,11 @@ def test_options_win_over_the_environment_and_that_over_nothing(files: Path) -> 
     }
     settings = load_settings(environment)
     assert client_options(given, settings=settings) == options
-    taken = client_options(Connection(), settings=settings)
+    taken = client_options(ConnectionFlags(), settings=settings)
     assert (taken.root_certificates, taken.server_name, taken.token) == (Path("other"), "other", "other")
     assert taken.headers == {"admin-key": "hush"}
     by_file = load_settings({"REPO_MANAGER_TOKEN_FILE": str(files / "token")})
-    assert client_options(Connection(), settings=by_file).token == "secret"
+    assert client_options(ConnectionFlags(), settings=by_file).token == "secret"
 
 
 def test_a_token_never_shows_in_settings() -> None:
@@ -59,9 +59,9 @@ def test_a_token_never_shows_in_settings() -> None:
 
 def test_tls_options_for_a_server_without_tls_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--tls-ca: none of the servers is reached over TLS \(grpc://h:1\)"):
-        client_options(Connection(tls_ca=Path("ca")), ["grpc://h:1"], settings=load_settings({}))
+        client_options(ConnectionFlags(tls_ca=Path("ca")), ["grpc://h:1"], settings=load_settings({}))
     with pytest.raises(UsageError, match="without --tls-cert"):
-        client_options(Connection(tls_key=Path("key")), settings=load_settings({}))
+        client_options(ConnectionFlags(tls_key=Path("key")), settings=load_settings({}))
 
 
 @pytest.mark.parametrize("command", ["deploy", "rollback", "status"])

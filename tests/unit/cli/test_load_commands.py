@@ -17,12 +17,12 @@ from repo_manager.cli.main import app
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 
-FACTS = TargetFacts(
+FACTS = ServedModelFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (InputFacts("x", "FP32", (4,)),), ("y",),
     False, True, False, False,
 )  # fmt: skip

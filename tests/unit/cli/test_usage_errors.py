@@ -17,7 +17,7 @@ from repo_manager.cli.main import main
 from repo_manager.cli.repository_options import RepositoryFlag
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import _hint
+from repo_manager.loadtest.served_model import _hint
 from repo_manager.samples import sample_model
 from repo_manager.server.client import TritonClient
 

@@ -16,7 +16,7 @@ import yaml
 from support import onnx_models
 from support.python_models import write_python_model
 
-from repo_manager.declared import Action, ModelPlan, Servers, parse_declaration, plan_declaration
+from repo_manager.declared import ModelPlan, Servers, StepAction, parse_declaration, plan_declaration
 from repo_manager.declared.export import document_text, export_document
 from repo_manager.declared.request import source_digest
 from repo_manager.errors import RepositoryError
@@ -222,7 +222,7 @@ def test_a_changed_source_is_converted_and_the_old_one_found_again(place: Place)
     shutil.copy(place.folder / "old.onnx", place.folder / "a.onnx")
     onnx_models.save(onnx_models.mlp(classes=8), place.folder / "other.onnx")
     place.write({"m": {**FULL, "source": "old.onnx"}})
-    assert [step.action for step in place.plan()[0].steps if step.action is Action.BUILD] == []
+    assert [step.action for step in place.plan()[0].steps if step.action is StepAction.BUILD] == []
 
 
 def test_what_add_made_is_recognised(place: Place) -> None:

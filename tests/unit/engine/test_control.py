@@ -15,7 +15,7 @@ from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
-from repo_manager.sparsity import Verdict, sparsity_report
+from repo_manager.sparsity import SparsityVerdict, sparsity_report
 from repo_manager.types import Backend
 
 
@@ -30,13 +30,13 @@ def weights(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def test_the_twin_has_the_same_graph_and_no_valid_layer(sparse: Model, tmp_path: Path) -> None:
     before = sparsity_report(sparse)
-    assert any(layer.verdict is Verdict.VALID for layer in before.layers)
+    assert any(layer.verdict is SparsityVerdict.VALID for layer in before.layers)
     proto, filled = dense_twin(sparse)
     save_model(proto, tmp_path / "dense.onnx")
     twin = load_model(tmp_path / "dense.onnx")
     after = sparsity_report(twin)
-    assert not any(layer.verdict is Verdict.VALID for layer in after.layers)
-    assert set(filled) == {layer.weight for layer in before.layers if layer.verdict is Verdict.VALID}
+    assert not any(layer.verdict is SparsityVerdict.VALID for layer in after.layers)
+    assert set(filled) == {layer.weight for layer in before.layers if layer.verdict is SparsityVerdict.VALID}
     assert [(n.op_type, n.name, n.input, n.output) for n in proto.graph.node] == [
         (n.op_type, n.name, n.input, n.output) for n in sparse.proto.graph.node
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from repo_manager.engine.evidence import LayerEvidence, join_evidence, read_evidence
 from repo_manager.engine.layers import EngineLayer
-from repo_manager.sparsity import LayerSparsity, SparsityReport, SparsityTotals, Verdict
+from repo_manager.sparsity import LayerSparsity, SparsityReport, SparsityTotals, SparsityVerdict
 from repo_manager.types import Digest
 
 OLD_ELIGIBLE = "(Sparsity) Layers eligible for sparse math:"
@@ -23,8 +23,8 @@ def chose(count: int, names: str = "") -> str:
     return f"(Sparsity) Chose {count} layer(s) using sparse tactics{names}"
 
 
-def layer(name: str, verdict: Verdict = Verdict.VALID) -> LayerSparsity:
-    valid = 64 if verdict is Verdict.VALID else 10
+def layer(name: str, verdict: SparsityVerdict = SparsityVerdict.VALID) -> LayerSparsity:
+    valid = 64 if verdict is SparsityVerdict.VALID else 10
     return LayerSparsity(
         node=name, op_type="Conv", weight=f"{name}.w", dtype="float16", shape=(64, 64, 1, 1), axis=1, groups=64,
         valid_groups=valid, zeros=0, size=4096, verdict=verdict, reason="10 of 64 groups", hints=(), macs=None,
@@ -127,5 +127,5 @@ def test_the_kernels_name_is_evidence_too(tactic: str) -> None:
 
 
 def test_weights_that_are_not_24_stop_there() -> None:
-    (row,) = join_evidence(report(layer("a", Verdict.NOT_24)), read_evidence([found(0), chose(0)]), ())
+    (row,) = join_evidence(report(layer("a", SparsityVerdict.NOT_24)), read_evidence([found(0), chose(0)]), ())
     assert row.reason == "weights are not 2:4: 10 of 64 groups"

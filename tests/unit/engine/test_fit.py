@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from repo_manager.engine.fit import (
+    ContainerRelease,
     FitProblem,
     FitTarget,
     PlanFacts,
-    Release,
     check_fit,
     plan_facts,
     release_of_container,
@@ -21,7 +21,7 @@ from repo_manager.types import Backend
 
 TRT, RTX = Backend.TENSORRT, Backend.TENSORRT_RTX
 ALL = frozenset({"triton", "tensorrt", "cuda", "driver"})
-R2607 = Release("26.07", "2.71.0", "11.1", "13.3.0.035", "610.43.02", ALL, ())
+R2607 = ContainerRelease("26.07", "2.71.0", "11.1", "13.3.0.035", "610.43.02", ALL, ())
 
 
 def only(plan: PlanFacts, target: FitTarget) -> FitProblem:
@@ -68,7 +68,7 @@ def test_version_compatibility_reaches_forward_within_a_major(
 
 
 def test_a_version_from_memory_warns_and_does_not_block() -> None:
-    unverified = Release("24.09", "2.50.0", "10.4.0.26", "", "", frozenset(), ())
+    unverified = ContainerRelease("24.09", "2.50.0", "10.4.0.26", "", "", frozenset(), ())
     problem = only(PlanFacts(TRT, "10.5.0", (), version_compatible=False), FitTarget(unverified))
     assert not problem.blocks
     assert "not verified" in problem.message

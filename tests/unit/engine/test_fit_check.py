@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from repo_manager.engine.fit import FitTarget, Release
+from repo_manager.engine.fit import ContainerRelease, FitTarget
 from repo_manager.engine.fit_check import check_version_fit, fit_target_of
 from repo_manager.engine.gpu import Gpu, parse_gpus
 from repo_manager.types import Backend
 
 ALL = frozenset({"triton", "tensorrt", "cuda", "driver"})
-R2607 = Release("26.07", "2.71.0", "11.1", "13.3.0.035", "610.43.02", ALL, ())
+R2607 = ContainerRelease("26.07", "2.71.0", "11.1", "13.3.0.035", "610.43.02", ALL, ())
 A100 = Gpu("A100", "8.0", "610.43.02", 80 << 30, "GPU-aa")
 H100 = Gpu("H100", "9.0", "610.43.02", 80 << 30, "GPU-bb")
 METRICS = """# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)

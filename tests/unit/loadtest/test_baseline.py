@@ -10,11 +10,13 @@ from repo_manager.gates import Outcome
 from repo_manager.loadtest.judge import compare_load_tests, judge_against
 from repo_manager.loadtest.merge import read_report
 from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.stats.intervals import Interval
 from repo_manager.types import as_json
 
-FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False)
+FACTS = ServedModelFacts(
+    "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False
+)
 
 
 def report(factor=1.0, spread=0.01, level=4.0, **changes):

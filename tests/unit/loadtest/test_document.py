@@ -16,13 +16,15 @@ from repo_manager.loadtest.result import (
     ServerTimes,
     Window,
 )
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.types import as_json
 
 X = InputFacts("x", "FP32", (-1, 4))
-FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (X,), ("y",), False, True, False, False)
+FACTS = ServedModelFacts(
+    "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (X,), ("y",), False, True, False, False
+)
 
 
 def report(values, *, outcome="stable", errors=0):

@@ -10,14 +10,16 @@ from PIL import Image
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.tensors import InputFacts
 
 NCHW = InputFacts("x", "FP32", (3, 4, 6))
 
 
 def facts(*inputs, batch=8):
-    return TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", batch, inputs, ("y",), False, False, False, False)
+    return ServedModelFacts(
+        "grpc://a:1", "grpc", "t", "1", "m", "1", "b", batch, inputs, ("y",), False, False, False, False
+    )
 
 
 def options(**changes):

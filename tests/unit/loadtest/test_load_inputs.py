@@ -10,7 +10,7 @@ import pytest
 from repo_manager.errors import InputError, UsageError
 from repo_manager.loadtest.inputs.samples import drawn_note, make_samples, resolve_shapes
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.repository.golden import Exchange, Golden, read_golden, write_golden
 from repo_manager.request_data.read import read_rows, write_rows
@@ -21,7 +21,7 @@ from repo_manager.types import as_json
 
 def facts(*inputs, batch=0, **changes):
     values = {"response_cache": False, "dynamic_batching": False, "decoupled": False, "sequence": False, **changes}
-    return TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", batch, inputs, ("y",), **values)
+    return ServedModelFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", batch, inputs, ("y",), **values)
 
 
 def options(**changes):

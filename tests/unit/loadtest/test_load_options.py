@@ -8,7 +8,7 @@ from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.level import default_metrics_url
 from repo_manager.loadtest.options import LoadTestOptions, parse_levels, parse_rates
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server.transport import ClientOptions
@@ -67,11 +67,11 @@ def test_addresses(url, protocol, wire, address):
 def test_the_path_of_a_gateway_is_kept():
     options = LoadTestOptions("http://gateway:80/triton/", "m n", concurrency=(1,))
     assert options.server_url == "http://gateway:80/triton"
-    target = TargetFacts(
+    facts = ServedModelFacts(
         options.url, "http", "t", "1", "m n", "1", "b", 0, (InputFacts("x", "FP32", (1,)),), ("y",),
         False, False, False, False,
     )  # fmt: skip
-    endpoint = build_endpoint(target, make_samples(target, options), options)
+    endpoint = build_endpoint(facts, make_samples(facts, options), options)
     assert (endpoint.path, endpoint.authority) == ("/triton/v2/models/m%20n/infer", "gateway:80")
     assert default_metrics_url(options) is None
     assert default_metrics_url(LoadTestOptions("http://gateway:80", "m", concurrency=(1,)))

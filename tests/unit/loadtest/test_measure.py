@@ -8,7 +8,7 @@ from repo_manager.errors import ServerUnreachableError
 from repo_manager.loadtest.gpu import MetricsSource
 from repo_manager.loadtest.measure import Level, Measurement
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import ModelStatistics
+from repo_manager.loadtest.served_model import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
 

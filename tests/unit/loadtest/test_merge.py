@@ -8,13 +8,15 @@ import pytest
 from repo_manager.errors import InputError
 from repo_manager.loadtest.merge import merge_reports
 from repo_manager.loadtest.result import ClientUse, ErrorCount, Intervals, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
 
 X = InputFacts("x", "FP32", (-1, 4))
-FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (X,), ("y",), False, True, False, False)
+FACTS = ServedModelFacts(
+    "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8, (X,), ("y",), False, True, False, False
+)
 OPTIONS = {"seed": 0, "batch_size": 2, "url": "grpc://a:1"}
 
 

@@ -9,7 +9,7 @@ from repo_manager.gates import Outcome
 from repo_manager.loadtest.derive import client_use, growing_queue
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
 
@@ -84,7 +84,7 @@ def test_no_answer_at_all_and_too_few_slices_decide_nothing():
     ],
 )
 def test_gates_of_an_overloaded_level_are_decided_although_the_client_sent_late(text, outcome):
-    facts = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (), (), False, False, False, False)
+    facts = ServedModelFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (), (), False, False, False, False)
     late = ClientUse("native", bottleneck=True, late_share=0.4, note="42 % late")
     level = LoadPoint(
         "rate", 20.0, "overloaded", "the queue grows: ...", 1, late, duration_s=6.0, requests=60, throughput_per_s=10.0,

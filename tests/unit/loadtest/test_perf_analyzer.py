@@ -20,12 +20,12 @@ from repo_manager.loadtest.perf_analyzer.drive import (
     run_perf_analyzer,
 )
 from repo_manager.loadtest.perf_analyzer.install import PerfAnalyzer
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server.transport import ClientOptions
 
-FACTS = TargetFacts(
+FACTS = ServedModelFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "b", 8,
     (InputFacts("x", "FP32", (-1, 4)), InputFacts("z", "FP32", (2,))), ("y",), False, True, False, False,
 )  # fmt: skip
@@ -314,8 +314,8 @@ def test_integers_with_ranges_of_their_own_are_drawn_here(tmp_path):
     copy = f"import shutil; shutil.copy(sys.argv[sys.argv.index('--input-data') + 1], {str(kept)!r})\n"
     perf.binary.write_text(perf.binary.read_text().replace("import sys\n", f"import sys\n{copy}"))
     ids, x = InputFacts("ids", "INT64", (-1,)), InputFacts("x", "FP32", (2,))
-    target = TargetFacts(**{**vars(FACTS), "inputs": (ids, x)})
-    run_perf_analyzer(perf, CLOSED, target, options(shapes={"ids": (6,)}, int_ranges={"ids": (7, 9)}, batch_size=4))
+    facts = ServedModelFacts(**{**vars(FACTS), "inputs": (ids, x)})
+    run_perf_analyzer(perf, CLOSED, facts, options(shapes={"ids": (6,)}, int_ranges={"ids": (7, 9)}, batch_size=4))
     rows = read_rows(kept, (ids, x))
     assert len(rows) == 64
     assert {number for row in rows for number in row["ids"].tolist()} == {7, 8}
@@ -328,16 +328,16 @@ def test_a_file_of_any_kind_is_checked_and_written_as_its_json(tmp_path):
     copy = f"import shutil; shutil.copy(sys.argv[sys.argv.index('--input-data') + 1], {str(kept)!r})\n"
     perf.binary.write_text(perf.binary.read_text().replace("import sys\n", f"import sys\n{copy}"))
     words, x = InputFacts("words", "BYTES", (-1,)), InputFacts("x", "FP32", (-1, -1))
-    target = TargetFacts(**{**vars(FACTS), "inputs": (words, x)})
+    facts = ServedModelFacts(**{**vars(FACTS), "inputs": (words, x)})
     data = tmp_path / "d.jsonl"
     data.write_text('{"words": ["a", ""], "x": [1, 2, 3, 4]}\n{"words": {"b64": "/w=="}, "x": [[0.1]]}\n')
-    run_perf_analyzer(perf, CLOSED, target, options(shapes={"x": (1, 4)}, data=data))
+    run_perf_analyzer(perf, CLOSED, facts, options(shapes={"x": (1, 4)}, data=data))
     first, second = read_rows(kept, (words, x))
     assert (first["words"].tolist(), first["x"].tolist()) == ([b"a", b""], [[1, 2, 3, 4]])
     assert (second["words"].tolist(), second["x"].tolist()) == ([b"\xff"], [[np.float32(0.1)]])
     data.write_text('{"words": [null], "x": [[1]]}\n')
     with pytest.raises(InputError, match="request 1, input words"):
-        run_perf_analyzer(perf, CLOSED, target, options(shapes={}, data=data))
+        run_perf_analyzer(perf, CLOSED, facts, options(shapes={}, data=data))
 
 
 KINDS = {"sequence": dataclasses.replace(FACTS, sequence=True), "decoupled": dataclasses.replace(FACTS, decoupled=True)}

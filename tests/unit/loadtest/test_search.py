@@ -24,7 +24,7 @@ from repo_manager.loadtest.search import (
     search_load,
     search_verdict,
 )
-from repo_manager.loadtest.target import ModelStatistics
+from repo_manager.loadtest.served_model import ModelStatistics
 from repo_manager.loadtest.worker.recorder import Slice
 from repo_manager.stats.histogram import Histogram
 

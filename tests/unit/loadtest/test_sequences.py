@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.inputs.samples import make_sequences
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.wire.connection import Endpoint
 from repo_manager.loadtest.wire.kept import KeptGrpcConnection
 from repo_manager.loadtest.wire.payload import build_endpoint
@@ -31,7 +31,7 @@ def facts(**changes):
         "max_batch_size": 1, "inputs": (X,), "outputs": ("y",), "response_cache": False, "dynamic_batching": False,
         "decoupled": False, "sequence": True,
     }  # fmt: skip
-    return TargetFacts(**{**values, **changes})
+    return ServedModelFacts(**{**values, **changes})
 
 
 def endpoint(protocol, target=None, **changes) -> Endpoint:

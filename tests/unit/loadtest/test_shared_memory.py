@@ -18,13 +18,13 @@ import pytest
 from repo_manager.errors import InputError, ServerRefusedError, UsageError
 from repo_manager.loadtest.inputs.shared_memory import shared_samples, sweep
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.loadtest.wire.payload import build_endpoint
 from repo_manager.request_data.tensors import InputFacts
 from repo_manager.server.transport import CudaHandle
 
 X, Y = InputFacts("x", "FP32", (3,)), InputFacts("y", "INT8", (5,))
-FACTS = TargetFacts("u", "grpc", "t", "1", "m", "1", "b", 8, (X,), ("y",), False, False, False, False, (Y,))
+FACTS = ServedModelFacts("u", "grpc", "t", "1", "m", "1", "b", 8, (X,), ("y",), False, False, False, False, (Y,))
 OPTIONS = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), shared_memory="system", batch_size=2)
 SAMPLES = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3) + number} for number in range(2)]
 

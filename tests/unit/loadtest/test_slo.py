@@ -8,10 +8,12 @@ from repo_manager.errors import UsageError
 from repo_manager.gates import Outcome, combine_verdicts
 from repo_manager.loadtest.judge import judge, parse_slo
 from repo_manager.loadtest.result import ClientUse, GpuUse, Intervals, Latency, LoadPoint, LoadTestReport, Window
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.stats.intervals import Interval
 
-FACTS = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False)
+FACTS = ServedModelFacts(
+    "grpc://a:1", "grpc", "triton", "2.51.0", "m", "1", "python", 0, (), (), False, False, False, False
+)
 
 
 def point(p99_ms=10.0, spread_ms=1.0, level=8.0, **changes):

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from repo_manager import samples
-from repo_manager.engine.fit import FitTarget, Release
+from repo_manager.engine.fit import ContainerRelease, FitTarget
 from repo_manager.engine.options import EngineOptions
 from repo_manager.engine.triton_options import AcceleratorOptions
 from repo_manager.errors import GateError, MissingDependencyError, RepositoryError, UsageError
@@ -25,7 +25,7 @@ from repo_manager.types import Precision
 
 ORT = "onnxruntime"
 ALL = frozenset({"triton", "tensorrt", "cuda", "driver"})
-R2607 = Release("26.07", "2.71.0", "11.1", "13.3.0.035", "610.43.02", ALL, ())
+R2607 = ContainerRelease("26.07", "2.71.0", "11.1", "13.3.0.035", "610.43.02", ALL, ())
 
 
 def added(root: Path, name: str = "digits", **options: Any) -> Added:

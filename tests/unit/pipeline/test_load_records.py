@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from repo_manager.cli.main import app
 from repo_manager.errors import RepositoryError
 from repo_manager.loadtest.result import ClientUse, Intervals, Latency, LoadPoint, LoadTestReport
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.pipeline.load_records import keep_load_test, kept_load_tests
 from repo_manager.precision import ConvertOptions
@@ -51,7 +51,7 @@ def measured(version: int, milliseconds: float = 2.0, *, outcome: str = "stable"
         throughput_per_s=per_s, latency=Latency.of(histogram), histogram=histogram.to_json(),
         intervals=Intervals(**{name: Interval(value * 0.99, value * 1.01) for name, value in numbers.items()}),
     )  # fmt: skip
-    facts = TargetFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", str(version), "b", 8, (), (), *(False,) * 4)
+    facts = ServedModelFacts("grpc://a:1", "grpc", "triton", "2.51.0", "m", str(version), "b", 8, (), (), *(False,) * 4)
     return LoadTestReport(facts, {"seed": 0}, (point,), f"2026-01-0{version}T00:00:00+00:00", 12.0, {"machine": "here"})
 
 

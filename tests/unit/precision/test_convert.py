@@ -18,7 +18,7 @@ from repo_manager.onnx_model.source import draft_of
 from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision import ConvertOptions, convert
 from repo_manager.precision.calibration.data import data_of_samples
-from repo_manager.precision.proof.checks import check_drift, check_signature
+from repo_manager.precision.proof.checks import check_drift, check_model_signature
 from repo_manager.stats.drift import OutputDrift
 from repo_manager.types import Precision, as_json
 
@@ -323,7 +323,7 @@ def test_calibration_that_the_source_answers_alike_is_refused(save, out):
 
 def test_signature_check_sees_a_changed_output(cnn, save):
     other = save([node("Relu", ["x"], ["z"])], {"x": ["N", 3, 8, 8]}, {"z": ["N", 3, 8, 8]}, name="other.onnx")
-    check = check_signature(signature_of(cnn), signature_of(other), Precision.FP16, keep_io_types=True)
+    check = check_model_signature(signature_of(cnn), signature_of(other), Precision.FP16, keep_io_types=True)
     assert not check.passed
     assert "z: float32" in check.detail
 

@@ -19,9 +19,9 @@ from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.pruning import PruneOptions, prune_with_data
-from repo_manager.pruning.budget import Budget, Step
+from repo_manager.pruning.budget import Budget, FrontStep
 from repo_manager.pruning.judge import Judge, errors_by_sample, upper_bound
-from repo_manager.sparsity import Verdict, sparsity_report
+from repo_manager.sparsity import SparsityVerdict, sparsity_report
 from repo_manager.types import as_json
 
 Array = np.ndarray
@@ -88,7 +88,7 @@ def test_a_budget_that_holds_everything_prunes_everything(tmp_path: Path) -> Non
     model, data = branches(tmp_path)
     proto, report = prune_with_data(model, data, PruneOptions(max_drift=0.9))
     assert len(report.pruned) == 4
-    assert {layer.verdict for layer in sparsity_report(proto).layers} == {Verdict.VALID}
+    assert {layer.verdict for layer in sparsity_report(proto).layers} == {SparsityVerdict.VALID}
     _, kept = prune_with_data(model, data, PruneOptions(max_drift=0.9, exclude=("fc0",)))
     assert [layer.node for layer in kept.pruned] == ["fc1", "fc2", "fc3"]
 
@@ -184,8 +184,8 @@ def test_a_metric_chooses_and_is_told_what_for(tmp_path: Path) -> None:
 
 def test_one_wrong_answer_of_a_hundred_is_a_loss_of_a_hundredth() -> None:
     assert 0.99 - 0.98 > 0.01  # in float64
-    assert Step(("fc",), 1.0, None, None, metric=0.98).cost(Budget(0.01, dense_metric=0.99)) <= 0.01
-    assert Step(("fc",), 1.0, None, None, metric=0.97).cost(Budget(0.01, dense_metric=0.99)) > 0.01
+    assert FrontStep(("fc",), 1.0, None, None, metric=0.98).cost(Budget(0.01, dense_metric=0.99)) <= 0.01
+    assert FrontStep(("fc",), 1.0, None, None, metric=0.97).cost(Budget(0.01, dense_metric=0.99)) > 0.01
 
 
 def test_small_layers_stay_dense_where_large_ones_hold_the_work(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from repo_manager.precision import load_calibration
 from repo_manager.precision.calibration.data import CalibrationData, data_of_samples
 from repo_manager.pruning import PruneOptions, distill, prune_with_data, torch_operators
 from repo_manager.pruning.judge import is_better
-from repo_manager.sparsity import Verdict, sparsity_report
+from repo_manager.sparsity import SparsityVerdict, sparsity_report
 
 DISTIL = PruneOptions(distill=True, epochs=2, all_valid=True)
 needs_torch = pytest.mark.skipif(not is_installed("torch"), reason="torch is not installed")
@@ -132,7 +132,7 @@ def test_a_trained_model_comes_closer_and_only_values_change() -> None:
     assert found.errors[found.kept_epoch] == min(found.errors)
     assert found.kept_epoch > 0
     verdicts = {layer.node: layer.verdict for layer in sparsity_report(proto).layers}
-    assert all(verdicts[layer.node] is Verdict.VALID for layer in report.pruned)
+    assert all(verdicts[layer.node] is SparsityVerdict.VALID for layer in report.pruned)
     before = onnx.load(model.path)
     changed = [
         tensor.name

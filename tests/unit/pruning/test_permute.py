@@ -21,7 +21,7 @@ from repo_manager.onnx_model.write import write_draft
 from repo_manager.precision import load_calibration
 from repo_manager.pruning import PruneOptions, prune_with_data
 from repo_manager.pruning.permute import Permuted, permuted
-from repo_manager.sparsity import Verdict, sparsity_report
+from repo_manager.sparsity import SparsityVerdict, sparsity_report
 
 node = helper.make_node
 
@@ -152,7 +152,7 @@ def test_pruning_with_permuted_channels(tmp_path: Path) -> None:
     assert found.kept_after > found.kept_before
     assert found.largest_difference < 1e-5
     assert report.evidence.drift[0].relative_error < 0.12
-    assert len([layer for layer in sparsity_report(proto).layers if layer.verdict is Verdict.VALID]) == 3
+    assert len([layer for layer in sparsity_report(proto).layers if layer.verdict is SparsityVerdict.VALID]) == 3
     source = onnx.load(model.path)
     for one in (proto, source):
         for tensor in one.graph.initializer:

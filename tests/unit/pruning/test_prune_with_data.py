@@ -28,7 +28,7 @@ from repo_manager.pruning.columns import ConvColumns
 from repo_manager.report.added_view import _facts
 from repo_manager.report.sparsity_html import sparsity_page
 from repo_manager.report.tables import pruning_facts
-from repo_manager.sparsity import PruneReport, Verdict, sparsity_report
+from repo_manager.sparsity import PruneReport, SparsityVerdict, sparsity_report
 from repo_manager.types import as_json
 
 T = onnx.TensorProto
@@ -80,7 +80,7 @@ def test_a_trained_model_keeps_its_answers(tmp_path: Path) -> None:
     ours, by_magnitude = worst(report)
     assert ours < 0.12
     assert by_magnitude > 0.25
-    assert {layer.verdict for layer in sparsity_report(proto).layers} >= {Verdict.VALID}
+    assert {layer.verdict for layer in sparsity_report(proto).layers} >= {SparsityVerdict.VALID}
     assert [layer.node for layer in report.pruned] == ["/conv2/Conv", "/conv3/Conv", "/linear1/Gemm"]
     assert all(layer.error is not None and layer.error < (layer.magnitude_error or 0) for layer in report.pruned)
     evidence = report.evidence
@@ -190,7 +190,7 @@ def test_every_matrix_product(name: str, tmp_path: Path) -> None:
     model = load(matrix_models()[name], tmp_path)
     proto, report = prune_with_data(model, data_for(model, 96), ALL)
     assert len(report.pruned) == 1, report.skipped
-    assert {layer.verdict for layer in sparsity_report(proto).layers} == {Verdict.VALID}
+    assert {layer.verdict for layer in sparsity_report(proto).layers} == {SparsityVerdict.VALID}
     ours, by_magnitude = worst(report)
     assert ours < 0.85 * by_magnitude
     assert report.pruned[0].shifted == ("b" if name in ("right, add", "gemm") else None)
@@ -235,7 +235,7 @@ def test_a_shared_weight_sees_all_its_uses(tmp_path: Path) -> None:
     model = load(graph(nodes, {"w": w}, [1, 6, 32], 3), tmp_path)
     proto, report = prune_with_data(model, data_for(model, 48), ALL)
     assert [layer.weight for layer in report.pruned] == ["w"]
-    assert {layer.verdict for layer in sparsity_report(proto).layers} == {Verdict.VALID}
+    assert {layer.verdict for layer in sparsity_report(proto).layers} == {SparsityVerdict.VALID}
     ours, by_magnitude = worst(report)
     assert ours < 0.8 * by_magnitude
 

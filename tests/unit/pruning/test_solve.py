@@ -11,12 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from repo_manager.pruning.calibrate import workers
 from repo_manager.pruning.moments import Moments
-from repo_manager.pruning.quadratic import Problem
+from repo_manager.pruning.quadratic import LayerProblem
 from repo_manager.pruning.solve import Solution, solve
 from repo_manager.sparsity.pattern import two_four_mask, valid_groups
 
 
-def problem(columns: int, rows: int, samples: int, seed: int, *, mixed: float = 0.9, relu: bool = True) -> Problem:
+def problem(columns: int, rows: int, samples: int, seed: int, *, mixed: float = 0.9, relu: bool = True) -> LayerProblem:
     """Dependent inputs, as activations are. The dense layer's own answers are the target."""
     random = np.random.default_rng(seed)
     mixing = (1 - mixed) * np.eye(columns) + mixed * random.normal(size=(columns, columns)) / columns**0.5
@@ -24,12 +24,12 @@ def problem(columns: int, rows: int, samples: int, seed: int, *, mixed: float = 
     return problem_of(np.maximum(inputs, 0) if relu else inputs, random.normal(size=(rows, columns)))
 
 
-def problem_of(inputs: np.ndarray, dense: np.ndarray) -> Problem:
+def problem_of(inputs: np.ndarray, dense: np.ndarray) -> LayerProblem:
     answers = dense @ inputs
-    return Problem(dense.astype(np.float32), inputs @ inputs.T, answers @ inputs.T, (answers**2).sum(axis=1))
+    return LayerProblem(dense.astype(np.float32), inputs @ inputs.T, answers @ inputs.T, (answers**2).sum(axis=1))
 
 
-def solved(given: Problem, threads: int = 2) -> Solution:
+def solved(given: LayerProblem, threads: int = 2) -> Solution:
     with threadpool_limits(limits=1), ThreadPoolExecutor(threads) as pool:
         found = solve(given, pool)
     valid, groups = valid_groups(found.weights, 1)
@@ -38,19 +38,19 @@ def solved(given: Problem, threads: int = 2) -> Solution:
     return found
 
 
-def damped(given: Problem) -> tuple[np.ndarray, np.ndarray, float]:
+def damped(given: LayerProblem) -> tuple[np.ndarray, np.ndarray, float]:
     added = given.damping(0.01)
     constant = given.energy.sum() + (added * given.dense.astype(float) ** 2).sum()
     return given.moments + np.diag(added), given.target + added * given.dense, float(constant)
 
 
-def error_of(given: Problem, weights: np.ndarray) -> float:
+def error_of(given: LayerProblem, weights: np.ndarray) -> float:
     matrix, wanted, constant = damped(given)
     rows = weights.astype(float)
     return float(np.einsum("ni,ij,nj->", rows, matrix, rows) - 2 * (rows * wanted).sum() + constant)
 
 
-def least_error(given: Problem) -> float:
+def least_error(given: LayerProblem) -> float:
     """Try every mask of every row."""
     matrix, wanted, constant = damped(given)
     lowest = np.full(len(wanted), np.inf)
@@ -62,7 +62,7 @@ def least_error(given: Problem) -> float:
     return float(lowest.sum() + constant)
 
 
-def surgeon_error(given: Problem) -> float:
+def surgeon_error(given: LayerProblem) -> float:
     """Optimal brain surgeon, exactly: one value of a row at a time, all others adjusted (OBC, 2022)."""
     matrix, wanted, _ = damped(given)
     inverse = np.linalg.inv(matrix)

@@ -12,7 +12,7 @@ from repo_manager.onnx_model.write import save_model
 from repo_manager.pipeline.adding import AddOptions, SparsityMode, add
 from repo_manager.precision import convert, load_calibration
 from repo_manager.pruning import prune_with_data
-from repo_manager.sparsity import Verdict, prune, sparsity_report
+from repo_manager.sparsity import SparsityVerdict, prune, sparsity_report
 from repo_manager.stats.drift import DriftMeter
 from repo_manager.types import Precision
 
@@ -27,7 +27,7 @@ def test_the_pattern_and_the_gain_survive_int8(tmp_path: Path) -> None:
         target = tmp_path / f"{name}_int8.onnx"
         convert(load_model(source), Precision.INT8, target, calibration=data)
         layers = {layer.node: layer for layer in sparsity_report(load_model(target)).layers}
-        pruned = [layer for layer in layers.values() if layer.verdict is Verdict.VALID]
+        pruned = [layer for layer in layers.values() if layer.verdict is SparsityVerdict.VALID]
         assert len(pruned) == 3, layers
         assert {layer.dtype for layer in pruned} == {"int8"}
         held_out = data.split()
@@ -52,6 +52,6 @@ def test_add_prunes_then_quantises(tmp_path: Path) -> None:
     assert added.pruned is not None
     assert added.pruned.method == "second-order"
     assert added.conversion.precision is Precision.INT8
-    valid = [layer for layer in added.sparsity.layers if layer.verdict is Verdict.VALID]
+    valid = [layer for layer in added.sparsity.layers if layer.verdict is SparsityVerdict.VALID]
     assert [layer.dtype for layer in valid] == ["int8"] * 3
     assert added.conversion.drift[0].relative_error < 0.05  # against the pruned model

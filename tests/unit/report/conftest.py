@@ -19,12 +19,12 @@ from repo_manager.loadtest.result import (
     ServerTimes,
     Window,
 )
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.stats.histogram import Histogram
 from repo_manager.stats.intervals import Interval
 from repo_manager.stats.resampling import ComparedNumber
 
-FACTS = TargetFacts(
+FACTS = ServedModelFacts(
     "grpc://a:1", "grpc", "triton", "2.51.0", 'm<"&x', "3", "onnxruntime", 8, (), (), False, True, False, False
 )
 

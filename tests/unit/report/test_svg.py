@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_manager.report.svg import Axis, Chart, format_number, stacked_bars
+from repo_manager.report.svg import Chart, ChartAxis, format_number, stacked_bars
 
 SIZES = st.floats(1e-6, 1e12)
 
 
 @given(SIZES, SIZES, st.booleans())
 def test_ticks_lie_on_the_axis_and_ascend(first, second, is_log):
-    axis = Axis.around("x", [first, second], is_log=is_log)
+    axis = ChartAxis.around("x", [first, second], is_log=is_log)
     ticks = [value for value, _ in axis.marks()]
     assert ticks == sorted(ticks)
     assert all(axis.low * (1 - 1e-9) <= tick <= axis.high * (1 + 1e-9) for tick in ticks)
@@ -26,7 +26,7 @@ def test_ticks_lie_on_the_axis_and_ascend(first, second, is_log):
 
 @pytest.mark.parametrize("values", [[], [0.0], [math.nan], [5.0, 5.0]])
 def test_axes_of_hardly_any_values(values):
-    axis = Axis.around("x", values)
+    axis = ChartAxis.around("x", values)
     assert axis.high > axis.low
     assert axis.marks()
 
@@ -39,7 +39,7 @@ def test_numbers(value, text):
 
 
 def test_texts_are_escaped_and_gaps_interrupt_lines():
-    axis = Axis("a<b", 0, 10)
+    axis = ChartAxis("a<b", 0, 10)
     chart = Chart('"t"', "<d>", axis, axis)
     chart.line("l&m", [(0, 1), (1, math.nan), (2, 3)], 0).marks([(1, 1, "<m>")], 1).label(1, 1, "&").limit(5, "<5")
     chart.limit(50, "outside").band(1, 2, "b").span(3, 1, 2, 0)
@@ -60,10 +60,14 @@ def test_bars_are_as_long_as_their_parts():
 
 def test_a_label_below_a_point_stays_clear_of_the_axis() -> None:
     """At the lowest point there is no room below: the text stands above it, in the chart."""
-    axis = Axis("y", 1.0, 100.0, is_log=True)
+    axis = ChartAxis("y", 1.0, 100.0, is_log=True)
 
     def tops(y: float) -> tuple[float, float]:
-        chart = Chart("t", "d", Axis("x", 0.0, 10.0), axis).marks([(5, y, "point")], 0).label(5, y, "knee", above=False)
+        chart = (
+            Chart("t", "d", ChartAxis("x", 0.0, 10.0), axis)
+            .marks([(5, y, "point")], 0)
+            .label(5, y, "knee", above=False)
+        )
         image = ElementTree.fromstring(chart.render())
         circle = next(each for each in image.iter() if each.tag.endswith("circle"))
         text = next(each for each in image.iter() if each.tag.endswith("text") and each.text == "knee")

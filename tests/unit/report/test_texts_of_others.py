@@ -21,7 +21,7 @@ from repo_manager.server.answers import refusal
 from repo_manager.server.backend_directory import WITHHELD, BackendDirectory
 from repo_manager.server.command import environment_of
 from repo_manager.server.installation import TritonInstallation
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 
 SECRETS = ("bearer-hush-value", "header-hush-value")
 NASTY = "a\x00b\x1b[2Jc\x07d\ufffee\uffff\x9f\ud800 | `x` <b> *y* [z](http://evil) \r\n# head"
@@ -42,7 +42,7 @@ def nasty(report, text: str):
 @pytest.mark.usefixtures("secrets")
 def test_a_server_that_echoes_what_it_was_sent_gives_away_nothing(report, verdict, capsys) -> None:
     echo = f"you sent authorization: Bearer {SECRETS[0]} and {SECRETS[1]}"
-    refused = refusal(Endpoint.parse("grpc://h:1"), "load m", echo)
+    refused = refusal(ServerUrl.parse("grpc://h:1"), "load m", echo)
     texts = [str(refused), refused.reason or "", repr(refused), str(RepositoryError(echo, hint=echo))]
     report = dataclasses.replace(nasty(report, echo), notes=(echo,))
     for ending in (".html", ".json", ".md", ".xml", ".prom"):

@@ -12,7 +12,7 @@ from repo_manager.cli.main import app
 from repo_manager.errors import UsageError
 from repo_manager.repository.scan import find_model
 from repo_manager.repository.verify import verify
-from repo_manager.rollout.checks import Outcome, check_version
+from repo_manager.rollout.checks import CheckOutcome, check_version
 from repo_manager.triton_config.config import parse_config
 from repo_manager.triton_config.problems import Severity
 
@@ -39,7 +39,7 @@ def test_verify_says_what_triton_derives(bare: Path) -> None:
 def test_a_roll_out_is_refused_before_anything(bare: Path) -> None:
     checks = check_version(bare, find_model(bare, "scale"), 1)
     (check,) = (check for check in checks if check.name == "config")
-    assert check.outcome is Outcome.REFUSED
+    assert check.outcome is CheckOutcome.REFUSED
     assert "repo-manager adopt scale --write-config" in check.hint
 
 
@@ -54,7 +54,7 @@ def test_adopt_writes_down_what_is_derived(bare: Path) -> None:
     assert [(each.name, tuple(each.dims)) for each in config.message().input] == [("x", (4,))]
     assert not [problem for problem in verify(bare, "scale") if problem.severity is Severity.ERROR]
     checks = check_version(bare, find_model(bare, "scale"), 1)
-    assert Outcome.REFUSED not in {check.outcome for check in checks}
+    assert CheckOutcome.REFUSED not in {check.outcome for check in checks}
 
 
 @pytest.mark.parametrize("name", ["conf", "config", "config.pb", "c"])
@@ -65,7 +65,7 @@ def test_a_look_alike_is_an_error_and_is_not_deployed(repository: Path, name: st
     assert "config-lookalike" in {problem.rule for problem in verify(repository, "scale")}
     checks = check_version(repository, find_model(repository, "scale"), 1)
     (check,) = (check for check in checks if check.name == "files")
-    assert check.outcome is Outcome.REFUSED
+    assert check.outcome is CheckOutcome.REFUSED
 
 
 def test_a_server_to_ask_needs_something_to_write(repository: Path) -> None:

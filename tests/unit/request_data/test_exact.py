@@ -13,7 +13,7 @@ import pytest
 from repo_manager.errors import InputError
 from repo_manager.loadtest.inputs.samples import make_samples
 from repo_manager.loadtest.options import LoadTestOptions
-from repo_manager.loadtest.target import TargetFacts
+from repo_manager.loadtest.served_model import ServedModelFacts
 from repo_manager.request_data.read import read_rows, read_streams
 from repo_manager.request_data.tensors import NUMPY_OF_TRITON, InputFacts, decoded, exact_array, raw_bytes
 from repo_manager.rollout.trial.shadow import read_exchanges
@@ -118,16 +118,18 @@ def _files(folder: Path, value: float) -> list[Path]:
 @pytest.mark.parametrize(("value", "fits"), [(2147483647, True), (7.0, True), (3_000_000_000, False), (1.9, False)])
 def test_load_test_and_trial_send_the_same_or_refuse_the_same(tmp_path: Path, value: float, fits: bool) -> None:
     item = InputFacts("ids", "INT32", (-1,))
-    target = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 4, (item,), ("y",), False, False, False, False)
+    facts = ServedModelFacts(
+        "grpc://a:1", "grpc", "t", "1", "m", "1", "b", 4, (item,), ("y",), False, False, False, False
+    )
     config = parse_config('backend: "b" max_batch_size: 4 input { name: "ids" data_type: TYPE_INT32 dims: -1 }')
     for path in _files(tmp_path, value):
         options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=path)
         if fits:
-            (sample,), ((request,),) = make_samples(target, options), read_exchanges(path, config)
+            (sample,), ((request,),) = make_samples(facts, options), read_exchanges(path, config)
             assert sample["ids"].tolist() == request["ids"].tolist() == [[value, 2]]
             assert sample["ids"].dtype == request["ids"].dtype == np.int32
             continue
-        for read in (lambda: make_samples(target, options), lambda: read_exchanges(path, config)):  # noqa: B023
+        for read in (lambda: make_samples(facts, options), lambda: read_exchanges(path, config)):  # noqa: B023
             with pytest.raises(InputError, match=rf"{path.name}: .* request 1, input ids: element 0 is {value}"):
                 read()
 
@@ -178,9 +180,11 @@ def test_a_flat_list_takes_the_shape_that_is_given(tmp_path: Path) -> None:
     item = InputFacts("x", "FP32", (-1, -1))
     with pytest.raises(InputError, match="request 1, input x: a flat list of 6"):
         read_rows(tmp_path / "d.json", [item])
-    target = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (item,), ("y",), False, False, False, False)
+    facts = ServedModelFacts(
+        "grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (item,), ("y",), False, False, False, False
+    )
     options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.json", shapes={"x": (2, 3)})
-    (sample,) = make_samples(target, options)
+    (sample,) = make_samples(facts, options)
     assert sample["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
     rows = [{"x": [1, 2, 3, 4, 5, 6]}, {"x": {"content": [1, 2, 3, 4], "shape": [2, 2]}}]
     (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
@@ -247,9 +251,11 @@ def test_requests_may_leave_optional_inputs_out(tmp_path: Path) -> None:
     items = (InputFacts("x", "FP32", (1,)), InputFacts("mask", "BOOL", (1,), optional=True))
     rows = [{"x": [1]}, {"x": [2], "mask": [True]}, {"x": [3]}]
     (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
-    target = TargetFacts("grpc://a:1", "grpc", "t", "1", "m", "1", "b", 8, items, ("y",), False, False, False, False)
+    facts = ServedModelFacts(
+        "grpc://a:1", "grpc", "t", "1", "m", "1", "b", 8, items, ("y",), False, False, False, False
+    )
     options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.json", batch_size=2)
-    samples = make_samples(target, options)
+    samples = make_samples(facts, options)
     assert [{name: array.tolist() for name, array in sample.items()} for sample in samples] == [
         {"x": [[1], [3]]},
         {"x": [[2], [2]], "mask": [[True], [True]]},
@@ -258,13 +264,13 @@ def test_requests_may_leave_optional_inputs_out(tmp_path: Path) -> None:
 
 def test_every_sample_is_checked(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"x": [1, 2]}\n{"x": [1, 2, 3]}\n')
-    target = TargetFacts(
+    facts = ServedModelFacts(
         "grpc://a:1", "grpc", "t", "1", "m", "1", "b", 0, (InputFacts("x", "FP32", (2,)),), ("y",),
         False, False, False, False,
     )  # fmt: skip
     options = LoadTestOptions("grpc://a:1", "m", concurrency=(1,), data=tmp_path / "d.jsonl")
     with pytest.raises(InputError, match=r"request 2, input x: the shape is \[3\], expected \[2\]"):
-        make_samples(target, options)
+        make_samples(facts, options)
 
 
 PROMPT = [InputFacts("text_input", "BYTES", (1,)), InputFacts("max_tokens", "INT32", (1,), optional=True)]

@@ -10,7 +10,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.onnx_model import runtime
 from repo_manager.onnx_model.runtime import free_host_bytes
 from repo_manager.repository.scan import find_model
-from repo_manager.rollout.checks import Check, Outcome, check_pinned, check_version, refuse
+from repo_manager.rollout.checks import Check, CheckOutcome, check_pinned, check_version, refuse
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.server_checks import Room, _memory, room_for
 from repo_manager.server import metrics_page
@@ -30,23 +30,23 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def outcomes(repository: Path) -> dict[str, Outcome]:
+def outcomes(repository: Path) -> dict[str, CheckOutcome]:
     checks = check_version(repository, find_model(repository, "m"), 1)
     return {check.name: check.outcome for check in checks}
 
 
 def test_a_config_is_held_against_the_model_itself(tmp_path: Path) -> None:
     write_model(tmp_path, "m", SCALING_CONFIG, {1: scaling_model()})
-    assert outcomes(tmp_path)["config"] is Outcome.PASSED
+    assert outcomes(tmp_path)["config"] is CheckOutcome.PASSED
     for wrong in (
         SCALING_CONFIG.replace('name: "x"', 'name: "other"'),
         SCALING_CONFIG.replace("dims: 4", "dims: 5"),
         SCALING_CONFIG.replace("TYPE_FP32", "TYPE_FP16"),
     ):
         write_model(tmp_path, "m", wrong, {})
-        assert outcomes(tmp_path)["config"] is Outcome.REFUSED
+        assert outcomes(tmp_path)["config"] is CheckOutcome.REFUSED
     write_model(tmp_path, "m", "backend: ", {})
-    assert outcomes(tmp_path)["config"] is Outcome.REFUSED
+    assert outcomes(tmp_path)["config"] is CheckOutcome.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_triton_refuses_is_named_before_a_server_is_asked(tmp_path: Path, w
     text = SCALING_CONFIG.replace("dynamic_batching {}", "") + wrong
     write_model(tmp_path, "m", text, {1: scaling_model()})
     (config,) = [check for check in check_version(tmp_path, find_model(tmp_path, "m"), 1) if check.name == "config"]
-    assert (config.outcome, rule in config.detail) == (Outcome.REFUSED, True)
+    assert (config.outcome, rule in config.detail) == (CheckOutcome.REFUSED, True)
 
 
 def test_a_published_version_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
@@ -75,12 +75,12 @@ def test_a_published_version_whose_file_was_changed_is_refused(tmp_path: Path) -
         "files": {"model.onnx": {"sha256": "0" * 64, "size_bytes": 5}},
     }
     (tmp_path / "m" / "1" / "manifest.json").write_text(json.dumps(manifest))
-    assert outcomes(tmp_path) == {"files": Outcome.REFUSED}
+    assert outcomes(tmp_path) == {"files": CheckOutcome.REFUSED}
 
 
 def test_every_reason_is_told_at_once_and_only_estimates_can_be_overridden() -> None:
-    certain = Check("config", Outcome.REFUSED, "wrong", "Mend it.")
-    estimate = Check("memory", Outcome.REFUSED, "little", estimate=True)
+    certain = Check("config", CheckOutcome.REFUSED, "wrong", "Mend it.")
+    estimate = Check("memory", CheckOutcome.REFUSED, "little", estimate=True)
     with pytest.raises(RepositoryError, match="config: wrong; memory: little") as caught:
         refuse("m:1", (certain, estimate), RolloutOptions())
     assert "Mend it. --force overrides" in str(caught.value)
@@ -90,14 +90,14 @@ def test_every_reason_is_told_at_once_and_only_estimates_can_be_overridden() -> 
 
 
 def test_memory_is_judged_by_files_and_by_what_the_served_version_takes() -> None:
-    assert _memory(None, 10).outcome is Outcome.UNKNOWN
-    assert _memory(Room("the GPU", 100 * MIB), 10 * MIB).outcome is Outcome.PASSED
-    assert _memory(Room("the GPU", 100 * MIB), 60 * MIB).outcome is Outcome.WARNING
+    assert _memory(None, 10).outcome is CheckOutcome.UNKNOWN
+    assert _memory(Room("the GPU", 100 * MIB), 10 * MIB).outcome is CheckOutcome.PASSED
+    assert _memory(Room("the GPU", 100 * MIB), 60 * MIB).outcome is CheckOutcome.WARNING
     refused = _memory(Room("the GPU", 100 * MIB), 200 * MIB)
-    assert (refused.outcome, refused.estimate) == (Outcome.REFUSED, True)
+    assert (refused.outcome, refused.estimate) == (CheckOutcome.REFUSED, True)
     assert "about 200.0 MiB (its files), the GPU has 100.0 MiB free" in refused.detail
     by_footprint = _memory(Room("the machine", 100 * MIB, footprint_bytes=150 * MIB), MIB)
-    assert by_footprint.outcome is Outcome.REFUSED
+    assert by_footprint.outcome is CheckOutcome.REFUSED
     assert "as much as the served version takes now" in by_footprint.detail
 
 
@@ -148,22 +148,25 @@ def test_metrics_that_cannot_be_had_are_no_error() -> None:
 def test_a_pinned_version_is_kept_for_ensembles_that_are_served() -> None:
     pinned = {1: ("first", "second"), 2: ("third",)}
 
-    def found(served: tuple[str, ...] | None, **options: bool) -> list[tuple[Outcome, str]]:
+    def found(served: tuple[str, ...] | None, **options: bool) -> list[tuple[CheckOutcome, str]]:
         checks = check_pinned("part", pinned, (1, 2), (3,), RolloutOptions(**options), served)
         return [(check.outcome, check.detail) for check in checks]
 
     (everything,) = found(None)
-    assert everything[0] is Outcome.REFUSED
+    assert everything[0] is CheckOutcome.REFUSED
     assert "first, second needs it: Triton drops the ensembles" in everything[1]
     refused, warned = found(("first",))
     assert refused == (
-        Outcome.REFUSED,
+        CheckOutcome.REFUSED,
         "part:1 would not be served any more, and first needs it: Triton drops the ensemble then",
     )
     assert warned == (
-        Outcome.WARNING,
+        CheckOutcome.WARNING,
         "part:1 would not be served any more; second asks for it and is not served now; part:2 would not be served any "
         "more; third asks for it and is not served now",
     )
-    assert [outcome for outcome, _ in found(())] == [Outcome.WARNING]
-    assert [outcome for outcome, _ in found(("first",), drop_pinned=True)] == [Outcome.WARNING, Outcome.WARNING]
+    assert [outcome for outcome, _ in found(())] == [CheckOutcome.WARNING]
+    assert [outcome for outcome, _ in found(("first",), drop_pinned=True)] == [
+        CheckOutcome.WARNING,
+        CheckOutcome.WARNING,
+    ]

@@ -8,7 +8,7 @@ import pytest
 from repo_manager.repository.scan import ModelEntry, VersionEntry
 from repo_manager.rollout.comparison import _compare
 from repo_manager.rollout.observe import ServedState
-from repo_manager.rollout.plan import Action, Obstacle, plan_from
+from repo_manager.rollout.plan import Obstacle, VersionFate, plan_from
 from repo_manager.triton_config.config import ModelConfig, parse_config
 
 LOADED = 'name: "m" backend: "onnxruntime" max_batch_size: 8'
@@ -26,19 +26,19 @@ def model(
     return ModelEntry("m", tmp_path, "onnxruntime", 8, policy, (), entries, config_text=config)
 
 
-def actions(plan_of: object) -> dict[int, Action]:
+def actions(plan_of: object) -> dict[int, VersionFate]:
     return {step.version: step.action for step in plan_of.steps}  # type: ignore[attr-defined]
 
 
 def test_a_new_version_is_loaded_beside_the_old_one_which_is_dropped(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 1, 2), 2, served(1), keep_previous=False)
-    assert actions(plan) == {1: Action.DROP, 2: Action.LOAD}
+    assert actions(plan) == {1: VersionFate.DROP, 2: VersionFate.LOAD}
     assert (plan.ready_after, plan.peak_bytes, plan.changes) == ((2,), 30, True)
 
 
 def test_the_previous_version_is_kept_when_asked(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 1, 2, 3), 3, served(1, 2), keep_previous=True)
-    assert actions(plan) == {1: Action.DROP, 2: Action.KEEP, 3: Action.LOAD}
+    assert actions(plan) == {1: VersionFate.DROP, 2: VersionFate.KEEP, 3: VersionFate.LOAD}
 
 
 def test_the_end_of_live_sequences_is_foreseen(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_end_of_live_sequences_is_foreseen(tmp_path: Path) -> None:
 
 def test_what_is_deployed_needs_no_change(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 1, 2, policy=(2,)), 2, served(2), keep_previous=False)
-    assert (actions(plan), plan.changes) == ({2: Action.KEEP}, False)
+    assert (actions(plan), plan.changes) == ({2: VersionFate.KEEP}, False)
 
 
 def test_a_policy_that_would_serve_another_version_after_a_restart_is_a_change(tmp_path: Path) -> None:
@@ -72,14 +72,14 @@ def test_a_policy_that_would_serve_another_version_after_a_restart_is_a_change(t
 @pytest.mark.parametrize(
     ("change", "action"),
     [
-        ("", Action.KEEP),
-        ("instance_group { count: 3 }", Action.KEEP),
-        ("version_policy { all {} }", Action.KEEP),
-        ("dynamic_batching {}", Action.RELOAD),
-        ('parameters { key: "a" value { string_value: "b" } }', Action.RELOAD),
+        ("", VersionFate.KEEP),
+        ("instance_group { count: 3 }", VersionFate.KEEP),
+        ("version_policy { all {} }", VersionFate.KEEP),
+        ("dynamic_batching {}", VersionFate.RELOAD),
+        ('parameters { key: "a" value { string_value: "b" } }', VersionFate.RELOAD),
     ],
 )
-def test_only_policy_and_instances_change_without_a_reload(tmp_path: Path, change: str, action: Action) -> None:
+def test_only_policy_and_instances_change_without_a_reload(tmp_path: Path, change: str, action: VersionFate) -> None:
     entry = model(tmp_path, 1, policy=(1,), config=f"{LOADED} {change}")
     filled_in = "optimization { input_pinned_memory { enable: true } output_pinned_memory { enable: true } }"
     config = f"{LOADED} {filled_in}"
@@ -89,7 +89,7 @@ def test_only_policy_and_instances_change_without_a_reload(tmp_path: Path, chang
 def test_fields_that_a_server_may_refuse_are_named_even_where_nothing_is_to_do(tmp_path: Path) -> None:
     entry = model(tmp_path, 1, policy=(1,), config=f"{LOADED} future_field: 1")
     plan = plan_from(entry, 1, served(1, config=LOADED), keep_previous=False)
-    assert actions(plan) == {1: Action.KEEP}
+    assert actions(plan) == {1: VersionFate.KEEP}
     assert plan.notes[-1].endswith("refuses at the next load: future_field")
 
 
@@ -109,26 +109,26 @@ SENT = Obstacle("an override", always=False, way_out="touching")
 
 def test_nothing_happens_where_a_change_is_never_seen(tmp_path: Path) -> None:
     plan = plan_from(model(tmp_path, 1, 2), 2, served(1), keep_previous=False, obstacle=NEVER_SEEN)
-    assert actions(plan) == {1: Action.DROP, 2: Action.NOTHING}
+    assert actions(plan) == {1: VersionFate.DROP, 2: VersionFate.NOTHING}
     assert "a load would do nothing: Azure. So unloading" in plan.steps[1].reason
     assert (plan.is_hindered, plan.new_bytes, plan.peak_bytes) == (True, 20, 30)
     first = plan_from(model(tmp_path, 1), 1, served(), keep_previous=False, obstacle=NEVER_SEEN)
-    assert actions(first) == {1: Action.NOTHING}
+    assert actions(first) == {1: VersionFate.NOTHING}
 
 
 def test_nothing_happens_while_a_config_sent_with_a_load_is_in_the_way(tmp_path: Path) -> None:
     changed = 'name: "m" backend: "onnxruntime" max_batch_size: 4'
     entry = model(tmp_path, 1, policy=(1,))
     plan = plan_from(entry, 1, served(1, config=changed), keep_previous=False, obstacle=SENT)
-    assert actions(plan) == {1: Action.NOTHING}
+    assert actions(plan) == {1: VersionFate.NOTHING}
     assert plan.changes
     # A changed policy makes config.pbtxt newer, so Triton drops the override.
     entry = model(tmp_path, 1, 2, policy=(1,))
     plan = plan_from(entry, 2, served(1, config=changed), keep_previous=False, obstacle=SENT)
-    assert (actions(plan), plan.is_hindered) == ({1: Action.DROP, 2: Action.LOAD}, False)
+    assert (actions(plan), plan.is_hindered) == ({1: VersionFate.DROP, 2: VersionFate.LOAD}, False)
     # If server and file agree, nothing is in the way.
     plan = plan_from(model(tmp_path, 1, policy=(1,)), 1, served(1), keep_previous=False, obstacle=SENT)
-    assert (actions(plan), plan.changes) == ({1: Action.KEEP}, False)
+    assert (actions(plan), plan.changes) == ({1: VersionFate.KEEP}, False)
 
 
 NAN, INF = float("nan"), float("inf")

@@ -7,7 +7,7 @@ from support.bad_peers import AnsweringPeer
 
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server.client import TritonClient
-from repo_manager.server.transport import ClientOptions, Endpoint, IndexEntry
+from repo_manager.server.transport import ClientOptions, IndexEntry, ServerUrl
 
 GONE = "grpc://h:1 refused: repository index: failed to stat file /models/.repo-manager.stage-0.probe"
 
@@ -26,7 +26,7 @@ class Listing:
 
 
 def client(listing: Listing) -> TritonClient:
-    return TritonClient(Endpoint("grpc", "h:1", False), listing, ClientOptions())  # type: ignore[arg-type]
+    return TritonClient(ServerUrl("grpc", "h:1", False), listing, ClientOptions())  # type: ignore[arg-type]
 
 
 def test_an_entry_that_vanished_is_no_refusal() -> None:

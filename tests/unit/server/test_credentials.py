@@ -6,7 +6,7 @@ import pytest
 
 from repo_manager.errors import UsageError
 from repo_manager.server.credentials import read_headers, read_token
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 
 
 def write(folder: Path, content: str | bytes) -> Path:
@@ -67,5 +67,5 @@ def test_what_cannot_be_sent_is_refused_unquoted() -> None:
 
 def test_a_password_in_a_url_is_not_repeated() -> None:
     with pytest.raises(UsageError, match="--token-file") as caught:
-        Endpoint.parse("http://user:hush@host:1")
+        ServerUrl.parse("http://user:hush@host:1")
     assert "hush" not in str(caught.value)

@@ -3,21 +3,21 @@ from __future__ import annotations
 import pytest
 
 from repo_manager.errors import UsageError
-from repo_manager.server.transport import ClientOptions, Endpoint
+from repo_manager.server.transport import ClientOptions, ServerUrl
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("grpc://h:1", Endpoint("grpc", "h:1", tls=False)),
-        ("grpcs://h", Endpoint("grpc", "h:8001", tls=True)),
-        ("http://h", Endpoint("http", "h:8000", tls=False)),
-        ("https://h/triton/", Endpoint("http", "h:443/triton", tls=True)),
-        ("grpc://[::1]:8001", Endpoint("grpc", "[::1]:8001", tls=False)),
+        ("grpc://h:1", ServerUrl("grpc", "h:1", tls=False)),
+        ("grpcs://h", ServerUrl("grpc", "h:8001", tls=True)),
+        ("http://h", ServerUrl("http", "h:8000", tls=False)),
+        ("https://h/triton/", ServerUrl("http", "h:443/triton", tls=True)),
+        ("grpc://[::1]:8001", ServerUrl("grpc", "[::1]:8001", tls=False)),
     ],
 )
-def test_urls_are_read(url: str, expected: Endpoint) -> None:
-    assert Endpoint.parse(url) == expected
+def test_urls_are_read(url: str, expected: ServerUrl) -> None:
+    assert ServerUrl.parse(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_urls_are_read(url: str, expected: Endpoint) -> None:
 )
 def test_other_urls_are_refused_with_the_right_form(url: str) -> None:
     with pytest.raises(UsageError, match="grpc://HOST:PORT") as caught:
-        Endpoint.parse(url)
+        ServerUrl.parse(url)
     assert "pw" not in str(caught.value) or "pw" in url
 
 

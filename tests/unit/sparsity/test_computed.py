@@ -15,7 +15,7 @@ from support.onnx_models import value
 
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
-from repo_manager.sparsity import Verdict, sparsity_report
+from repo_manager.sparsity import SparsityVerdict, sparsity_report
 
 T = onnx.TensorProto
 SIZE = 8
@@ -177,7 +177,9 @@ def check(proto: onnx.ModelProto, expected: dict[str, np.ndarray], tmp_path: Pat
     for layer in report.layers:
         found = (layer.valid_groups, layer.groups, layer.zeros)
         assert found == slow_count(expected[layer.node]), layer
-        assert layer.verdict is (Verdict.VALID if layer.valid_groups == layer.groups else Verdict.NOT_24), layer
+        assert layer.verdict is (
+            SparsityVerdict.VALID if layer.valid_groups == layer.groups else SparsityVerdict.NOT_24
+        ), layer
 
 
 def initializers(graph: Graph) -> list[onnx.TensorProto]:

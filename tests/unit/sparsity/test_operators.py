@@ -14,7 +14,7 @@ from support import onnx_models
 from support.onnx_models import value
 
 from repo_manager.onnx_model.model import load_model
-from repo_manager.sparsity import LayerSparsity, Verdict, sparsity_report
+from repo_manager.sparsity import LayerSparsity, SparsityVerdict, sparsity_report
 
 T = onnx.TensorProto
 TYPES = {np.dtype(np.float32): T.FLOAT, np.dtype(np.float16): T.FLOAT16, np.dtype(np.float64): T.DOUBLE}
@@ -66,7 +66,7 @@ def test_conv(spatial: int, outputs: int, fours: int, kernel: int, seed: int, dt
     vectors = [weight[(k, slice(None), *place)] for k in range(outputs) for place in np.ndindex(*[kernel] * spatial)]
     assert (layer.valid_groups, layer.groups) == reference(vectors)
     assert (layer.axis, layer.dtype, layer.zeros) == (1, np.dtype(dtype).name, int((weight == 0).sum()))
-    assert layer.verdict is (Verdict.VALID if layer.valid_groups == layer.groups else Verdict.NOT_24)
+    assert layer.verdict is (SparsityVerdict.VALID if layer.valid_groups == layer.groups else SparsityVerdict.NOT_24)
 
 
 @settings(max_examples=40, deadline=None)
@@ -144,7 +144,7 @@ def test_einsum(equation: str, shape: tuple[int, ...], axis: int, tmp_path: Path
 def test_einsum_that_is_no_plain_product(equation: str, shape: tuple[int, ...]) -> None:
     names = ["x", "w"] if equation.count(",") == 1 else ["x", "w", "z"]
     (layer,) = layers_of(one("Einsum", made(shape, 1), names, equation=equation))
-    assert layer.verdict is Verdict.UNSUPPORTED
+    assert layer.verdict is SparsityVerdict.UNSUPPORTED
     assert "Einsum" in layer.reason
 
 
@@ -206,20 +206,20 @@ def test_recurrent_layers_are_not_eligible(op: str) -> None:
     }
     node = helper.make_node(op, ["x", "W", "R"], ["y"], name="n", hidden_size=4)
     layers = layers_of(onnx_models.model([node], [value("x", [5, 2, 8])], [value("y", None)], weights))
-    assert [layer.verdict for layer in layers] == [Verdict.UNSUPPORTED] * 2
+    assert [layer.verdict for layer in layers] == [SparsityVerdict.UNSUPPORTED] * 2
     assert [layer.macs for layer in layers] == [5 * 2 * gates * 4 * 8, 5 * 2 * gates * 4 * 4]
 
 
 def test_groups_and_odd_sizes_and_dynamic_weights() -> None:
     (grouped,) = layers_of(one("Conv", made((8, 4, 3, 3), 1), ["x", "w"], rank=4, group=2))
-    assert grouped.verdict is Verdict.GROUPED
+    assert grouped.verdict is SparsityVerdict.GROUPED
     assert "never considered by TensorRT" in grouped.reason
     (odd,) = layers_of(one("Conv", made((8, 3, 3, 3), 1), ["x", "w"], rank=4))
     assert (odd.verdict, odd.reason, odd.groups) == (
-        Verdict.INDIVISIBLE, "reduction size 3 not divisible by 4", 0,
+        SparsityVerdict.INDIVISIBLE, "reduction size 3 not divisible by 4", 0,
     )  # fmt: skip
     (dynamic,) = layers_of(one("MatMul", made((4, 4), 1), ["x", "z"]))
-    assert dynamic.verdict is Verdict.DYNAMIC
+    assert dynamic.verdict is SparsityVerdict.DYNAMIC
     assert (dynamic.weight, dynamic.density, dynamic.valid_share) == ("z", 1.0, 0.0)
 
 
@@ -273,7 +273,7 @@ def test_a_cast_can_make_zeros() -> None:
         nodes, [value("x", ["N", 4], T.FLOAT16)], [value("y", ["N", 1], T.FLOAT16)], {"w": weight}
     )
     (layer,) = layers_of(proto)
-    assert layer.verdict is Verdict.VALID
+    assert layer.verdict is SparsityVerdict.VALID
 
 
 def test_quantising_a_constant_can_make_zeros() -> None:
@@ -290,7 +290,7 @@ def test_quantising_a_constant_can_make_zeros() -> None:
     }
     proto = onnx_models.model(nodes, [value("x", ["N", 4])], [value("y", ["N", 1])], weights)
     (layer,) = layers_of(proto)
-    assert layer.verdict is Verdict.VALID
+    assert layer.verdict is SparsityVerdict.VALID
     assert layer.via == ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -321,7 +321,7 @@ def test_flipping_trans_b_with_its_weight_changes_no_verdict(outputs: int, fours
 
 def test_every_hiding_place(tmp_path: Path) -> None:
     found = {layer.node: (layer.verdict, layer.via) for layer in layers_of(onnx_models.zoo(), tmp_path)}
-    valid, dense = Verdict.VALID, Verdict.NOT_24
+    valid, dense = SparsityVerdict.VALID, SparsityVerdict.NOT_24
     assert found == {
         "transposed": (valid, ("Transpose",)),
         "call/inner": (dense, ()),
@@ -355,8 +355,8 @@ def test_a_function_called_twice_is_two_uses() -> None:
     )
     found = {layer.node: layer.verdict for layer in layers_of(proto)}
     assert found == {
-        "first/given": Verdict.VALID, "first/own": Verdict.VALID,
-        "second/given": Verdict.NOT_24, "second/own": Verdict.VALID,
+        "first/given": SparsityVerdict.VALID, "first/own": SparsityVerdict.VALID,
+        "second/given": SparsityVerdict.NOT_24, "second/own": SparsityVerdict.VALID,
     }  # fmt: skip
 
 
@@ -368,9 +368,9 @@ def test_one_tensor_along_two_axes(tmp_path: Path) -> None:
     ]
     proto = onnx_models.model(nodes, [value("x", ["N", 8])], [value("y", ["N", 8])], {"w": weight})
     rows, columns = layers_of(proto, tmp_path)
-    assert (rows.axis, rows.verdict) == (0, Verdict.VALID)
+    assert (rows.axis, rows.verdict) == (0, SparsityVerdict.VALID)
     assert columns.axis == 1
-    assert columns.verdict is Verdict.NOT_24
+    assert columns.verdict is SparsityVerdict.NOT_24
 
 
 def test_loop_bodies_and_sparse_initializers() -> None:
@@ -392,7 +392,7 @@ def test_loop_bodies_and_sparse_initializers() -> None:
     proto = onnx_models.model([loop], [value("x", [1, 4])], [value("y", [1, 4])], weights)
     proto.graph.sparse_initializer.append(sparse)
     (layer,) = layers_of(proto)
-    assert (layer.node, layer.verdict, layer.via) == ("loop/body/mm", Verdict.VALID, ("sparse",))
+    assert (layer.node, layer.verdict, layer.via) == ("loop/body/mm", SparsityVerdict.VALID, ("sparse",))
 
 
 def test_weights_that_the_graph_computes_from_constants(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_weights_that_the_graph_computes_from_constants(tmp_path: Path) -> None:
     weights: dict[str, np.ndarray | onnx.TensorProto] = {"w": weight, "scale": np.float32(2).reshape(())}
     proto = onnx_models.model(nodes, [value("x", ["N", 8])], [value("y", ["N", 8])], weights)
     (layer,) = layers_of(proto, tmp_path)
-    assert (layer.verdict, layer.axis, layer.via) == (Verdict.VALID, 0, ("Split", "Concat", "Mul"))
+    assert (layer.verdict, layer.axis, layer.via) == (SparsityVerdict.VALID, 0, ("Split", "Concat", "Mul"))
 
 
 def test_constants_that_double_at_each_step_do_not_hang() -> None:
@@ -420,7 +420,7 @@ def test_constants_that_double_at_each_step_do_not_hang() -> None:
     }
     proto = onnx_models.model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], weights)
     first, _ = layers_of(proto)
-    assert first.verdict is Verdict.NOT_24
+    assert first.verdict is SparsityVerdict.NOT_24
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
@@ -428,4 +428,4 @@ def test_complex_weights_are_judged_without_a_crash(dtype: type, tmp_path: Path)
     proto = one("MatMul", np.ones((8, 4), np.float32), ["x", "w"])
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((8, 4), dtype), "w"))
     (layer,) = layers_of(proto, tmp_path)
-    assert layer.verdict is Verdict.UNSUPPORTED
+    assert layer.verdict is SparsityVerdict.UNSUPPORTED

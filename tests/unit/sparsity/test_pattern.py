@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repo_manager.sparsity.pattern import count_nonzero, nonzero, scan, two_four_mask, valid_groups
+from repo_manager.sparsity.pattern import count_groups, count_nonzero, nonzero, two_four_mask, valid_groups
 
 DTYPES = [
     np.float32, np.float16, np.float64, np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint16, np.bool_,
@@ -78,7 +78,7 @@ def weights(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 @given(weights())
 def test_scan_agrees_with_the_reference(case: tuple[np.ndarray, int]) -> None:
     array, axis = case
-    assert scan(array, axis) == slow_scan(array, axis)
+    assert count_groups(array, axis) == slow_scan(array, axis)
     assert valid_groups(array, axis) == slow_scan(array, axis)[:2]
     assert count_nonzero(array) == slow_scan(array, axis)[2]
 
@@ -102,7 +102,7 @@ def test_blocks_join_up(run: int, dtype: str) -> None:
     values = generator.integers(-2, 3, (300_000 // (4 * run) + 1, 4, run)).astype(dtype)
     filled = values != 0
     expected = int((filled.sum(axis=1) <= 2).sum())
-    assert scan(values, 1) == (expected, values.shape[0] * run, int(filled.sum()))
+    assert count_groups(values, 1) == (expected, values.shape[0] * run, int(filled.sum()))
     order = np.argsort(-np.abs(values.astype(np.float32)), axis=1, kind="stable")
     reference = np.zeros(values.shape, bool)
     np.put_along_axis(reference, order[:, :2], True, axis=1)

@@ -19,7 +19,7 @@ from repo_manager.onnx_model.model import Model, load_model
 from repo_manager.onnx_model.session import Session
 from repo_manager.onnx_model.signature import signature_of
 from repo_manager.onnx_model.write import save_model
-from repo_manager.sparsity import Verdict, prune, sparsity_report, two_four_mask
+from repo_manager.sparsity import SparsityVerdict, prune, sparsity_report, two_four_mask
 from repo_manager.types import as_json
 
 T = onnx.TensorProto
@@ -46,7 +46,7 @@ def test_magnitude_pruning_of_each_layer(tmp_path: Path) -> None:
         layer = next(layer for layer in report.pruned if layer.weight == name)
         assert layer.removed == old.size // 2
         assert layer.lost_magnitude == pytest.approx(np.abs(old - new).sum() / np.abs(old).sum(), rel=1e-5)
-    assert {layer.verdict for layer in sparsity_report(pruned).layers} == {Verdict.VALID}
+    assert {layer.verdict for layer in sparsity_report(pruned).layers} == {SparsityVerdict.VALID}
     assert report.source == model.digest
     assert "etrain" in report.advice
     assert json.loads(json.dumps(as_json(report)))["pruned"][0]["node"] == "conv1"
@@ -118,7 +118,7 @@ def test_quantised_weights_become_their_zero_point(tmp_path: Path) -> None:
     keep = two_four_mask(values.astype(np.int32) - 100, 1)
     np.testing.assert_array_equal(new, np.where(keep, values, np.uint8(100)))
     assert len(report.pruned) == 1
-    assert sparsity_report(pruned).layers[0].verdict is Verdict.VALID
+    assert sparsity_report(pruned).layers[0].verdict is SparsityVerdict.VALID
 
 
 def test_zero_points_per_channel_behind_a_transpose(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_weight_shared_along_one_axis_is_pruned_once(tmp_path: Path) -> None:
     model = load(onnx_models.model(nodes, [value("x", ["N", 16])], [value("y", ["N", 16])], weights), tmp_path)
     pruned, report = prune(model)
     assert [layer.node for layer in report.pruned] == ["first"]
-    assert {layer.verdict for layer in sparsity_report(pruned).layers} == {Verdict.VALID}
+    assert {layer.verdict for layer in sparsity_report(pruned).layers} == {SparsityVerdict.VALID}
     _, spared = prune(model, exclude=["second"])
     assert spared.pruned == ()
     assert spared.skipped[0].reason == "shares its weight with 'second', which is excluded"
@@ -220,7 +220,7 @@ def test_external_data_and_the_result_runs(tmp_path: Path) -> None:
     pruned, _ = prune(model, all_valid=True)
     written = save_model(pruned, tmp_path / "out.onnx", external=True)
     again = load_model(written[0])
-    assert all(layer.verdict is Verdict.VALID for layer in sparsity_report(again).layers)
+    assert all(layer.verdict is SparsityVerdict.VALID for layer in sparsity_report(again).layers)
     signature = signature_of(again)
     assert Session(again).run(natural_inputs(signature, batch=2))["y"].shape == (2, 8)
 
@@ -305,7 +305,7 @@ def test_scales_that_differ_within_a_group(
     pruned, report = prune(load(proto, tmp_path))
     new = array_of(pruned, "q")
     np.testing.assert_array_equal(new.T if behind else new, np.where(keep, stored, np.int8(zero)))
-    assert sparsity_report(pruned).layers[0].verdict is Verdict.VALID
+    assert sparsity_report(pruned).layers[0].verdict is SparsityVerdict.VALID
     real = np.abs(integers * spread)
     assert report.pruned[0].lost_magnitude == pytest.approx(real[~keep].sum() / real.sum(), rel=1e-5)
 

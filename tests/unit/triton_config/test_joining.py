@@ -7,7 +7,7 @@ import pytest
 from repo_manager.errors import ConfigError, UsageError
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.triton_config.ensembles import Member, check_ensemble
-from repo_manager.triton_config.joining import Joined, Part, TensorMap, join_models
+from repo_manager.triton_config.joining import EnsemblePart, Joined, TensorMap, join_models
 
 
 def config(inputs: str, outputs: str, batch: int = 8) -> ModelConfig:
@@ -33,7 +33,7 @@ POST = config("logits:FP32:1000", "label:STRING:1")
 
 def joined(*configs: ModelConfig, maps: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> Joined:
     """Join m1, m2, ... and check the result by Triton's own rules."""
-    parts = [Part(f"m{number}", None, each) for number, each in enumerate(configs, start=1)]
+    parts = [EnsemblePart(f"m{number}", None, each) for number, each in enumerate(configs, start=1)]
     found = join_models("ens", parts, [TensorMap.parse(each) for each in maps], outputs)
     members = {part.model: Member(part.config, (1,)) for part in parts}
     assert check_ensemble("ens", {**members, "ens": Member(found.config, (1,))}, where="ens") == []
@@ -84,7 +84,7 @@ def test_what_fits_twice_is_listed_and_not_guessed() -> None:
 
 
 def test_a_model_can_be_a_step_twice() -> None:
-    part = Part("add_sub", None, ADD_SUB)
+    part = EnsemblePart("add_sub", None, ADD_SUB)
     maps = [TensorMap.parse(each) for each in ("SUM=add_sub#2.A", "DIFF=add_sub#2.B")]
     found = join_models("ens", [part, part], maps)
     assert edges(found)[2:] == ["add_sub#1.SUM > add_sub#2.A (map)", "add_sub#1.DIFF > add_sub#2.B (map)"]

@@ -11,15 +11,17 @@ from repo_manager.accuracy.evaluate import AccuracyOptions
 from repo_manager.errors import UsageError
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.tuning.result import TuneOptions, conclude, objective_of
-from repo_manager.tuning.search import Trial
+from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import Setting
 
 OPTIONS = TuneOptions(gates=(parse_slo("p99<20ms"),), budget_s=60.0)
 
 
-def trial(value: float | None, instances: int = 1, p99_ns: float | None = None, decision: str = "fails") -> Trial:
+def measured(
+    value: float | None, instances: int = 1, p99_ns: float | None = None, decision: str = "fails"
+) -> MeasuredSetting:
     levels = () if p99_ns is None else ({"level": 10.0, "p99_ns": p99_ns, "decision": decision},)
-    return Trial(Setting(instances, 8, 0), value is not None, value, "so it was", 1.0, None, levels)
+    return MeasuredSetting(Setting(instances, 8, 0), value is not None, value, "so it was", 1.0, None, levels)
 
 
 def comparison(**better: str | None) -> Any:
@@ -40,20 +42,20 @@ def comparison(**better: str | None) -> Any:
     ],
 )
 def test_only_what_the_comparison_shows_is_better(compared: Any, is_complete: bool, outcome: str) -> None:
-    today, best = trial(100.0), trial(150.0, instances=2)
+    today, best = measured(100.0), measured(150.0, instances=2)
     found, reason = conclude(OPTIONS, [today, best], best, [compared], is_complete=is_complete)
     assert found == outcome
     assert "2 instances" in reason
 
 
 def test_todays_stays_where_nothing_beat_it() -> None:
-    today = trial(100.0)
-    assert conclude(OPTIONS, [today, trial(None, 2)], today, (), is_complete=True)[0] == "kept"
+    today = measured(100.0)
+    assert conclude(OPTIONS, [today, measured(None, 2)], today, (), is_complete=True)[0] == "kept"
     assert conclude(OPTIONS, [today], today, (), is_complete=False)[0] == "undecided"
 
 
 def test_where_todays_holds_nothing_what_holds_is_better() -> None:
-    today, best = trial(None), trial(50.0, instances=2)
+    today, best = measured(None), measured(50.0, instances=2)
     outcome, reason = conclude(OPTIONS, [today, best], best, (), is_complete=True)
     assert (outcome, "holds 50 requests/s" in reason) == ("better", True)
     slower = comparison(**{"p99 latency": "A"})
@@ -62,19 +64,19 @@ def test_where_todays_holds_nothing_what_holds_is_better() -> None:
 
 def test_where_todays_is_undecided_the_comparison_decides() -> None:
     """A load left undecided by the machine's noise is not a failed load."""
-    today, best = trial(None, 1, 20e6, "undecided"), trial(50.0, instances=2)
+    today, best = measured(None, 1, 20e6, "undecided"), measured(50.0, instances=2)
     alike, faster = comparison(**{"p99 latency": None}), comparison(**{"p99 latency": "B"})
     assert conclude(OPTIONS, [today, best], best, [alike], is_complete=True)[0] == "kept"
     assert conclude(OPTIONS, [today, best], best, [faster], is_complete=True)[0] == "better"
-    assert conclude(OPTIONS, [today, trial(None, 2)], today, (), is_complete=True)[0] == "undecided"
+    assert conclude(OPTIONS, [today, measured(None, 2)], today, (), is_complete=True)[0] == "undecided"
 
 
 def test_where_nothing_holds_the_nearest_is_named() -> None:
-    trials = [trial(None, 1, 90e6), trial(None, 2, 25e6), trial(None, 4)]
-    outcome, reason = conclude(OPTIONS, trials, trials[0], (), is_complete=True)
+    settings = [measured(None, 1, 90e6), measured(None, 2, 25e6), measured(None, 4)]
+    outcome, reason = conclude(OPTIONS, settings, settings[0], (), is_complete=True)
     assert outcome == "none holds"
     assert "the nearest is 2 instances" in reason
-    assert conclude(OPTIONS, trials, trials[0], (), is_complete=False)[0] == "undecided"
+    assert conclude(OPTIONS, settings, settings[0], (), is_complete=False)[0] == "undecided"
 
 
 def test_what_is_sought_is_named_and_checked() -> None:
@@ -88,7 +90,7 @@ def test_what_is_sought_is_named_and_checked() -> None:
 
 def test_for_energy_a_longer_p99_is_no_loss_but_nothing_else_is_a_gain() -> None:
     options = TuneOptions(gates=OPTIONS.gates, objective="energy", budget_s=60.0)
-    today, best = trial(2.0), trial(1.0, instances=2)
+    today, best = measured(2.0), measured(1.0, instances=2)
     shown = comparison(**{"inferences per joule": "B", "p99 latency": "A"})
     outcome, reason = conclude(options, [today, best], best, [shown], is_complete=True)
     assert (outcome, "1 inferences/J" in reason) == ("better", True)
@@ -97,7 +99,7 @@ def test_for_energy_a_longer_p99_is_no_loss_but_nothing_else_is_a_gain() -> None
 
 
 def test_of_several_models_none_may_lose() -> None:
-    today, best = trial(100.0), trial(150.0, instances=2)
+    today, best = measured(100.0), measured(150.0, instances=2)
     won, lost = comparison(**{"p99 latency": "B"}), comparison(**{"p99 latency": "A"})
     assert conclude(OPTIONS, [today, best], best, [won, comparison(throughput=None)], is_complete=True)[0] == "better"
     assert conclude(OPTIONS, [today, best], best, [won, lost], is_complete=True)[0] == "kept"

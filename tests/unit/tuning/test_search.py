@@ -7,7 +7,7 @@ import random
 import pytest
 
 from repo_manager.triton_config.config import parse_config
-from repo_manager.tuning.search import Trial, descend
+from repo_manager.tuning.search import MeasuredSetting, descend
 from repo_manager.tuning.space import BatchTime, Bounds, Setting, Space
 
 CORES = 8
@@ -47,12 +47,12 @@ class Server:
         waiting = (setting.queue_delay or 0) / 1e3 / 4
         return 1e3 * setting.instances * batch / (self.batch_ms(batch, threads) * crowding + waiting)
 
-    def measure(self, setting: Setting, best: Trial | None, margin: float) -> Trial:
+    def measure(self, setting: Setting, best: MeasuredSetting | None, margin: float) -> MeasuredSetting:
         self.asked += 1
         seen = self.rate(setting) * (1 + self.random.gauss(0, self.noise))
         against = None if best is None or best.value is None else best.value * (1 + margin)
         is_better = against is None or seen >= against
-        return Trial(setting, is_better, seen if is_better else None, "", 1.0, against)
+        return MeasuredSetting(setting, is_better, seen if is_better else None, "", 1.0, against)
 
     def curve(self) -> list[BatchTime]:
         return [BatchTime(size, self.batch_ms(size, 1) * 1e6) for size in (1, 2, 4, 8, 16, 32, 64)]
@@ -104,7 +104,7 @@ def test_of_equals_the_cheaper_one_wins() -> None:
 def test_what_was_found_before_the_time_ended_is_known() -> None:
     server, seen = Server(0.5, 1.0, 0.9, 0), []
 
-    def measure(setting: Setting, best: Trial | None, margin: float) -> Trial:
+    def measure(setting: Setting, best: MeasuredSetting | None, margin: float) -> MeasuredSetting:
         if len(seen) == 3:
             raise TimeoutError
         seen.append(server.measure(setting, best, margin))

@@ -21,7 +21,7 @@ from repo_manager.errors import InputError, RepositoryError
 from repo_manager.repository.layout import MANIFEST_FILENAME
 from repo_manager.repository.manifest import FileRecord, Manifest, manifest_text, parse_manifest
 from repo_manager.repository.stores.base import Arrived, ChangedMeanwhileError, Incoming, Progress
-from repo_manager.repository.stores.objects.claim import Claim, Wanted, claimed
+from repo_manager.repository.stores.objects.claim import Claim, ClaimPurpose, claimed
 from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.content import measure
 from repo_manager.repository.stores.objects.transport import upload_files
@@ -46,7 +46,7 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
     _check_expected(records, incoming.expected)
     beside = incoming.beside if first else {}
     content = _content_digest(records, beside, incoming.identity)
-    wanted = Wanted(content, tuple(sorted(records)), tuple(sorted(beside)), incoming.number, incoming.claiming)
+    wanted = ClaimPurpose(content, tuple(sorted(records)), tuple(sorted(beside)), incoming.number, incoming.claiming)
     with claimed(store, name, wanted, lambda: view.used_numbers) as claim:
         manifest = incoming.manifest(claim.version, records)
         upload_files(store, f"{name}/{claim.version}", measured, _told(claim, incoming.progress))

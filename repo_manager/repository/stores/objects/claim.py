@@ -13,7 +13,7 @@ from repo_manager.repository.stores.objects.client import ObjectClient
 from repo_manager.repository.stores.objects.holder import LEASE_S, Holder
 from repo_manager.repository.stores.objects.ledger import Ledger, Pending, change_ledger
 
-__all__ = ["Claim", "Wanted", "claimed", "is_abandoned"]
+__all__ = ["Claim", "ClaimPurpose", "claimed", "is_abandoned"]
 
 _ACTIVE: set[str] = set()
 """Tokens of the claims this process works on."""
@@ -89,7 +89,7 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class ClaimPurpose:
     """The purpose of a claimed number.
 
     Attributes:
@@ -111,7 +111,7 @@ class Wanted:
 def claimed(
     store: ObjectClient,
     name: str,
-    wanted: Wanted,
+    wanted: ClaimPurpose,
     taken: Callable[[], Sequence[int]],
 ) -> Iterator[Claim]:
     """Claim a number. An abandoned publication of the same content is taken over, with what it has uploaded.
@@ -163,7 +163,7 @@ def claimed(
         _ACTIVE.discard(holder.token)
 
 
-def _refuse_twin(ledger: Ledger, name: str, wanted: Wanted, holder: Holder) -> None:
+def _refuse_twin(ledger: Ledger, name: str, wanted: ClaimPurpose, holder: Holder) -> None:
     for version, entry in ledger.pending.items():
         same = entry.action == "publish" and entry.content == wanted.content
         if same and entry.holder.token != holder.token and not is_abandoned(entry):

@@ -10,14 +10,14 @@ from repo_manager.errors import ConcurrentChangeError
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.types import Digest
 
-__all__ = ["Measured", "measure", "part_bytes_for", "read_part"]
+__all__ = ["MeasuredFile", "measure", "part_bytes_for", "read_part"]
 
 _MAX_PARTS = 9000  # S3 allows 10,000 (Amazon S3 User Guide, "Multipart upload limits").
 _MIB = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MeasuredFile:
     """A file as it was read once.
 
     Attributes:
@@ -55,7 +55,7 @@ def part_bytes_for(size_bytes: int, wanted: int) -> int:
     return -(-size_bytes // (_MAX_PARTS * _MIB)) * _MIB
 
 
-def measure(path: Path, part_bytes: int) -> Measured:
+def measure(path: Path, part_bytes: int) -> MeasuredFile:
     """Read a file once.
 
     Raises:
@@ -78,10 +78,10 @@ def measure(path: Path, part_bytes: int) -> Measured:
             found += read
             if left:
                 break
-    return Measured(FileRecord(Digest("sha256:" + digest.hexdigest()), found), part, tuple(md5s))
+    return MeasuredFile(FileRecord(Digest("sha256:" + digest.hexdigest()), found), part, tuple(md5s))
 
 
-def read_part(path: Path, measured: Measured, number: int) -> bytes:
+def read_part(path: Path, measured: MeasuredFile, number: int) -> bytes:
     """Return a part's bytes, the same measured.
 
     Args:

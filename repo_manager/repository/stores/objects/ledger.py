@@ -108,7 +108,7 @@ def read_ledger(store: ObjectClient, name: str) -> Ledger:
         raise RepositoryError(
             f"{store.location / ledger_key(name)} is damaged: {exc!r}",
             hint="`repo-manager verify --repair` sets it aside: numbers then go on from the highest that is there, and "
-            "only the roll-back target and the tags are lost.",
+            "only the roll-back version and the tags are lost.",
         ) from exc
     return Ledger(state, pending, lease, found[1].mark)
 

@@ -21,8 +21,8 @@ from repo_manager.repository.stores.base import (
     Departure,
     Incoming,
     Progress,
-    Step,
-    StepKind,
+    RepairKind,
+    RepairStep,
     Store,
     Traits,
     model_names,
@@ -214,7 +214,7 @@ class ObjectStore:
         """As `Store.discard_versions`."""
         discard_versions(self.client, departure)
 
-    def mend(self, names: Iterable[str]) -> Iterator[Step]:
+    def mend(self, names: Iterable[str]) -> Iterator[RepairStep]:
         """As `Store.mend`: removals are ended, whole publications settled, others deleted."""
         for model in names:
             try:
@@ -223,16 +223,16 @@ class ObjectStore:
                 key = ledger_key(model)
                 action = f"set aside as {key}.damaged and rebuilt from the versions"
                 begin = functools.partial(self._begin_ledger_anew, model)
-                yield Step(key, action, StepKind.RECORD, begin)
+                yield RepairStep(key, action, RepairKind.RECORD, begin)
                 try:
                     ledger = read_ledger(self.client, model)
                 except RepositoryError:
                     continue  # The step was not applied.
             for version, entry in sorted(abandoned_work(ledger).items()):
-                kind = StepKind.REMOVAL if entry.action == "remove" else StepKind.REST
+                kind = RepairKind.REMOVAL if entry.action == "remove" else RepairKind.REST
                 action = "ended or removed an interrupted command's work"
                 end = functools.partial(end_work, self.client, model, version, entry)
-                yield Step(f"{model}/{version}", action, kind, end)
+                yield RepairStep(f"{model}/{version}", action, kind, end)
 
     def _begin_ledger_anew(self, name: str) -> bool:
         key = ledger_key(name)

@@ -12,7 +12,7 @@ from repo_manager.errors import RepositoryError
 from repo_manager.repository.manifest import FileRecord
 from repo_manager.repository.stores.base import Progress
 from repo_manager.repository.stores.objects.client import ObjectClient
-from repo_manager.repository.stores.objects.content import Measured, read_part
+from repo_manager.repository.stores.objects.content import MeasuredFile, read_part
 from repo_manager.repository.stores.objects.facts import ObjectFact
 from repo_manager.repository.stores.objects.retry import retried
 from repo_manager.types import Digest
@@ -23,7 +23,7 @@ _CHUNK = 1 << 20
 
 
 def upload_files(
-    store: ObjectClient, folder: str, files: Mapping[str, tuple[Path, Measured]], progress: Progress
+    store: ObjectClient, folder: str, files: Mapping[str, tuple[Path, MeasuredFile]], progress: Progress
 ) -> tuple[str, ...]:
     """Send files. Complete and correct ones are not sent again.
 
@@ -43,7 +43,7 @@ def upload_files(
     small = {name: each for name, each in files.items() if each[1].whole}
     large = {name: each for name, each in files.items() if not each[1].whole}
 
-    def send(name: str, path: Path, measured: Measured) -> bool:
+    def send(name: str, path: Path, measured: MeasuredFile) -> bool:
         return _upload(store, f"{folder}/{name}", path, measured, progress)
 
     there: list[str] = []
@@ -59,7 +59,7 @@ def upload_files(
     return tuple(sorted(there))
 
 
-def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progress: Progress) -> bool:
+def _upload(store: ObjectClient, key: str, path: Path, measured: MeasuredFile, progress: Progress) -> bool:
     """Send one file and compare it. Return whether it was there already."""
     fact = store.head(key)
     if fact is not None and _holds(store, fact, key, measured):
@@ -80,7 +80,7 @@ def _upload(store: ObjectClient, key: str, path: Path, measured: Measured, progr
     return False
 
 
-def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measured, progress: Progress) -> None:
+def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: MeasuredFile, progress: Progress) -> None:
     """Send a large file by one multipart upload, restarted when it fails. Nothing of it is visible before its end."""
     told = 0
 
@@ -98,7 +98,7 @@ def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measur
     retried(f"write {key} in {store.location}", once, store.options.retry)
 
 
-def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: Measured) -> bool:
+def _holds(store: ObjectClient, fact: ObjectFact, key: str, measured: MeasuredFile) -> bool:
     """Return whether an object is these bytes: by the checksum the store made of it, else by reading it back."""
     if fact.size_bytes != measured.record.size_bytes:
         return False

@@ -15,8 +15,8 @@ from repo_manager.rollout.observe import ServedState
 from repo_manager.rollout.plan import plan_from
 from repo_manager.rollout.prediction.files import Fingerprint, read_fingerprint
 from repo_manager.rollout.prediction.rules import (
-    Action,
     Prediction,
+    VersionFate,
     changed_config_fields,
     instances_differ,
     predict,
@@ -257,9 +257,9 @@ def test_a_plan_knows_of_files_that_changed_since_the_last_deployment(folder: Pa
         pass  # the kernel dates files by a coarse clock
     steps = plan_from(find_model(root, "m"), 3, served(1, 2), keep_previous=True).steps
     assert [(step.version, step.action) for step in steps] == [
-        (1, Action.DROP),
-        (2, Action.RELOAD),
-        (3, Action.LOAD),
+        (1, VersionFate.DROP),
+        (2, VersionFate.RELOAD),
+        (3, VersionFate.LOAD),
     ]
     assert "labels.txt, beside the versions, has changed" in steps[1].reason
 

@@ -22,7 +22,7 @@ from repo_manager.repository.tags import model_state
 from repo_manager.rollout.deploy import deploy, rollback
 from repo_manager.rollout.options import RolloutOptions, TrialOptions
 from repo_manager.rollout.targets import api as cluster_api
-from repo_manager.rollout.targets.clusters import KINDS, kind_of
+from repo_manager.rollout.targets.clusters import KINDS, cluster_kind_of
 from repo_manager.rollout.targets.inference_service import InferenceService
 from repo_manager.rollout.targets.release import Release
 from repo_manager.rollout.targets.urls import CLUSTERS
@@ -207,4 +207,4 @@ def test_the_commands_take_contexts(clusters: tuple[FakeCluster, FakeCluster], r
 def test_what_is_told_from_servers_is_what_has_a_kind() -> None:
     assert tuple(KINDS) == CLUSTERS
     for scheme, kind in KINDS.items():
-        assert kind_of(kind.parse(f"{scheme}models/triton?context=east")) is kind
+        assert cluster_kind_of(kind.parse(f"{scheme}models/triton?context=east")) is kind

@@ -16,7 +16,7 @@ from repo_manager.rollout.deploy import deploy, undeploy
 from repo_manager.rollout.options import RolloutOptions, TrialOptions, Weights
 from repo_manager.rollout.targets.api import Api
 from repo_manager.rollout.targets.inference_service import InferenceService, KServeWeights, previous_on_kserve
-from repo_manager.rollout.targets.kserve_status import Sight, Wanted, failure_of, missing
+from repo_manager.rollout.targets.kserve_status import Sight, WantedState, failure_of, missing
 
 TARGET = "kserve://models/digits"
 SERVICE = InferenceService.parse(TARGET)
@@ -328,8 +328,8 @@ def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
     service = inference_service()
     for generation, observed in ((5, 1), (1, 5)):
         service["metadata"]["generation"], service["status"]["observedGeneration"] = generation, observed
-        assert list(missing(Sight(service), Wanted(START))) == []
-        (reason,) = missing(Sight(service), Wanted(START, not_revision="digits-predictor-00001"))
+        assert list(missing(Sight(service), WantedState(START))) == []
+        (reason,) = missing(Sight(service), WantedState(START, not_revision="digits-predictor-00001"))
         assert reason == "the controller has made no revision after digits-predictor-00001 yet"
 
 
@@ -345,9 +345,9 @@ def test_nothing_is_judged_by_a_status_that_is_older_than_the_change() -> None:
 )
 def test_what_is_missing_is_waited_for(change: Any) -> None:
     service = inference_service()
-    assert list(missing(Sight(service), Wanted(START))) == []
+    assert list(missing(Sight(service), WantedState(START))) == []
     change(service["status"])
-    assert list(missing(Sight(service), Wanted(START))) != []
+    assert list(missing(Sight(service), WantedState(START))) != []
 
 
 def test_weights_of_kserve(controller: Controller, repository: Path, api: Api) -> None:

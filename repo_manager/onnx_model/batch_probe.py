@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.session import Session
 
-__all__ = ["Trial", "neighbours_of", "try_together"]
+__all__ = ["BatchProbe", "neighbours_of", "probe_together"]
 
 Arrays = Mapping[str, NDArray[Any]]
 _TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; others 1e-3
@@ -29,11 +29,11 @@ _PLACES = {"float16": 4e-3, "bfloat16": 3e-2}  # share of the largest magnitude 
 _SAME_KERNELS = 4  # units in the last place: threads that split a sum otherwise
 _BUDGET_S = 20.0
 _LARGER = 8
-"""A batch tried once besides: the default of `max_batch_size`."""
+"""A batch size that is probed too: the default of `max_batch_size`."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class BatchProbe:
     """Two samples, each alone and beside others.
 
     Attributes:
@@ -62,19 +62,19 @@ class Finding:
     stackable: bool = True
 
 
-def try_together(trial: Trial) -> Finding | None:
+def probe_together(probe: BatchProbe) -> Finding | None:
     """Return how samples depend on each other, or `None` when no run shows it."""
-    session = trial.session
+    session = probe.session
     try:
-        alone = [session.run(trial.first), session.run(trial.second)]
-        again = session.run(trial.first)
+        alone = [session.run(probe.first), session.run(probe.second)]
+        again = session.run(probe.first)
     except ModelError as exc:
         return Finding(f"it could not be tried out on made inputs: {exc.message}")
     random = next((name for name, value in again.items() if not same_bits(value, alone[0][name])), None)
     if random is not None:
         return Finding(f"output '{random}' differs from run to run for the same input")
     try:
-        together = session.run(_stacked([trial.first, trial.second]))
+        together = session.run(_stacked([probe.first, probe.second]))
     except ModelError as exc:
         return Finding(f"it fails on two samples stacked: {exc.message}", stackable=False)
     for name, value in together.items():
@@ -85,9 +85,9 @@ def try_together(trial: Trial) -> Finding | None:
         if not _close(value, np.concatenate([result[name] for result in alone]), _ROUNDING_AT_MOST):
             return Finding(f"output '{name}' changes when two samples are stacked")
     reason = (
-        _beside_neighbours(trial)
-        or _on_another_place(trial, session.output_names)
-        or _against_one(trial, together, alone)
+        _beside_neighbours(probe)
+        or _on_another_place(probe, session.output_names)
+        or _against_one(probe, together, alone)
     )
     return None if reason is None else Finding(reason)
 
@@ -161,15 +161,15 @@ def _stacked(samples: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _beside_neighbours(trial: Trial) -> str | None:
+def _beside_neighbours(probe: BatchProbe) -> str | None:
     """Hold each sample's rows beside one neighbour against those beside another, in a batch of the same size."""
     started = time.monotonic()
     seen: dict[tuple[int, int, int], dict[str, NDArray[Any]]] = {}
-    for key, batch in _batches(trial):
+    for key, batch in _batches(probe):
         if seen and time.monotonic() - started > _BUDGET_S:
             break
         try:
-            results = trial.session.run(_stacked(batch))
+            results = probe.session.run(_stacked(batch))
         except ModelError:
             continue  # Not every neighbour is a valid input.
         place = key[2]
@@ -181,14 +181,14 @@ def _beside_neighbours(trial: Trial) -> str | None:
     return None
 
 
-def _batches(trial: Trial) -> Iterator[tuple[tuple[int, int, int], list[Arrays]]]:
+def _batches(probe: BatchProbe) -> Iterator[tuple[tuple[int, int, int], list[Arrays]]]:
     """Yield (sample, size, its place) and the batch.
 
     Both samples come at both ends, in batches of 2, 3 and 8. Then the neighbours differ: a quiet one shows effects
     hidden by a sample with large values of its own.
     """
-    samples = (trial.first, trial.second, *trial.neighbours)
-    beside = (trial.second, trial.first, *trial.neighbours)
+    samples = (probe.first, probe.second, *probe.neighbours)
+    beside = (probe.second, probe.first, *probe.neighbours)
     for which, neighbour, place in itertools.product((0, 1), beside, (0, 1)):
         yield (which, 2, place), _batch(samples[which], neighbour, 2, place)
     for size, which, neighbour in itertools.product((3, _LARGER), (0, 1), beside):
@@ -204,16 +204,16 @@ def _batch(sample: Arrays, neighbour: Arrays, size: int, place: int) -> list[Arr
     return batch
 
 
-def _on_another_place(trial: Trial, names: Sequence[str]) -> str | None:
+def _on_another_place(probe: BatchProbe, names: Sequence[str]) -> str | None:
     """Compare the rows of a sample put into a batch twice: only their rounding may differ."""
-    twice = trial.session.run(_stacked([trial.first, trial.first]))
+    twice = probe.session.run(_stacked([probe.first, probe.first]))
     for name in names:
         if not _close(twice[name][1:], twice[name][:1], _PLACES.get(twice[name].dtype.name, 2e-5)):
             return f"output '{name}' changes with the place of a sample in the batch"
     return None
 
 
-def _against_one(trial: Trial, together: Arrays, alone: Sequence[Arrays]) -> str | None:
+def _against_one(probe: BatchProbe, together: Arrays, alone: Sequence[Arrays]) -> str | None:
     """Tell rounding apart from a dependence on the number of samples, for outputs changed beside another sample.
 
     Another batch size takes other kernels, and a model can blow their rounding up (a normalisation over nearly constant
@@ -222,7 +222,7 @@ def _against_one(trial: Trial, together: Arrays, alone: Sequence[Arrays]) -> str
     for name, value in together.items():
         if _close(value, np.concatenate([result[name] for result in alone]), None):
             continue
-        twice = trial.session.run(_stacked([trial.first, trial.first]))[name]
+        twice = probe.session.run(_stacked([probe.first, probe.first]))[name]
         if not _close(twice[1:], twice[:1], 1e-6) or not _close(twice[:1], value[:1], 1e-6):
             return f"output '{name}' changes with the place of a sample in the batch"
     return None

@@ -15,7 +15,7 @@ from repo_manager.server.client import TritonClient
 from repo_manager.server.exchange import kind_of
 from repo_manager.server.transport import CudaHandle, MemoryKind, ModelMetadata, RequestOptions, TensorMetadata
 
-__all__ = ["DEPLOY_FIRST", "ModelStatistics", "Target", "TargetFacts", "connect"]
+__all__ = ["DEPLOY_FIRST", "ModelStatistics", "ServedModel", "ServedModelFacts", "connect"]
 
 DEPLOY_FIRST = "Deploy it first"
 """The beginning of the advice for a model not served."""
@@ -25,7 +25,7 @@ _DEEPEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetFacts:
+class ServedModelFacts:
     """The server and the model under load.
 
     Attributes:
@@ -75,7 +75,7 @@ class ModelStatistics:
     parts: Mapping[str, ModelStatistics] = dataclasses.field(default_factory=dict)
 
 
-class Target:
+class ServedModel:
     """One model on one server, asked by the client every other command uses."""
 
     def __init__(self, options: LoadTestOptions) -> None:
@@ -84,7 +84,7 @@ class Target:
         self._client = TritonClient.connect(options.server_url, options.access)
         self._parts: dict[str, int | None] = {}  # model -> its version
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> ServedModel:
         return self
 
     def __exit__(
@@ -96,7 +96,7 @@ class Target:
         """Close the connection."""
         self._client.close()
 
-    def facts(self) -> TargetFacts:
+    def facts(self) -> ServedModelFacts:
         """Return the server's word on itself and the model.
 
         Raises:
@@ -115,7 +115,7 @@ class Target:
         batch = int(config.max_batch_size)
         optional = {str(item.name) for item in config.input if item.optional}
         _require_types(metadata)
-        return TargetFacts(
+        return ServedModelFacts(
             url=options.url,
             protocol=options.wire,
             server=server.name,
@@ -247,10 +247,10 @@ def _hint(options: LoadTestOptions) -> str:
     )
 
 
-def connect(options: LoadTestOptions) -> Target:
-    """Return a `Target`, to be closed. Connects with the first question.
+def connect(options: LoadTestOptions) -> ServedModel:
+    """Return a `ServedModel`, to be closed. Connects with the first question.
 
     Raises:
         UsageError: a certificate cannot be read.
     """
-    return Target(options)
+    return ServedModel(options)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from support import batch_blocks, onnx_models
 from support.onnx_models import value
 
-from repo_manager.onnx_model.batch_trial import Finding, Trial, neighbours_of, same_bits, try_together
+from repo_manager.onnx_model.batch_probe import BatchProbe, Finding, neighbours_of, probe_together, same_bits
 from repo_manager.onnx_model.inputs import index_limits, natural_inputs
 from repo_manager.onnx_model.model import load_model
 from repo_manager.onnx_model.session import Session
@@ -22,7 +22,7 @@ def tried(proto: onnx.ModelProto, tmp_path: Path) -> Finding | None:
     model = load_model(onnx_models.save(proto, tmp_path / "m.onnx"))
     signature, limits = signature_of(model), index_limits(model)
     first, second = (natural_inputs(signature, seed=seed, limits=limits) for seed in (1, 2))
-    return try_together(Trial(Session(model, threads=1), first, second, neighbours_of(first, [], limits)))
+    return probe_together(BatchProbe(Session(model, threads=1), first, second, neighbours_of(first, [], limits)))
 
 
 @pytest.mark.parametrize("name", batch_blocks.KEPT)

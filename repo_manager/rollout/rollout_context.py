@@ -24,7 +24,7 @@ from repo_manager.rollout.result import Action
 from repo_manager.triton_config.config import ModelConfig
 from repo_manager.triton_config.ensembles import pinned_versions
 
-__all__ = ["Change", "Context", "Report"]
+__all__ = ["Change", "Report", "RolloutContext"]
 
 _RECONNECT_S = 1.5
 
@@ -49,7 +49,7 @@ class Change:
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
 
-class Context:
+class RolloutContext:
     """State shared by all steps of one roll-out: the change, its options, the time left, and the events so far.
 
     Args:
