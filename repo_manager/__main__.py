@@ -9,8 +9,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line. Ctrl-C while Python still imports it is Ctrl-C too, and no error of ours."""
-    # Imports make many objects and no garbage: a tenth of a short command's time. The command runs with it again, and
-    # seldom: it imports more, as it needs it.
+    # Imports create many objects and no garbage, so garbage collection would cost a tenth of a short command's time.
+    # The command runs with rare collections, because it imports more modules on demand.
     gc.disable()
     gc.set_threshold(200_000)
     try:
@@ -20,7 +20,7 @@ def main() -> None:
             sys.exit(130)
         run()
     finally:
-        gc.freeze()  # At the interpreter's end nothing is searched for garbage any more.
+        gc.freeze()  # avoids a final garbage collection at exit
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 
-# Which share of the requests goes to which version, and where clients learn it from.
+# The share of requests of each version, and where clients read it.
 #
-# A server tells it on its own: the name of a model's first instance group is free text, changing it reloads nothing
-# (docs/triton-reload.md), and every client can read it with the model's configuration. A canary writes
-# `NAME@1=0.95,2=0.05` there. Where that is not wanted, a JSON file or a function of the application says it.
+# By default, the server publishes the weights in the name of the model's first instance group. This name is free text,
+# a change of it reloads nothing (docs/triton-reload.md), and every client can read it with the model's configuration. A
+# canary writes `NAME@1=0.95,2=0.05` there. Otherwise a JSON file or a function of the application gives the weights.
 
 _MARK = "@"
 
@@ -149,12 +149,12 @@ def published_weights(name: str) -> VersionWeights | None:
         pairs = (item.split("=") for item in text.split(","))
         return VersionWeights.of({int(version): float(weight) for version, weight in pairs})
     except (ValueError, InputError):
-        return None  # a name of another process's that happens to hold the mark
+        return None  # a group name of another program with the same mark
 
 
 # `VersionedClient`: inference with client-side weights and sticky versions, through every switch of versions.
 
-# The same words over both protocols: `FindModel` and `GetModel` of triton-inference-server/core.
+# Messages of both protocols: `FindModel` and `GetModel` of triton-inference-server/core.
 _NOT_THERE = re.compile(r"request for unknown model|is not at ready state|has no available versions", re.IGNORECASE)
 
 
@@ -340,7 +340,7 @@ class VersionedClient:
         """Look the weights up when they are due. Only one thread at a time does, the others go on with the old ones."""
         if time.monotonic() < self._due or isinstance(self._source, Mapping):
             return
-        # The very first look is waited for: afterwards old weights are better than a pause.
+        # Only the first look waits. Later, old weights are better than a pause.
         if not self._lock.acquire(blocking=self._due == 0.0):
             return
         try:

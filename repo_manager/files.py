@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 1 << 20
-_WORK_NAME = re.compile(r"[a-z0-9_]{8}\.work")  # what `tempfile` puts between prefix and suffix
+_WORK_NAME = re.compile(r"[a-z0-9_]{8}\.work")  # random part and suffix of our `tempfile` names
 _OURS = "repo-manager-"
 _KEPT_S = 7 * 86_400.0
 """How long a part of a download is kept without being gone on with."""
@@ -193,7 +193,7 @@ def write_atomic(path: Path, data: bytes, *, staging: Path | None = None, mode: 
     except OSError as exc:
         temporary.unlink(missing_ok=True)
         if exc.filename is None and exc.errno in _FULL:
-            exc.filename = str(path)  # a write names no file
+            exc.filename = str(path)  # a write does not name the file
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -291,7 +291,7 @@ def kept_folder(content: str, *, timeout_s: float = 600.0) -> Iterator[Path]:
             yield base / name
         except BaseException:
             with contextlib.suppress(OSError):
-                (base / name).rmdir()  # nothing came, so there is nothing to go on with
+                (base / name).rmdir()  # an empty folder: nothing to resume
             raise
         shutil.rmtree(base / name, ignore_errors=True)
 
@@ -326,7 +326,7 @@ def work_folder(prefix: str, folder: Path | None = None) -> Iterator[Path]:
         yield path
     except OSError as exc:
         if exc.filename is None and exc.errno in _FULL and _is_full(path):
-            exc.filename = str(root)  # a write names no file
+            exc.filename = str(root)  # a write does not name the file
         raise
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -346,9 +346,9 @@ def _locked_folder(root: Path, prefix: str) -> tuple[Path, int]:
         try:
             lock = _lock_folder(path)
         except FileNotFoundError:
-            continue  # a sweep saw it before it was locked
+            continue  # a sweep removed it before it was locked
         except BlockingIOError:
-            continue  # a sweep holds it, and removes it
+            continue  # a sweep holds the lock and removes it
         if path.exists():
             return path, lock
         os.close(lock)

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-# The units in which limits are written and numbers are shown.
+# Units of limits and displayed numbers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,9 @@ FACTOR = Unit({"x": 1.0}, (("x of the old version's", 1.0),))
 """A multiple of the old version's number."""
 
 
-# Reads gates: `p99<20ms`, `throughput>500`, `errors<0.1%`, `p99<1.2x`, `mean<5ms@16`.
+# Parse gates: `p99<20ms`, `throughput>500`, `errors<0.1%`, `p99<1.2x`, `mean<5ms@16`.
 #
-# A load test and a trial differ in what can be measured, so each has a `Grammar`: its metrics with their
-# units and sides.
+# A load test and a trial measure different things, so each has a `Grammar`: its metrics with their units and sides.
 
 _NUMBER = r"[0-9]*\.?[0-9]+"
 _PATTERN = re.compile(
@@ -186,7 +185,7 @@ class Grammar:
         return tuple(self.parse(part) for part in text.split(",") if part.strip())
 
 
-# What an interval says of a limit, and several results together.
+# Compare an interval with a limit, and combine several results.
 
 
 class Outcome(str, enum.Enum):

@@ -53,7 +53,7 @@ def is_installed(module: str) -> bool:
 
 def installed_version(package: str) -> str | None:
     """Return an installed package's version, without importing it, or `None` when it is not installed."""
-    metadata = importlib.import_module("importlib.metadata")  # A short command asks for no version, and saves it.
+    metadata = importlib.import_module("importlib.metadata")  # imported on demand: short commands do not need it
     try:
         return str(metadata.version(package))
     except metadata.PackageNotFoundError:

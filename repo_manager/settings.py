@@ -206,7 +206,7 @@ def _context_of(name: object, contexts: Mapping[str, dict[str, object]], path: P
 def _validated(values: Mapping[str, object], sources: Mapping[str, str], path: Path) -> Settings:
     if (plain := _of_texts(values)) is not None:
         return plain
-    # Imported when there is something to validate: it is a third of a short command's time.
+    # Imported only if validation is needed: it takes a third of a short command's time.
     pydantic = importlib.import_module("pydantic")
     checked = pydantic.with_config(pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True))(Settings)
     try:
@@ -247,7 +247,7 @@ def _beside(path: Path, value: object) -> object:
     """Return the policy's keys with paths relative to the settings file, wherever a command runs."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return value  # The validation says what is wrong with it.
+        return value  # the validation reports the error
     return [str(path.parent / Path(name).expanduser()) for name in names]
 
 

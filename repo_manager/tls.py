@@ -55,7 +55,7 @@ def tls_context(files: TlsFiles, protocol: str | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=files.root_certificates)
         if files.client_certificate is not None:
             context.load_cert_chain(files.client_certificate, files.client_key)
-    except OSError as exc:  # ssl.SSLError is one
+    except OSError as exc:  # includes ssl.SSLError
         raise UsageError(f"The TLS files cannot be used: a certificate cannot be read: {exc}", hint=_HINT) from exc
     if protocol is not None:
         context.set_alpn_protocols([_ALPN[protocol]])
@@ -96,6 +96,6 @@ def speaks_tls(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
             with context.wrap_socket(sock, server_hostname=host):
                 return True
     except ssl.SSLError as exc:
-        return "ALERT" in (exc.reason or "")  # it asks for a client's certificate, or another name
+        return "ALERT" in (exc.reason or "")  # it requires a client certificate or another server name
     except (OSError, ValueError):
         return False

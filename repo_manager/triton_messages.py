@@ -23,7 +23,7 @@ _NAME = "tritonclient.grpc.model_config_pb2"
 
 def is_repeated(descriptor: object) -> bool:
     """Return whether a field of any message, of `onnx` as well, may have several values."""
-    # Newer releases of protobuf have it, and deprecate `label` (protobuf.dev/news/2025-07-14).
+    # Newer releases of protobuf have `is_repeated` and deprecate `label` (protobuf.dev/news/2025-07-14).
     repeated = getattr(descriptor, "is_repeated", None)
     return bool(repeated) if repeated is not None else getattr(descriptor, "label", None) == 3
 

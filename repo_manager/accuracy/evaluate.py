@@ -33,7 +33,7 @@ __all__ = ["AccuracyGate", "AccuracyOptions", "Evaluator", "Run", "load_evaluato
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """Runs a model once: input name -> array, batch axis included, to output name -> array."""
-_FEWEST_TOGETHER, _TOGETHER = 16, 32  # fewer samples run before the batch axis would be found
+_FEWEST_TOGETHER, _TOGETHER = 16, 32  # samples; with fewer, finding the batch axis takes longer
 _FORMS = "FILE.npz:LABELS, FILE.npz:LABELS:OUTPUT, or module:function"
 
 

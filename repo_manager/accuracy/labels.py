@@ -67,7 +67,7 @@ def _chosen_classes(output: Array, labels: NDArray[np.int64], where: str) -> Arr
     if flat is not None and output.dtype.kind in "iub":
         return np.asarray(flat.astype(np.int64))
     if flat is not None and int(labels.max(initial=0)) <= 1:
-        # One number for two classes: a probability, or a logit where any is outside 0 to 1.
+        # One number for two classes: a probability, or a logit if any value is outside 0 to 1.
         is_probability = bool(((flat >= 0) & (flat <= 1)).all())
         return np.asarray(flat > (0.5 if is_probability else 0.0)).astype(np.int64)
     raise InputError(f"{where} has shape {list(output.shape)}, and its labels {list(labels.shape)}", hint=_HINT)

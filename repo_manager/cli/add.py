@@ -196,7 +196,7 @@ class AddFlags(
         """
         taken = {field.name for field in dataclasses.fields(FilesFlags)} | {"backend", "sign", "dry_run", "for_server"}
         given = [
-            str(field.metadata["parameter"].default)  # Typer keeps the first name there
+            str(field.metadata["parameter"].default)  # Typer keeps the parameter's first name in `default`
             for field in dataclasses.fields(self)
             if field.name not in taken and getattr(self, field.name) != field.default
         ]

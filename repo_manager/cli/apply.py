@@ -134,7 +134,7 @@ def _servers(root: Location, base: Path, options: ClientOptions, timeout_s: floa
     return Servers(root, base, options, start)
 
 
-# A repository as its declaration: export.
+# The `export` command: write the declaration of a repository.
 
 
 @app.command("export")

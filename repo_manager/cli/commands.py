@@ -159,7 +159,7 @@ class CommandTable(TyperGroup):
             parameters_of = command.get_params
             command.get_params = lambda context: take_plain_values(command, parameters_of(context))
             self.commands[cmd_name] = command
-            gc.freeze()  # Exempts the objects of the imports from garbage collection.
+            gc.freeze()  # exempts the imported objects from garbage collection
             gc.enable()
         return self.commands[cmd_name]
 

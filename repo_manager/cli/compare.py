@@ -129,7 +129,7 @@ def _with_precisions(found: Comparison, root: Location) -> Comparison:
     def precision(model: str, version: str) -> str:
         try:
             manifest = find_model(root, model).version(int(version)).manifest
-        except (RepositoryError, ValueError):  # the server still serves a version that was removed here
+        except (RepositoryError, ValueError):  # the server still serves a version removed from this repository
             return ""
         return "" if manifest is None else str(manifest.precision or "")
 

@@ -27,7 +27,7 @@ from repo_manager.repository.relabel import read_labels, set_labels
 __all__ = ["app", "edited"]
 
 
-# A person's editor, for `config --edit`.
+# The user's editor, for `config --edit`.
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def edited(text: str, *, name: str) -> Iterator[str]:
 
 def _discard(file: Path) -> None:
     file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # an editor may have left a file of its own beside it
+    with contextlib.suppress(OSError):  # the editor may have left another file in the folder
         file.parent.rmdir()
 
 

@@ -38,7 +38,7 @@ def chosen_context(ctx: typer.Context, value: str | None) -> str | None:
     invocation.click, invocation.named = ctx, value
     use_context(value)
     if value is not None:
-        load_settings()  # refuses an unknown context before any other step
+        load_settings()  # reject an unknown context first
     return value
 
 

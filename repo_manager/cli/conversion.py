@@ -33,7 +33,7 @@ from repo_manager.types import Precision, as_json
 __all__ = ["AccuracyFlags", "ConversionFlags", "PrecisionOption", "app"]
 
 
-# Options of a conversion, for every command that converts.
+# Conversion options, shared by every command that converts.
 
 PrecisionOption = Annotated[Precision, typer.Option("--precision", "-p", help="Compute precision of the version.")]
 
@@ -231,7 +231,7 @@ def prune_command(
             options = dataclasses.replace(options, metric=metric)
         with share_bar(terminal, "Pruning") as progress:
             proto, report = prune_with_data(source, data, options, progress)
-    external = True if source.external_files else None  # keeps external data external
+    external = True if source.external_files else None  # external data stays external
     with writing(target):
         if gate is not None:
             found = gate.save(proto, target, external=external, keep=not dry_run)

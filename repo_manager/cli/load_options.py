@@ -272,7 +272,7 @@ def _server_of(url: str | None, repository: str | None, protocol: str | None) ->
     return (running.http_url if protocol == "http" else running.grpc_url), running.metrics_url
 
 
-# What `loadtest` and `loadtest merge` share: gates, files, the result and its exit code.
+# Options and output shared by `loadtest` and `loadtest merge`: gates, files, the result, its exit code.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from repo_manager.repository.tags import resolve_version
 __all__ = ["DefaultGroup", "app"]
 
 
-# A command that also has sub-commands: `loadtest NAME` and `loadtest merge FILES`.
+# A command with sub-commands: `loadtest NAME` and `loadtest merge FILES`.
 
 _DEFAULT = "run"
 
@@ -163,7 +163,7 @@ def loadtest(
     Ctrl-C shows the results so far. Reports of several machines: repo-manager loadtest merge FILES...
     """
     terminal = output.terminal()
-    flags.gates()  # A gate or a file that cannot be read stops the command before the load.
+    flags.gates()  # An invalid gate or unreadable file stops the command before the load starts.
     files = flags.files()
     check_outputs(*files)
     if flags.searched() and flags.baseline is not None:

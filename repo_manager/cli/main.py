@@ -69,11 +69,11 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-# Click's own error: of the `click` package or of Typer's copy of it, by Typer's version.
+# Click's base error class. It comes from `click` or from Typer's own copy, depending on Typer's version.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
-# Refusals of the machine, in any command. They are not our faults, so there is no traceback.
+# Errors of the machine, possible in every command. They are not bugs, so no traceback is shown.
 _SURROUNDINGS = {
     errno.ENOSPC: "Make room on the disk, or set TMPDIR or XDG_CACHE_HOME to a folder on another one.",
     errno.EDQUOT: "Make room, or set TMPDIR to a folder on another disk.",
@@ -127,7 +127,7 @@ def current_words(words: Sequence[str]) -> list[str]:
     return found
 
 
-# Pydantic's words, in some versions of Typer.
+# Pydantic's wording, shown by some versions of Typer.
 _PLAIN_WORDS = (
     (r"Value error, ", ""),
     (r"Input should be greater than or equal to (\S+)", r"expected \1 or more"),
@@ -170,7 +170,7 @@ def main() -> None:
     """Run the command line. Only this function turns an error into an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may not be text in the user's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may have characters outside the user's encoding
     try:
         code = app(current_words(sys.argv[1:]), prog_name="repo-manager", standalone_mode=False)
     except _CLICK_ERROR as error:
@@ -188,12 +188,12 @@ def main() -> None:
         Terminal(as_json="--json" in sys.argv).error(error)
         sys.exit(error.exit_code)
     except ImportError:
-        # Modules in C replace the KeyboardInterrupt that meets them while they are imported.
+        # A C extension replaces a KeyboardInterrupt raised during its import by an ImportError.
         if not _signals:
             raise
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has closed it (`| head`). This is not an error.
+        # The reader closed our output (`| head`). This is not an error.
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:

@@ -105,7 +105,7 @@ def option(
     info = typer.Option(*names, help=plain_help(help), **more)
     value = default if binding is None else binding.shown_default
     if isinstance(value, bool) and info.metavar is None:
-        info.metavar = ""  # a flag takes no value: Typer would show <bool>
+        info.metavar = ""  # a flag takes no value, but Typer would show <bool>
     return dataclasses.field(default=value, metadata={_PARAMETER: info, _BINDING: binding})
 
 
@@ -154,7 +154,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: its group parameters have no default.
     """
-    # Not typing.get_type_hints: on Python 3.10 it wraps `Annotated[X, ...] = None` in Optional, which hides the option.
+    # typing.get_type_hints wraps `Annotated[X, ...] = None` in Optional on Python 3.10, which hides the option.
     hints = inspect.get_annotations(command, eval_str=True)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
@@ -177,10 +177,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             command(**given)
 
     named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    call.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]  # what Typer reads
+    call.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]  # Typer reads it
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
     call.__doc__ = plain_help(_paragraphs(command))
-    call.__groups__ = tuple(groups.values())  # type: ignore[attr-defined]  # for who asks what an option sets
+    call.__groups__ = tuple(groups.values())  # type: ignore[attr-defined]  # tells which setting an option sets
     return call
 
 

@@ -229,7 +229,7 @@ def parse_named_version(text: str) -> tuple[str, int | None]:
     return name, int(version)
 
 
-# Files of class labels, one a line, for `add --labels` and `labels --file`.
+# Files with one class label a line, for `add --labels` and `labels --file`.
 
 
 def read_labels_file(path: Path) -> tuple[str, ...]:

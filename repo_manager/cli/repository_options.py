@@ -42,9 +42,9 @@ _INTO = "context:"
 _READS = {"name", "names", "repository", "context", "json", "quiet", "wide", "output", "signed_by", "html"}
 
 
-# What the shell completes from a repository: the names of models, their versions and tags.
+# Shell completion from a repository: the names of models, their versions and tags.
 #
-# Only a local repository is looked at, because a person waits for the answer, and every error means no suggestion.
+# Completion reads only local repositories, because the user waits for it. An error means no suggestions.
 
 
 def model_names(ctx: Any, args: list[str], incomplete: str) -> list[str]:
@@ -207,7 +207,7 @@ def _is_model(folder: Path) -> bool:
     return False
 
 
-# Contexts: a command that mixes two of them, or changes a protected one without naming it, is refused.
+# Contexts. A command fails if it mixes two contexts, or changes a protected one without naming it.
 
 
 def destination_of(text: str) -> Location:
@@ -277,7 +277,7 @@ def _changes() -> bool:
     click = invocation.click
     if click is None or click.params.get("dry_run") or click.params.get("check"):
         return False
-    if click.info_name == "run":  # of `loadtest`
+    if click.info_name == "run":  # the sub-command of `loadtest`
         return bool(click.params.get("keep"))
     if click.info_name in _CHANGING_WHEN_TOLD:
         return any(value for name, value in click.params.items() if name not in _READS)

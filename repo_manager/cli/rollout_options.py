@@ -51,7 +51,7 @@ class RolloutFlags:
         return settings
 
 
-# `deploy`'s options of a trial: recorded requests in the shadow, a growing share of the traffic, gates.
+# Trial options of `deploy`: recorded shadow requests, a growing share of the traffic, gates.
 
 
 @dataclasses.dataclass(frozen=True)

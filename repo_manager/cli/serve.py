@@ -30,14 +30,14 @@ from repo_manager.settings import load_settings
 if TYPE_CHECKING:
     from repo_manager.report import machine_tables
 else:
-    machine_tables = deferred("repo_manager.report.machine_tables")  # rich: not before the server is on its way
+    machine_tables = deferred("repo_manager.report.machine_tables")  # imports rich: deferred until the server starts
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
 
-# What `--json` prints, where it is no other function's result.
+# The `--json` output of commands without a result of their own.
 
 
 @dataclasses.dataclass(frozen=True)

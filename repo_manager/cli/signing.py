@@ -98,7 +98,7 @@ def check_signatures(
     return checks, problems
 
 
-# The command that signs a version: sign.
+# The `sign` command: sign a version.
 
 app = typer.Typer()
 

@@ -30,7 +30,7 @@ from repo_manager.server.installation import install_tritonserver
 __all__ = ["app"]
 
 
-# What this machine has: doctor.
+# The `doctor` command: report the tools of this machine.
 
 app = typer.Typer()
 
@@ -105,7 +105,7 @@ def doctor_command(
     terminal.result(machine, *machine_view(machine, where))
 
 
-# The whole path on the shipped model: quickstart.
+# The `quickstart` command: the whole workflow on the bundled model.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-# What `--json` prints, where it is more than one result.
+# The `--json` output of commands with more than one result.
 
 
 @dataclasses.dataclass(frozen=True, repr=False, kw_only=True)

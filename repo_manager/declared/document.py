@@ -17,7 +17,7 @@ _MAX_VALUES = 200_000
 _MAX_DEPTH = 50
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALAR_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
-# YAML 1.1 reads these otherwise than they look: 010 is 8, 1_0 is 10, 1:30 is 90, a date is no text.
+# YAML 1.1 gives these scalars an unexpected value: 010 is 8, 1_0 is 10, 1:30 is 90, and a date is not a string.
 _ODD = {"timestamp": "a date", "binary": "binary data", "set": "a set", "omap": "an ordered map", "pairs": "pairs"}
 
 Path = tuple[str | int, ...]

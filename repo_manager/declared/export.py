@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a separate package
 
 from repo_manager.declared.request import calibration_record, source_digest
 from repo_manager.errors import ConfigError, InputError, RepositoryError
@@ -36,9 +36,9 @@ _MOST_FILES = 10_000
 _KINDS = {0: "auto", 1: "gpu", 2: "cpu"}
 _FROM_THE_MODEL = {
     *("name", "platform", "backend", "runtime", "max_batch_size", "version_policy", "input", "output"),
-    *("default_model_filename", "cc_model_filenames"),  # the first only where it was changed
+    *("default_model_filename", "cc_model_filenames"),  # default_model_filename: unless it was changed
 }
-_OF_A_TENSOR = {"name", "data_type", "dims", "label_filename"}  # what the model says if not changed, and `labels`
+_OF_A_TENSOR = {"name", "data_type", "dims", "label_filename"}  # from the model, unless changed, or from `labels`
 _BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
 
 
@@ -92,7 +92,7 @@ def _model(repository: Location, entry: ModelEntry, state: ModelState) -> dict[s
     labels = {output: list(names) for output, names in read_labels(repository, entry.name).items() if names}
     if labels:
         found["labels"] = labels
-    # By its source, not by its number, so that the file also rebuilds the repository.
+    # Tag the newest version by source instead of number, so the file can also rebuild the repository.
     newest = described.version if "source" in found else None
     if state.tags:
         found["tags"] = {tag: "newest" if n == newest else n for tag, n in sorted(state.tags.items())}
@@ -221,7 +221,7 @@ class _Places:
         """Write the place of the held-out data; yield a note if it was not found."""
         digest = str(_measured(_described(entry).manifest).get("digest") or "")
         if "eval" not in found or not digest:
-            return  # A function is found by its name.
+            return  # a function: its name is enough to find it
         name, _, labels = found["eval"]["data"].partition(".npz:")
         place = self._place_of(f"{name}.npz", digest, (), [])
         if place is None:

@@ -224,7 +224,7 @@ class _Planner:
     def _first_config(self) -> Iterator[Step]:
         """Announce the declared fields. There is no config.pbtxt to compare with before the first version."""
         declared = config_changes(self.name, self.model.config, "", self.base, where=self.name)
-        fields = [field for field in declared if field != "max_batch_size"]  # `add` takes that one
+        fields = [field for field in declared if field != "max_batch_size"]  # `add` sets this field
         if fields:
             yield Step(StepAction.CONFIG, f"config.pbtxt: {', '.join(fields)}")
 
@@ -308,7 +308,7 @@ class _Planner:
             if not differing:
                 return []
             step = dataclasses.replace(step, what=f"{numbers} on {', '.join(differing)}")
-        if all(each.action is StepAction.TAG for each in before):  # else the version is not yet as it will be
+        if all(each.action is StepAction.TAG for each in before):  # otherwise an earlier step still changes the version
             self._rehearse(served[0], repository, [*([clients] if clients else []), *in_clusters])
         return [step]
 

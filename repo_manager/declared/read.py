@@ -233,7 +233,7 @@ def _below(annotation: Any, part: str | int) -> Iterator[Any]:
 
 
 def _is_model(annotation: Any) -> TypeGuard[type[pydantic.BaseModel]]:
-    # On Python 3.10 `dict[str, X]` is an instance of type, too.
+    # On Python 3.10, `dict[str, X]` is also an instance of type.
     return (
         isinstance(annotation, type) and not typing.get_args(annotation) and issubclass(annotation, pydantic.BaseModel)
     )

@@ -29,7 +29,7 @@ __all__ = [
     "source_digest",
 ]
 
-# Options of an engine that say where it is built, not what comes out.
+# Engine options about the place of the build. They do not change the engine.
 _PLACES = ("timing_cache", "plans", "max_batch_size")
 
 
@@ -168,7 +168,7 @@ def fulfils(manifest: Manifest, request: Request) -> bool:
         return False
     record = manifest.extra.get("request")
     if not isinstance(record, dict):
-        # Made before requests were recorded: all that is known of it is in these fields.
+        # An older version without a recorded request: only these fields are known.
         return not request.convert and not request.engine and request.sparsity != "prune" and _sparse(manifest, request)
     if record.get("convert", {}) != request.convert:
         return False
@@ -229,7 +229,7 @@ def _wanted_digest(request: Request, source: Mapping[str, Any]) -> str:
     try:
         found = source_digest(request.source, names)
     except FileNotFoundError:
-        return ""  # Other external files than that version had.
+        return ""  # the version had other external files
     except OSError as exc:
         raise InputError(f"{request.source} cannot be read: {exc.strerror or exc}") from exc
     return found

@@ -144,7 +144,7 @@ class ApplyResult(Summarized):
         return tuple(model for model in self.models if model.error is not None)
 
 
-# From the words of a declared model to what the repository's functions take.
+# Translate a declared model into arguments of the repository's functions.
 
 _DELAY = "dynamic_batching.max_queue_delay_microseconds"
 _PREFERRED = "dynamic_batching.preferred_batch_size"

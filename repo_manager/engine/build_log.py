@@ -16,7 +16,7 @@ from repo_manager.errors import EngineError
 __all__ = ["BuildLog", "BuildProgress", "build_error", "logger_for", "monitor_for"]
 
 
-# A build's progress, and the way to cancel it.
+# Build progress and cancellation.
 
 BuildProgress = Callable[[str, int, int], None]
 """Told (phase, steps done, steps in all) whenever a step of a phase is done. Phases nest."""
@@ -103,7 +103,7 @@ def logger_for(library: ModuleType, log: BuildLog) -> Any:
     return type("RecordingLogger", (library.ILogger,), {"__init__": __init__, "log": write})()
 
 
-# A failed build's log, as one error with the next step.
+# Turn a failed build's log into one error with the next step.
 
 _TURING = re.compile(r"for Turing \(SM75\)")
 _HINTS = (

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-# What a parser needs of a graph so that its answers can be distinguished: names.
+# Give every node and tensor a name, so that parser results can be told apart.
 
 
 def named_graph(model: Model) -> onnx.ModelProto | None:
@@ -100,7 +100,8 @@ def _needs_names(proto: onnx.ModelProto) -> bool:
     return "" in names or len(set(names)) != len(names)
 
 
-# Measured kernel times, kept between builds: one file per library version and GPU, merged by parallel builds.
+# Timing cache: measured kernel times, kept between builds. One file per library version and GPU. Parallel builds merge
+# their results.
 
 
 def default_cache_path(able: Capabilities, gpu: str) -> Path:
@@ -365,7 +366,7 @@ def _inspected(library: ModuleType, able: Capabilities, plan: Path) -> tuple[Eng
     try:
         text = engine.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON)
         return layers_from_inspector(text)
-    except ModelError:  # a plan of less detail than `detailed` has names only: nothing can be read back
+    except ModelError:  # without `detailed` detail a plan has only names: there is nothing to parse
         return ()
 
 

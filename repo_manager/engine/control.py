@@ -89,7 +89,7 @@ def dense_twin(model: Model, *, seed: int = 0) -> tuple[onnx.ModelProto, tuple[s
     Raises:
         ModelError: there is nothing to fill: the model has no zeros where sparsity counts.
     """
-    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are distinguished by identity
+    tensors = list(tensors_of(model.graph_only))  # kept alive to the end: id() identifies each tensor
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     data: dict[int, bytes] = {}
     names: list[str] = []
@@ -136,10 +136,10 @@ def _filled(stored: NDArray[Any], generator: np.random.Generator) -> NDArray[Any
     return filled
 
 
-# Times of an engine's layers on this machine's GPU, by TensorRT's own profiler (IProfiler).
+# Layer times of an engine on this machine's GPU, measured by TensorRT's profiler (IProfiler).
 #
-# The engine is driven by the module that the embedded server's backend uses, so that what is measured is what is
-# served. The profiler adds work between layers: its times compare layers with layers, not engines with engines.
+# The embedded server's backend module drives the engine, so the measurement covers the served code. The profiler adds
+# work between layers: compare its times between layers, not between engines.
 
 _BACKEND = Path(__file__).parent.parent / "server" / "backends" / "tensorrt"
 _RUNS, _WARM_UP = 20, 5
@@ -192,7 +192,7 @@ def measure_layer_times(
     engine = engine_module.Engine(library, plan, cuda_module.Cuda(0))
     try:
         feed = _feed(engine, shapes)
-        engine.run(feed)  # shapes, addresses and data are set from here on
+        engine.run(feed)  # sets shapes, addresses and data for all later runs
         (context,) = engine._contexts.values()
         profiler = profiler_for(library)
         context.profiler = profiler

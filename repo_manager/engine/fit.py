@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 
-# Triton container releases and what is inside them: the data is triton_releases.csv.
+# Triton container releases and their contents. The data is in triton_releases.csv.
 #
-# A column of a row is verified when a source for it could be read (docs/tensorrt-versions.md lists them). The others
-# are from memory and are always worded as such. An empty cell is not known.
+# A column of a row is verified when its source could be read (docs/tensorrt-versions.md lists them). The others are
+# from memory, and messages say so. An empty cell is unknown.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +98,19 @@ def release_of_container(name: str) -> ContainerRelease | None:
     return next((release for release in releases() if name.split("-")[0] == release.release), None)
 
 
-# What the first bytes of a plan say of it, without a GPU and without the library.
+# Facts from the first bytes of a plan, without a GPU or the library.
 #
-# Layout of the first 28 bytes, little endian: tag (4), serialization version (4), then 16 bytes that differ between the
-# two libraries, then the library's version, one byte a part. Source for TensorRT: `printPlanVersion` in
-# samples/common/sampleEngines.cpp of NVIDIA/TensorRT (tag `ftrt`, serialization version 0). For TensorRT-RTX the tag is
-# `vtrt`, and a second one at 28 is followed by a bit for each compute capability. This was seen in engines that 1.4.0
-# and 1.7.1 built for each of them in turn (tests/integration/test_engine_rtx.py repeats it).
+# Layout of the first 28 bytes, little endian: tag (4), serialization version (4), 16 bytes with a different meaning in
+# each library, then the library's version, one byte a part. Source for TensorRT: `printPlanVersion` in
+# samples/common/sampleEngines.cpp of NVIDIA/TensorRT (tag `ftrt`, serialization version 0). TensorRT-RTX uses the tag
+# `vtrt`. It has a second tag at byte 28, followed by one bit for each compute capability. Observed in engines built by
+# 1.4.0 and 1.7.1 for each capability (tests/integration/test_engine_rtx.py repeats the check).
+#
+# Layout of the first 28 bytes, little endian: tag (4), serialization version (4), 16 bytes with a different meaning in
+# each library, then the library's version, one byte a part. Source for TensorRT: `printPlanVersion` in
+# samples/common/sampleEngines.cpp of NVIDIA/TensorRT (tag `ftrt`, serialization version 0). TensorRT-RTX uses the tag
+# `vtrt`. A second tag at byte 28 precedes one bit for each compute capability. Observed in engines built by 1.4.0 and
+# 1.7.1 for each capability (tests/integration/test_engine_rtx.py repeats the check).
 
 _TAGS = {b"ftrt": Backend.TENSORRT, b"vtrt": Backend.TENSORRT_RTX}
 HEADER_BYTES = 36

@@ -59,7 +59,7 @@ def fit_target_of(
     if not known and embedded:
         known = list(here.values())
     capabilities = tuple(dict.fromkeys(gpu.compute_capability for gpu in known))
-    # A GPU that is not of this machine could be of any kind: then nothing is said about kinds.
+    # A GPU of another machine could be of any kind, so no claim is made about kinds.
     whole = len(known) == len(uuids) or (embedded and not uuids)
     return FitTarget(
         release=None if embedded else release_of_server(server_version),
@@ -100,7 +100,7 @@ def check_version_fit(
     for name, head in heads.items():
         owners = [capability for capability, plan in by_capability.items() if plan == name]
         if target.compute_capability is not None and owners and target.compute_capability not in owners:
-            continue  # the plan of another GPU kind, which Triton does not open there
+            continue  # the plan of another GPU kind: Triton does not open it on this GPU
         for problem in _problems_of(name, head, section, owners, target):
             problems.setdefault(problem.message, problem)
     if not heads:

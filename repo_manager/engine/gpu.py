@@ -70,7 +70,7 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-# Which backend a version is built for, and why.
+# Choose the backend of a version, with the reason.
 
 _AUTO = "auto"
 

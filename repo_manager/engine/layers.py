@@ -198,11 +198,11 @@ def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", text))
 
 
-# The precision that each convolution and matrix product was asked to run in, against the one it runs in.
+# Compare the requested precision of each convolution and matrix product with its precision in the engine.
 #
-# What was asked is read from the graph: Quantize/DequantizeLinear around a node ask for INT8, a float16 weight for
-# FP16. Activation-only, weight-only and wrong-axis quantisation build without a word and run in float: this check is
-# what tells.
+# The graph holds the request: Quantize/DequantizeLinear around a node ask for INT8, a float16 weight for FP16.
+# Activation-only, weight-only and wrong-axis quantisation build without a warning and run in float. Only this check
+# reports it.
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASS_THROUGH = ("Cast", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")

@@ -115,7 +115,7 @@ def quantised_in_the_graph(model: Model, renamed: onnx.ModelProto | None) -> onn
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         operands = [model.array(arrays[key]) for key in node.input[1:] if key in arrays]
         if len(operands) != len(node.input) - 1:
-            continue  # a scale that is computed: left for the parser to judge
+            continue  # a computed scale: the parser judges it
         floats[name] = f"{name}_as_float"
         values = _dequantised(model.array(stored[name]), axis, *operands)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, floats[name]))
@@ -186,7 +186,7 @@ def _problem(error: Any, model: Model, able: Capabilities) -> str:
     return f"node '{name}' ({operator}): {reason}"
 
 
-# Builder options as a TensorRT builder configuration.
+# Translate builder options into a TensorRT builder configuration.
 
 _FLAGS_OF_LOW = {None: (), "float16": ("FP16",), "bfloat16": ("BF16",)}
 
@@ -304,7 +304,7 @@ def hold_wide_layers(library: ModuleType, network: Any, config: Any, wide: Mappi
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         name = layer.name if layer.name in wide else layer.name.rpartition("_")[0]
-        # Shape arithmetic and quantisation have types of their own. A pin there is an error.
+        # Shape arithmetic and quantisation have fixed types. Pinning them is an error.
         plain = layer.type not in (library.LayerType.SHAPE, library.LayerType.QUANTIZE, library.LayerType.DEQUANTIZE)
         if wide.get(name) and plain and layer.num_outputs and layer.get_output(0).dtype == library.float32:
             layer.precision = library.float32

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a separate package
 
 from repo_manager.errors import UsageError
 from repo_manager.files import reason_of

@@ -49,7 +49,7 @@ __all__ = [
 
 
 _MIN_PAIRS = 6
-_LONGEST_BLOCK = 10  # times its length, for a block without an answer
+_LONGEST_BLOCK = 10  # in block lengths: the longest wait for a block's first answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,7 @@ def compare_together(
         for pair in range(plan.pairs):
             for side in (order[pair], 1 - order[pair]):
                 chosen = [both[side] for both in sides]
-                if len(couples) == 1:  # in this thread, which Ctrl-C reaches
+                if len(couples) == 1:  # runs in this thread, so Ctrl-C reaches it
                     measured = [_run_block(pools[0], levels[0], chosen[0], plan)]
                 else:
                     measured = list(threads.map(_run_block, pools, levels, chosen, [plan] * len(couples)))

@@ -29,7 +29,7 @@ __all__ = [
 
 _STARVED_SHARE = 0.25
 _LATE_SHARE = 0.01
-_LATE_SENDS = 5  # one or two of the few sends of a low rate are late on any machine
+_LATE_SENDS = 5  # requests: at a low rate, one or two late sends happen on any machine
 _KEPT_SHARE = 0.95
 _FULL_SHARE = 0.9
 _RESAMPLES = 400
@@ -116,7 +116,7 @@ def growing_queue(series: list[Slice], used: list[Slice], rate: float, in_flight
     first, last = (Slice.merge(part).latencies.mean_ns for part in (used[:third], used[-third:]))
     if first is None or last is None or open_now < min(shortfall / 2, _FULL_SHARE * in_flight_limit):
         return None
-    expected_ns = shortfall / due * seconds * 2 / 3 * 1e9  # between the middles of the first and the last third
+    expected_ns = shortfall / due * seconds * 2 / 3 * 1e9  # between the middles of the first and last third
     if last - first < expected_ns / 2:
         return None
     held = ended / seconds
@@ -205,7 +205,7 @@ def intervals_of(slices: list[Slice], *, batch_size: int, seed: int = 0) -> Inte
     whole = Histogram.merge(piece.latencies for piece in slices)
     if len(slices) < _MIN_SLICES or not whole.count:
         return Intervals()
-    counts = np.zeros((len(slices), whole.bins.size), np.float32)  # exact up to 16 million a bin and slice
+    counts = np.zeros((len(slices), whole.bins.size), np.float32)  # float32 counts exactly up to 16 million
     for row, piece in enumerate(slices):
         counts[row, np.searchsorted(whole.bins, piece.latencies.bins)] = piece.latencies.counts
     weights = block_weights(len(slices), _RESAMPLES, seed)

@@ -17,10 +17,10 @@ from repo_manager.server.http_wire import fetch_text
 __all__ = ["GpuReading", "MetricsSource", "Nvml", "is_local", "open_nvml", "parse_metrics"]
 
 
-# Power, energy, memory and utilisation of this machine's GPUs from NVIDIA's management library, by ctypes.
+# Power, energy, memory and utilisation of this machine's GPUs from NVIDIA's management library (NVML), by ctypes.
 #
-# The fallback for what Triton's metrics lack (a server without DCGM), when the server runs on this machine. The
-# functions and units are those of nvml.h: energy in millijoules since the driver was loaded, power in milliwatts.
+# If the server runs on this machine, NVML provides the values missing from Triton's metrics (a server without DCGM).
+# Functions and units come from nvml.h: energy in millijoules since the driver was loaded, power in milliwatts.
 
 _SUCCESS = 0
 _LIBRARY = "libnvidia-ml.so.1"
@@ -138,7 +138,7 @@ def is_local(host: str) -> bool:
     return False
 
 
-# GPU utilisation, memory, power and energy over the measured time: Triton's metrics, else NVML.
+# GPU utilisation, memory, power and energy over the measured time, from Triton's metrics or else from NVML.
 
 _LINE = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(\{.*\})?[ \t]+(\S+)", re.MULTILINE)
 _WANTED = {
@@ -185,7 +185,8 @@ class MetricsSource:
         self._problem = (
             None if url is not None else "no metrics: behind a gateway their URL is not known (--metrics-url)"
         )
-        self._has_gpus = True  # until a page shows none: it then is not asked for again, as that costs the server time
+        # False after a page without GPUs. The page is then not requested again, because each request costs server time.
+        self._has_gpus = True
 
     @property
     def tells(self) -> bool:

@@ -96,7 +96,7 @@ def judge_point(point: LoadPoint, gate: Gate, *, looks: int = 1) -> GateResult:
     metric = metric_of(gate.metric)
     value, interval = metric.get(point), metric.interval(point)
     if value is not None and interval is not None and looks > 1:
-        # Wilson's interval without an error shrinks and grows with the square.
+        # With no errors, the width of Wilson's interval grows with the square of the normal quantile.
         interval = _widened(value, interval, looks, power=2 if gate.metric == "errors" and not value else 1)
     name = point.label
 
@@ -149,7 +149,7 @@ def _windows_agree(point: LoadPoint, metric: Metric, limit: float) -> bool:
 
 def _needed_s(point: LoadPoint, value: float, interval: Interval, gate: Gate) -> float | None:
     """Estimate the measuring time after which the interval would leave the limit out."""
-    # That of a share of which nothing was seen shrinks with the time itself.
+    # An error share of zero has an interval inversely proportional to the time.
     times = growth_needed(value, interval, gate.limit, power=1.0 if value == 0.0 and gate.metric == "errors" else 2.0)
     return None if times is None or not point.duration_s else point.duration_s * times
 

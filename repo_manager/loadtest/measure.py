@@ -115,7 +115,7 @@ class Measurement:
         early_stop: EarlyStop | None = None,
     ) -> None:
         self.finished = False
-        self.start_unix_s: float | None = None  # of the load, set when it begins
+        self.start_unix_s: float | None = None  # start of the load, Unix time in seconds; `None` before
         self._level = level
         self._options = options
         self._served = served
@@ -153,7 +153,7 @@ class Measurement:
             self._tell("warming up", piece)
             return
         if piece.length_ns < self._slice_ns and self._level.mode != "replay":
-            return  # the rest between the last full slice and the last answer
+            return  # the partial slice at the end, up to the last answer
         self._open.slices.append(piece)
         if self._window_is_full():
             self._close_window()
@@ -165,7 +165,7 @@ class Measurement:
         if self._is_enough():
             return True
         window_ns = self._options.window_s * 1e9
-        if self._options.duration_s is not None:  # as many windows as the rule needs must fit
+        if self._options.duration_s is not None:  # the stability rule needs several windows in the duration
             window_ns = min(window_ns, self._options.duration_s * 1e9 / self._options.stable_windows)
         if elapsed_ns < window_ns - self._slice_ns / 2:
             return False
@@ -195,7 +195,8 @@ class Measurement:
             and stop.may_decide(self._summaries(self._windows))
         )
         if is_fixed and not (enough or is_looked_at) and any(piece.latencies.count for piece in self._open.slices):
-            # All windows will be used: the counters between them are not needed, and asking disturbs what is measured.
+            # All windows are used, so the counters between them are not needed. Reading them would disturb the
+            # measurement.
             if self._metrics.tells:
                 self._metrics.sample(self._snapshots[-1].inferences)
             self._open = _OpenWindow([], len(self._snapshots) - 1)
@@ -291,7 +292,7 @@ class Measurement:
         histogram, seconds = whole.latencies, sum(piece.length_ns for piece in used) / 1e9
         answered = histogram.count / seconds if seconds else 0.0
         due = self._level.level * seconds
-        # A Poisson process has fewer arrivals than its rate says as often as more: that is the draw, not the server.
+        # A Poisson process often has fewer arrivals than its rate. The server is not to blame for them.
         spread = 3 * due**0.5 if self._level.arrival == "poisson" else 0.0
         steady = self._level.mode == "rate" and self._level.arrival != "ramp"
         if steady and histogram.count < min(_KEPT_RATE * due, due - spread):

@@ -30,7 +30,7 @@ from repo_manager.types import StrPath
 __all__ = ["merge_reports", "read_report", "report_from_json"]
 
 
-# Reads a load test's JSON back.
+# Read the JSON of a load test.
 
 
 def read_report(path: StrPath) -> LoadTestReport:

@@ -201,7 +201,7 @@ def _check_address(options: LoadTestOptions) -> None:
     port = (rest if mark else options.url).split("/", 1)[0].rpartition(":")[2]
     if ":" in (rest if mark else options.url) and not port.rstrip("]").isdigit() and "]" not in port:
         raise UsageError(f"the URL {options.url!r} has the port {port!r}, expected a number")
-    _ = options.server_url  # its other parts are understood
+    _ = options.server_url  # checks the other parts of the URL
     if options.client not in ("auto", "native", "perf_analyzer"):
         raise UsageError(f"the client is {options.client!r}, expected native, perf_analyzer or auto")
     if options.compression not in get_args(Compression):

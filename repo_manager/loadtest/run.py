@@ -91,7 +91,7 @@ def _run(options: LoadTestOptions, served: ServedModel, progress: Report | None)
         points.append(exc.point)
         notes.append("The load test was interrupted: the last row is of the time until then, and levels are missing.")
     if options.until:
-        # Of a level that was measured twice, the second time for its whole time, the last row counts.
+        # A level can be measured twice, the second time for its whole duration. The last row counts.
         points = sorted({point.level: point for point in points}.values(), key=lambda point: point.level)
     if any(point.outcome == "failed" and point.error_messages for point in points) and _is_random(options):
         notes.append(RANDOM_NOTE)
@@ -153,7 +153,7 @@ def _measured(
     samples, streams = make_sequences(facts, options)
     notes += _notes(facts, len(samples), options)
     if facts.sequence and options.rate:
-        # A sequence has one request open: what is due when all have one waits in the client.
+        # Each sequence has one open request. A request due while all sequences have one waits in the client.
         options = dataclasses.replace(options, max_in_flight=min(options.max_in_flight, options.sequences))
     with (
         shared_samples(served, facts, samples, options) as placement,

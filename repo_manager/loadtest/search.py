@@ -37,7 +37,7 @@ __all__ = [
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 _LARGEST = {"concurrency": 1024.0, "rate": 1e6}
-_SMALLEST_SHARE = 1 / 1024  # of the rate at which the search begins
+_SMALLEST_SHARE = 1 / 1024  # share of the first rate of the search
 _FEWEST_REQUESTS = 50
 _UNDECIDED_IN_A_ROW = 3
 _WHOLE_SHARE = 0.9
@@ -77,7 +77,7 @@ class LoadSpace:
         if mode == "concurrency":
             lowest, arrival = (start if is_bounded else 1.0), "closed loop"
         else:
-            # A rate below which a level's whole time has too few requests for any interval says nothing.
+            # Below this rate, even the longest level has too few requests for a confidence interval.
             smallest = max(start * _SMALLEST_SHARE, _FEWEST_REQUESTS / longest_level_s(options))
             lowest, arrival = (start if is_bounded else min(smallest, start)), options.arrival
         highest = largest if is_bounded else max(_LARGEST[mode], start)

@@ -82,7 +82,7 @@ class ServedModel:
         self._options = options
         self._timeout_s = min(_TIMEOUT_S, options.timeout_s)
         self._client = TritonClient.connect(options.server_url, options.access)
-        self._parts: dict[str, int | None] = {}  # model -> its version
+        self._parts: dict[str, int | None] = {}  # composing model -> its version; `None`: the newest
 
     def __enter__(self) -> ServedModel:
         return self
@@ -144,7 +144,7 @@ class ServedModel:
         found = self._statistics(self._options.model, self._options.version)
         parts = {}
         for name, version in self._parts.items():
-            with contextlib.suppress(ServerRefusedError):  # its statistics may be restricted, or it was unloaded
+            with contextlib.suppress(ServerRefusedError):  # the statistics may be restricted, or the model was unloaded
                 parts[name] = self._statistics(name, version)
         return dataclasses.replace(found, parts=parts)
 
@@ -170,7 +170,7 @@ class ServedModel:
         for step in config.ensemble_scheduling.step if depth else ():
             version = step.model_version if step.model_version > 0 else None
             found[step.model_name] = version
-            with contextlib.suppress(ServerRefusedError):  # its configuration may be restricted
+            with contextlib.suppress(ServerRefusedError):  # the configuration may be restricted
                 inner = self._client.model_config(step.model_name, version, timeout_s=self._timeout_s)
                 found |= self._parts_of(inner, depth - 1)
         return found
@@ -236,7 +236,7 @@ def _input(item: TensorMetadata, max_batch_size: int, optional: set[str]) -> Inp
 
 def _hint(options: LoadTestOptions) -> str:
     """Return the advice for a model not served."""
-    # What `compare --control` asks for is there only when somebody made and deployed it.
+    # The control model of `compare --control` exists only if somebody added and deployed it.
     is_control = options.model.endswith(("__dense", "__noflag"))
     control = f"`add --control` makes it, `deploy {options.model}` serves it. " if is_control else ""
     version = f":{options.version}" if options.version else ""

@@ -119,7 +119,7 @@ def _static_reason(signature: Signature) -> str | None:
     symbols: dict[str, str] = {}
     for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
-            # An output of unknown rank is judged by the run. An input cannot be made without one.
+            # The run decides about an output of unknown rank. An input of unknown rank cannot be generated.
             reason = "has no declared rank" if spec.shape is None and role == "input" else _first_axis_reason(spec)
             if reason is not None:
                 return f"{role} '{spec.name}' {reason}"
@@ -155,7 +155,7 @@ def available_bytes() -> int:
 
 def _first_axis_reason(spec: TensorSpec) -> str | None:
     if spec.shape is None:
-        return None  # not stated: the run decides
+        return None  # not declared: the trial run decides
     if not spec.shape:
         return "is a scalar"
     if isinstance(spec.shape[0], int):

@@ -33,7 +33,7 @@ __all__ = ["CONTROL_RULES", "SEQUENCE_RULES", "name_of"]
 Follow: TypeAlias = "Callable[[onnx.GraphProto, dict[str, Value], str], list[Value]]"
 """Follows a graph: its values so far by name, and its place in the model."""
 
-_MAX_ROUNDS = 128  # of a loop; a longer one is not followed
+_MAX_ROUNDS = 128  # iterations of a loop; longer loops are not followed
 
 
 def name_of(node: onnx.NodeProto) -> str:
@@ -214,7 +214,7 @@ def _concat_from_sequence(call: BatchCall) -> list[Value]:
     axis = call.get("axis")
     if call.get("new_axis", 0):
         return [_stacked(members, axis)]
-    # One member a sample, made by one loop: as good as rows.
+    # A loop made one member for each sample: these concatenate like rows.
     alike = len(members) % call.samples == 0 and len({member.shape for member in members}) == 1
     inner = BatchCall(call.node, members, {"axis": axis}, call.opset, 1 if alike else call.samples)
     return list(LAYOUT_RULES["Concat"](inner))

@@ -152,7 +152,7 @@ _REDUCERS: Mapping[str, Callable[..., Any]] = {
 
 def _reduce(call: BatchCall) -> list[Value]:
     value = call.value(0)
-    if value.shape is None:  # The sum over what data picked: every pick has a part in it.
+    if value.shape is None:  # data decides the number of elements: every element contributes
         marks = value.extent | total(value)
         return [Value(None, np.array(marks, np.uint16), extent=value.extent)]
     axes = _reduce_axes(call, value)
@@ -195,7 +195,7 @@ def _softmax(call: BatchCall) -> list[Value]:
         axis = call.get("axis", -1) % value.rank
         return [_if_one(value, axis, along(value, (axis,)))]
     axis = call.get("axis", 1) % max(value.rank, 1)
-    return [along(value, range(axis, value.rank))]  # One row from there on.
+    return [along(value, range(axis, value.rank))]  # flattened to one row from this axis on
 
 
 def _norm_axis(default: int) -> Rule:

@@ -124,7 +124,7 @@ def _follow(model: Model, proto: onnx.ModelProto, shapes: Mapping[str, Sequence[
         raise UnknownError("an input has no usual shape")
     walks: list[_Walk] = []
     for samples in (_FIRST, _SECOND):
-        # Both walks compare with the other's lengths. The first one runs again when the second has told them.
+        # The second walk compares its lengths with the first's. The first has none to compare with.
         at = {name: (samples, *shapes[name][1:]) for name in names}
         walks.append(_Walk(model, proto, at, samples, walks[0].lengths if walks else {}))
         walks[-1].run()
@@ -194,7 +194,7 @@ class _Walk:
         for name, shape in self.shapes.items():
             each = marks.reshape((-1,) + (1,) * (len(shape) - 1))
             scope[name] = self.placed(name, Value(shape, each), "")
-            if not self.other:  # The batch axis of an input is sized whatever the other walk says.
+            if not self.other:  # first walk: only the batch axis depends on the number of samples
                 scope[name] = replace(scope[name], sized=(True,) + (False,) * (len(shape) - 1))
         results = self.graph(self.proto.graph, scope, "")
         self.results = dict(zip((output.name for output in self.proto.graph.output), results, strict=True))

@@ -28,7 +28,7 @@ from repo_manager.onnx_model.batch_values import (
 
 __all__ = ["INDEX_RULES"]
 
-_MAX_ROWS = 1 << 12  # of a ScatterND that are looked at one by one
+_MAX_ROWS = 1 << 12  # rows of a ScatterND checked one by one
 
 
 def _spread(value: Value, axis: int) -> Marks:

@@ -129,7 +129,7 @@ def _concat(call: BatchCall) -> list[Value]:
     result = Value(tuple(shape), packed(np.concatenate(parts, axis)), known, sure)
     along = any(value.varies(axis) for value in values)
     if along and any(value.dims[axis] % call.samples for value in values) and total(result) & SAMPLES:
-        return [with_marks(result, MAYBE)]  # Rows of their own for some places in the batch.
+        return [with_marks(result, MAYBE)]  # only some places of the batch have rows of their own
     return [result]
 
 
@@ -184,7 +184,7 @@ def _slice(call: BatchCall) -> list[Value]:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         at = axis % value.rank
         size = value.dims[at]
-        # ONNX clamps: a start below -size is 0. NumPy's slices do the same, except for a negative step.
+        # ONNX clamps a start below -size to 0. NumPy's slices do the same, except with a negative step.
         stop: int | None = end
         if step < 0 and end < -size:
             stop = None
@@ -192,7 +192,8 @@ def _slice(call: BatchCall) -> list[Value]:
     result = cut_out(value, slices)
     bounds = [call.optional(index) for index in (1, 2)]
     if any(bound is not None and total(bound) & SIZE for bound in bounds) and value.known is None:
-        # A part of the samples, or a constant cut to their number. From another axis it depends on the number.
+        # The bounds depend on the batch size. A cut of the batch axis or of a uniform constant is harmless. Any other
+        # cut makes the values depend on the batch size.
         sliced = [axis for axis in slices if result.dims[axis] != value.dims[axis]]
         if any(not value.varies(axis) for axis in sliced) and (total(value) & SAMPLES or not _is_uniform(value)):
             result = with_marks(result, SIZE)
@@ -271,7 +272,7 @@ def _range(call: BatchCall) -> list[Value]:
         return [loose(call.given)]
     start, limit, step = (np.asarray(number).reshape(-1)[0] for number in numbers)
     array = np.arange(start, limit, step)
-    # An empty or one-element range says nothing of a place.
+    # An empty or one-element range contains no position.
     return [Value(array.shape, np.full((1,), call.extra(), np.uint16), array)]
 
 

@@ -23,10 +23,10 @@ from repo_manager.onnx_model.session import Session
 __all__ = ["BatchProbe", "neighbours_of", "probe_together"]
 
 Arrays = Mapping[str, NDArray[Any]]
-_TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; others 1e-3
-_ROUNDING_AT_MOST = 0.05  # share of the largest magnitude; a larger change is no rounding
-_PLACES = {"float16": 4e-3, "bfloat16": 3e-2}  # share of the largest magnitude that kernels round off; others 2e-5
-_SAME_KERNELS = 4  # units in the last place: threads that split a sum otherwise
+_TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}  # share of the largest magnitude; 1e-3 for other types
+_ROUNDING_AT_MOST = 0.05  # share of the largest magnitude; a larger change is not rounding
+_PLACES = {"float16": 4e-3, "bfloat16": 3e-2}  # rounding of kernels, as a share of the largest magnitude; others 2e-5
+_SAME_KERNELS = 4  # units in the last place: threads may split a sum differently
 _BUDGET_S = 20.0
 _LARGER = 8
 """A batch size that is probed too: the default of `max_batch_size`."""
@@ -124,7 +124,8 @@ def _neighbour(array: NDArray[Any], kind: str, limit: int | None) -> NDArray[Any
     if dtype.kind == "b":
         return np.full_like(array, kind in ("loud", "largest"))
     if dtype.kind in "iu":
-        # Without a limit, not so large that a length made of it would fill the memory. What is no valid index fails.
+        # Without a known limit, stay small: a length of this size must not fill the memory. Invalid indices fail the
+        # run.
         largest = int(np.iinfo(dtype).max) if dtype.itemsize == 1 else 1000
         high = largest if limit is None else max(0, min(limit - 1, int(np.iinfo(dtype).max)))
         return np.full_like(array, {"zero": 0, "smallest": 0, "quiet": 1, "loud": high // 2}.get(kind, high))
@@ -171,7 +172,7 @@ def _beside_neighbours(probe: BatchProbe) -> str | None:
         try:
             results = probe.session.run(_stacked(batch))
         except ModelError:
-            continue  # Not every neighbour is a valid input.
+            continue  # not every neighbour is a valid input
         place = key[2]
         rows = {name: value[place : place + 1] for name, value in results.items()}
         before = seen.setdefault(key, rows)

@@ -111,7 +111,7 @@ def _matmul_nbits(call: BatchCall) -> list[Value]:
 
 def _dynamic_matmul(call: BatchCall) -> list[Value]:
     a, b = call.value(0), call.value(1)
-    return [with_marks(_matmul_marks(a, b), call.extra())]  # One scale for all of A.
+    return [with_marks(_matmul_marks(a, b), call.extra())]  # one scale for all of A
 
 
 def _einsum(call: BatchCall) -> list[Value]:
@@ -144,14 +144,14 @@ def _einsum(call: BatchCall) -> list[Value]:
 def _labels(term: str, rank: int) -> list[str]:
     before, mark, after = term.partition("...")
     count = rank - len(before) - len(after) if mark else 0
-    # Aligned at the right, as NumPy broadcasts. The callers' widest has the lowest number first.
+    # NumPy aligns ellipses at the right. These numbers count from the left: all ellipses need the same rank.
     return [*before, *(f"...{index}" for index in range(count)), *after]
 
 
 def _einsum_term(term: Sequence[str], value: Value, out: Sequence[str]) -> Marks:
     marks = value.marks
     names = list(term)
-    for label in [each for each in dict.fromkeys(names) if names.count(each) > 1]:  # A diagonal.
+    for label in [each for each in dict.fromkeys(names) if names.count(each) > 1]:  # a diagonal
         first, second = [axis for axis, each in enumerate(names) if each == label][:2]
         size = value.dims[first]
         stored = np.broadcast_to(
@@ -214,7 +214,7 @@ def _base(call: BatchCall) -> str:
 
 def _dynamic_lstm(call: BatchCall) -> list[Value]:
     results = _recurrent(2)(call)
-    mark = call.extra()  # One scale for each step's whole input.
+    mark = call.extra()  # one scale for the whole input of a step
     return [with_marks(value, mark) for value in results]
 
 

@@ -270,7 +270,7 @@ def with_marks(value: Value, extra: int) -> Value:
     return replace(value, marks=value.marks | np.uint16(extra)) if extra else value
 
 
-# One operator as the batch analysis' rules see it.
+# One operator, in the form used by the rules of the batch analysis.
 
 
 @dataclass(frozen=True)

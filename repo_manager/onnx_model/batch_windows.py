@@ -135,7 +135,7 @@ def _pool(call: BatchCall) -> list[Value]:
     marks, sizes = _slide(call, value, call.get("kernel_shape"))
     result = Value((*value.dims[:2], *sizes), marks | np.uint16(call.extra(without=(0,))))
     if len([name for name in call.node.output if name]) > 1:
-        # MaxPool's second output counts through the whole tensor, the batch axis included.
+        # MaxPool's second output holds indices into the whole tensor, including the batch axis.
         return [result, with_marks(result, SIZE)]
     return [result]
 

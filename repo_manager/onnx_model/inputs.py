@@ -28,7 +28,7 @@ else:
 __all__ = ["find_sizes", "given_sizes", "index_limits", "natural_answers", "natural_inputs", "usual_shapes"]
 
 
-# How large an integer input may get where it picks rows of a table: token numbers, categories.
+# Upper limits of integer inputs that index rows of a table: tokens, categories.
 
 _SAME_VALUES = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice"})
 
@@ -67,10 +67,10 @@ def _rows(node: onnx.NodeProto, shape: tuple[int, ...] | None) -> int | None:
     return shape[axis]
 
 
-_DEFAULT_SIZE = 16  # of a dynamic axis that is neither the batch nor part of an image
+_DEFAULT_SIZE = 16  # elements of a dynamic axis, unless it is the batch or part of an image
 _IMAGE_SIZE = 64
-_IMAGE_SIZE_AT_MOST = 512  # two free axes: larger squares only cost time
-# Tried in turn for the dynamic axes that are not the batch: images, sequences, then the odd ones.
+_IMAGE_SIZE_AT_MOST = 512  # with two free axes, larger squares only cost time
+# Sizes tried in turn for dynamic axes other than the batch: images, sequences, then unusual ones.
 _TRIED_SIZES = (64, 16, 224, 1, 32, 256, 512, 128, 8, 320, 48, 2048, 4, 2, 3, 1024)
 
 _INDEX_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -210,7 +210,7 @@ def _guessed_sizes(signature: Signature) -> dict[str, int]:
         for axis, dim in enumerate(spec.shape):
             if axis > 0 and not isinstance(dim, int):
                 sizes[f"{spec.name}:{axis}" if dim is None else dim] = _IMAGE_SIZE
-    for spec in signature.inputs:  # a symbol that is some input's first axis is the batch
+    for spec in signature.inputs:  # a symbol used for any input's first axis is the batch
         if spec.shape and isinstance(spec.shape[0], str):
             sizes.pop(spec.shape[0], None)
     return sizes
@@ -226,7 +226,7 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
     if (dtype.startswith(("int", "uint")) and dtype[-1] != "4") or dtype in ("int64", "uint64"):
         if int(np.prod(shape, dtype=np.int64)) == 1:
             return np.ones(shape, dtype)
-        if dtype == "uint8":  # mostly raw images
+        if dtype == "uint8":  # usually raw images
             return np.asarray(generator.integers(0, 256, shape), np.uint8)
         return np.asarray(generator.integers(0, 2, shape), dtype)
     normal = generator.standard_normal(shape, np.float64 if dtype == "float64" else np.float32)
@@ -291,7 +291,7 @@ def _candidates(signature: Signature) -> Iterator[dict[str, int]]:
     for size in _TRIED_SIZES if free else ():
         if size <= limit:
             yield dict.fromkeys(free, size)
-    if len(free) > 1:  # one axis counts time or pixels, and the others are the batch once more (a state's)
+    if len(free) > 1:  # one axis is time or pixels, the others repeat the batch (of a state)
         for size in _TRIED_SIZES:
             for long in sorted(free):
                 yield {**dict.fromkeys(free, 1), long: size}

@@ -122,7 +122,7 @@ def load_model(path: StrPath, *, hashed: bool = True) -> Model:
     """
     path = Path(path)
     size_bytes = _file_size(path)
-    # The digest runs beside the checks: hashing releases the interpreter's lock.
+    # Hash in parallel with the checks: hashing releases the interpreter's lock.
     with ThreadPoolExecutor(1) as executor:
         hashing = executor.submit(sha256_file, path) if hashed else None
         try:
@@ -205,7 +205,7 @@ def _file_size(path: Path) -> int:
     return status.st_size
 
 
-# How files begin that are taken for ONNX files by mistake.
+# First bytes of files often mistaken for ONNX files.
 _OTHERS = (
     (b"version https://git-lfs", LFS_POINTER, LFS_HINT),
     (b"PK\x03\x04", "a ZIP archive (PyTorch's .pt and Keras's .keras files are)", "Export the model to ONNX first."),
@@ -251,7 +251,7 @@ def _read_graph(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
 def _decoded(path: Path) -> tuple[onnx.ModelProto, WeightStore]:
     marker = b"repo-manager:cut:" + secrets.token_bytes(16)
     with path.open("rb") as file:
-        if path.stat().st_size <= _READ_WHOLE_BYTES:  # a mapped file that shrinks during the read ends the process
+        if path.stat().st_size <= _READ_WHOLE_BYTES:  # a mapped file would end the process if it shrank during the read
             serialised, blobs = cut_weights(file.read(), marker)
         else:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -144,7 +144,7 @@ class RuntimeProcess:
         self._peer, theirs = socket.socketpair()
         with theirs:
             child = str(Path(__file__).with_name("runtime_child.py"))
-            # A session of its own: Ctrl-C in the terminal is for the owner, which then kills it.
+            # A new session: Ctrl-C in the terminal reaches only the owner, and the owner kills the process.
             self._process = subprocess.Popen(
                 [sys.executable, child, str(theirs.fileno()), str(memory_bytes)],
                 stdin=subprocess.PIPE,
@@ -255,7 +255,7 @@ class RuntimeProcess:
         except (OSError, EOFError, ValueError, LookupError, TypeError, MemoryError) as exc:
             self.kill()
             raise ModelError(f"{what} failed: {self._end(exc)}") from None
-        except BaseException:  # Ctrl-C, SIGTERM
+        except BaseException:  # Ctrl-C or SIGTERM
             self.kill()
             raise
 
@@ -323,7 +323,7 @@ def free_host_bytes() -> int | None:
         return None
     free = None if match is None else int(match[1]) * 1024
     with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))  # "max" is no number, and no limit
+        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))  # "max" is not a number: no limit
         left = limit - int((_CGROUP / "memory.current").read_text(encoding="ascii"))
         free = left if free is None else min(free, left)
     return free

@@ -13,7 +13,7 @@ import os
 import sys
 
 if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(os.path.join(__file__, os.pardir)):  # noqa: PTH118
-    del sys.path[0]  # the folder's modules would be in for those of the same name
+    del sys.path[0]  # its modules would replace others of the same name
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime
 
 _LENGTH = struct.Struct("<Q")
-_FATAL = 4  # ORT_LOGGING_LEVEL_FATAL: what matters comes back as an exception
+_FATAL = 4  # ORT_LOGGING_LEVEL_FATAL: errors arrive as exceptions
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         header, arrays = message
         try:
             answer, results = answer_to(header, arrays, sessions)
-        except Exception as exc:  # noqa: BLE001  # ONNX Runtime's have no common base; all are the model's fault
+        except Exception as exc:  # noqa: BLE001  # ONNX Runtime's errors have no common base; the model causes them
             answer, results = {"error": " ".join(str(exc).split()) or type(exc).__name__}, []
         if header["do"] != "close":
             send(peer, answer, results)

@@ -50,7 +50,7 @@ class Session:
         exact_int8: bool = False,
     ) -> None:
         is_large = _size_bytes(model) >= _LARGE_BYTES
-        # Packed copies of matrices are another time the model. The arena grows by doubling.
+        # Prepacking copies all matrices, so it doubles the memory. The arena doubles each time it grows.
         entries = {"session.disable_prepacking": "1"} if is_large else {}
         wanted = "ORT_ENABLE_EXTENDED" if is_large else "ORT_ENABLE_ALL"
         level = wanted if optimize else "ORT_DISABLE_ALL"
@@ -60,7 +60,7 @@ class Session:
             "ORT_DISABLE_ALL": "no optimisations",
         }[level]
         self.where = "the model in memory" if isinstance(model, onnx.ModelProto) else str(getattr(model, "path", model))
-        # A few models load without the exact kernels only. Otherwise the last try gives the reason.
+        # A few models load only without the exact kernels. If every try fails, the last one gives the reason.
         tried = ({"session.x64quantprecision": "1"}, {}) if exact_int8 else ({},)
         self._source = SessionSource(
             model.SerializeToString() if isinstance(model, onnx.ModelProto) else self.where,
@@ -101,7 +101,7 @@ class Session:
         Raises:
             ModelError: wrong names, types or shapes, or an operator failed.
         """
-        if not self._process.is_alive:  # another model, or an earlier run, took it down
+        if not self._process.is_alive:  # an earlier run, perhaps of another model, ended it
             self._open()
         try:
             values = self._process.run(self._number, inputs, self.where)

@@ -45,10 +45,10 @@ __all__ = [
 ]
 
 
-# Compute the small integers that shapes are made of (Shape, Gather, Concat, ...), and nothing large.
+# Compute small integers used in shapes (Shape, Gather, Concat, ...), and nothing large.
 
 MAX_ELEMENTS = 1024
-# Operators whose result is as small as stated by shape inference, and which exporters compute shapes with.
+# Operators used by exporters to compute shapes. Shape inference states the size of their results exactly.
 _OPERATORS = frozenset({
     "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div",
     "Equal", "Expand", "Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity",
@@ -105,7 +105,7 @@ def evaluate(
     }
 
 
-_MAX_NODES = 50_000  # walked one by one; a larger graph keeps what the first pass found
+_MAX_NODES = 50_000  # nodes visited one by one; a larger graph keeps the results of the first pass
 _MAX_DEPTH = 20
 
 
@@ -140,7 +140,7 @@ def infer_at(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onn
     if not fix_inputs(copy, shapes):
         return None
     del copy.graph.value_info[:]
-    for output in copy.graph.output:  # stated with symbols; the sizes follow from the inputs
+    for output in copy.graph.output:  # declared by symbols; the sizes follow from the inputs
         if output.type.WhichOneof("value") == "tensor_type":
             output.type.tensor_type.ClearField("shape")
     return infer_shapes(copy)

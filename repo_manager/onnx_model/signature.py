@@ -141,4 +141,4 @@ def _symbol_size(symbol: str | None, sizes: Mapping[str, int], fallback: int, de
 
 
 _EXPRESSION = re.compile(r"\w{1,80}(\s*[+*]\s*\w{1,80}){1,8}", re.ASCII)
-_MAX_ELEMENTS = 1 << 27  # half a gigabyte of float32; an 8K image has 100 million
+_MAX_ELEMENTS = 1 << 27  # elements: half a gigabyte of float32; an 8K image has 100 million

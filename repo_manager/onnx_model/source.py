@@ -36,7 +36,7 @@ def draft_of(model: Model) -> Draft:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.graph_only)
     proto.ClearField("training_info")
-    proto.ir_version = max(proto.ir_version, 4)  # before, every weight must be listed as an input
+    proto.ir_version = max(proto.ir_version, 4)  # IR versions before 4 list every weight as an input
     for graph in walk.graphs_of(proto.graph):
         graph.ClearField("value_info")
     weights = {tensor.name: _weight(model, tensor) for tensor in model.graph_only.graph.initializer}
@@ -45,7 +45,7 @@ def draft_of(model: Model) -> Draft:
     if proto.functions:
         proto = _inlined(proto, model)
     _drop_listed_weights(proto.graph, weights)
-    sort_nodes(proto)  # a graph that was changed since it was loaded may not be sorted any more
+    sort_nodes(proto)  # changes after loading may break the order
     return without_unused(named(Draft(proto, weights)))
 
 

@@ -218,14 +218,14 @@ def check_spec(proto: onnx.ModelProto, store: WeightStore) -> None:
     light.CopyFrom(proto)
     for tensor in tensors_of(light):
         if store.is_elsewhere(tensor):
-            # A tensor without elements is the one form that the checker takes without its bytes.
+            # The checker accepts a tensor without its bytes only if it has no elements.
             tensor.ClearField("raw_data")
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.dims[:] = [0]
     for graph in graphs_of(light.graph):
         for value in (*graph.input, *graph.output):
-            # The checker wants a shape where the standard allows an unknown rank, and runtimes take it.
+            # The checker requires a shape, although the standard allows an unknown rank and runtimes accept it.
             if value.type.WhichOneof("value") == "tensor_type" and not value.type.tensor_type.HasField("shape"):
                 value.type.tensor_type.shape.SetInParent()
     try:

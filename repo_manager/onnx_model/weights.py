@@ -41,7 +41,7 @@ _VALUE_FIELDS = (
     "double_data",
     "uint64_data",
 )
-MAX_TENSOR_BYTES = 1 << 46  # 64 TiB: beyond it a declared size is nonsense, not a large model
+MAX_TENSOR_BYTES = 1 << 46  # 64 TiB: a larger declared size is an error, not a large model
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def unpack(packed: NDArray[np.uint8], data_type: int, count: int) -> NDArray[np.
     return values
 
 
-# Numbers of onnx.TensorProto.DataType, which every release that knows the type has.
+# onnx.TensorProto.DataType numbers, the same in every release with the type.
 _FLOAT4 = 23
 _SIGNED = {22, 26}  # INT4, INT2
 

@@ -17,7 +17,7 @@ from repo_manager.errors import ModelError
 __all__ = ["BLOB_BYTES", "Blob", "cut_weights", "encode_unknown", "paste_weights"]
 
 BLOB_BYTES = 4096
-_MAX_DEPTH = 100  # protobuf's default limit on nested messages in C++ (protobuf.dev, "Proto Limits")
+_MAX_DEPTH = 100  # nested messages: protobuf's default limit in C++ (protobuf.dev, "Proto Limits")
 
 # kind of message -> {field number: kind of the nested message} (onnx.proto, IR version 14)
 _NESTED: dict[str, dict[int, str]] = {
@@ -62,7 +62,7 @@ class _Cutter:
         if wire_type == _VARINT:
             return self.varint(position, end)[1]
         step = {_FIXED64: 8, _FIXED32: 4}.get(wire_type)
-        if step is None or position + step > end:  # groups (3, 4) are not used by ONNX
+        if step is None or position + step > end:  # ONNX does not use groups (3, 4)
             raise _corrupt(position)
         return position + step
 

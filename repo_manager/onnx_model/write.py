@@ -33,9 +33,9 @@ from repo_manager.types import StrPath
 __all__ = ["WeightPlace", "WrittenModel", "save_model", "write_draft", "write_view"]
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
-_MARGIN_BYTES = 1 << 20  # for the lengths that are known only while writing
-_ALIGNMENT_BYTES = 4096  # of external data, so that a runtime can map each weight
-_KEPT_BYTES = 1024  # smaller weights stay in the graph: shape inference reads them
+_MARGIN_BYTES = 1 << 20  # for lengths known only during the write
+_ALIGNMENT_BYTES = 4096  # alignment of external data: a runtime can map each weight
+_KEPT_BYTES = 1024  # smaller weights stay in the graph for shape inference
 _HOLDERS = {
     f"onnx.{name}"
     for name in ("ModelProto", "GraphProto", "NodeProto", "AttributeProto", "FunctionProto", "TrainingInfoProto")
@@ -206,7 +206,7 @@ def _outline_of_draft(draft: Draft, places: dict[str, WeightPlace] | None = None
     outline.proto.CopyFrom(draft.proto)
     for name, weight in draft.weights.items():
         tensor = outline.proto.graph.initializer.add()
-        if weight.tensor is not None:  # of a type that is stored as it came, under its (possibly new) name
+        if weight.tensor is not None:  # a type stored unchanged, under its (possibly new) name
             tensor.CopyFrom(weight.tensor)
             tensor.name = name
             continue

@@ -195,7 +195,7 @@ class _Runner:
                 f"{plan.request.shown} differs from its pinned digest: {plan.request.digest}",
                 hint="Put the right file there, or change `digest:` in the YAML file.",
             )
-        # Later versions take the existing config.pbtxt, which was brought to what is declared before.
+        # Later versions use the existing config.pbtxt, already changed to the declared state.
         options = _add_options(plan.request, _first_config(self.declaration.models[plan.name].config, new=new))
         fetched = plan.request.fetched
         source = plan.request.source if fetched is None else fetched.opened
@@ -223,7 +223,7 @@ class _Runner:
 
     def _configure(self, name: str, step: Step) -> None:
         changes = step.changes
-        if not changes:  # the first version's, whose config.pbtxt was derived since
+        if not changes:  # first version: its config.pbtxt was derived after the plan
             before = change_config(self.repository, name, {}, dry_run=True).before
             declared = self.declaration.models[name].config
             changes = config_changes(name, declared, before, self.base, where=f"{name}/config.pbtxt")

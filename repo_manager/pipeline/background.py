@@ -36,7 +36,7 @@ __all__ = ["ServeTarget", "ensure_server", "follow_log", "handed_over", "log_of"
 _POLL_S = 0.05
 _LOG_POLL_S = 0.2
 _KILL_S = 5.0
-_BEGINNING = 8 << 20  # characters of a log among which Triton names its repository
+_BEGINNING = 8 << 20  # characters: Triton names its repository within them in its log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def ensure_server(
     started = False
     if running is None:
         with starting(repository, timeout_s):
-            running = running_server(repository)  # another command may have started it by now
+            running = running_server(repository)  # another command may have started it in the meantime
             started = running is None
             if running is None:
                 signed_by = load_settings().signed_by
@@ -124,7 +124,7 @@ def _hand_over(process: subprocess.Popen[bytes], options: ServeOptions) -> None:
     """Give a server in the background its options, by a pipe: no other process reads the content of a header's
     file."""
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # what ended it is in its log
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its log shows why it ended
         pickle.dump(options, pipe)
 
 
@@ -135,7 +135,7 @@ def handed_over() -> ServeOptions:
         UsageError: the process was not started so.
     """
     try:
-        options = pickle.load(sys.stdin.buffer)  # from our own process, the same code
+        options = pickle.load(sys.stdin.buffer)  # written by our own process with the same code
     except (EOFError, pickle.UnpicklingError):
         options = None
     if not isinstance(options, ServeOptions):
@@ -207,7 +207,7 @@ def _kill(running: RunningServer) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.owner, signal.SIGTERM)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(running.pid, signal.SIGKILL)  # the supervisor makes it the leader of its group
+        os.killpg(running.pid, signal.SIGKILL)  # the supervisor made it the leader of its process group
 
 
 def log_of(repository: LocationLike) -> Path:
@@ -252,7 +252,7 @@ def follow_log(repository: LocationLike, log: StrPath, lines: int = 50) -> Itera
         yield from file.read().splitlines(keepends=True)[-lines:]
         while True:
             running = running_server(repository)
-            text = file.read()  # after the look: what an ended server wrote last is read, too
+            text = file.read()  # read after the check, so the last lines of an ended server are included
             if text:
                 yield text
             if running is None or running.log != log:

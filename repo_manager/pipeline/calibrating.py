@@ -218,10 +218,10 @@ def _write(samples: Sequence[Sample], place: Path, signature: Signature) -> None
                 hint="Write a folder instead: -o FOLDER, without the ending .npz.",
             )
         arrays[spec.name] = np.concatenate(parts) if rows else np.stack(parts)
-    with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as archive:  # `savez` takes no array of the name `file`
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as archive:  # `savez` does not accept an array named `file`
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[no-untyped-call]  # NumPy has no hints here
+                np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[no-untyped-call]  # NumPy has no type hints here
 
 
 def _storable(array: Array) -> Array:

@@ -81,7 +81,7 @@ def _matched(main: PreparedVersion, options: AddOptions, *, sparse: bool) -> Add
             options.convert,
             keep_fp32=kept,
             auto_keep=0,
-            # The twin's weights are made up: how far its outputs move says nothing.
+            # The twin has random weights, so its drift means nothing.
             max_drift=_NO_LIMIT,
             min_top1=0.0,
             min_cosine=None,

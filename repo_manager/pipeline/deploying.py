@@ -33,7 +33,7 @@ from repo_manager.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from repo_manager.pipeline import background
-else:  # Only a deploy that finds no server starts one.
+else:  # only needed when no server runs
     background = deferred("repo_manager.pipeline.background")
 
 __all__ = ["deploy", "rollback", "undeploy"]
@@ -259,7 +259,7 @@ class _Where:
         try:
             yield _Reached(server.url, server.started)
         except RollbackFailedError:
-            raise  # a person must act, on that server
+            raise  # a person must act on this server
         except BaseException:
             if server.started:
                 background.stop_running(repository)

@@ -15,7 +15,7 @@ from repo_manager.types import Backend
 
 __all__ = ["GivenFiles", "is_converted"]
 
-# A file's ending, or a file in a folder -> the backend that serves it.
+# Suffix of a file, or a file in a folder -> its backend.
 _BACKENDS = {
     ".onnx": "onnxruntime",
     ".plan": "tensorrt",

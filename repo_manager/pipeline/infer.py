@@ -168,7 +168,7 @@ def _recorded(
         entry = find_model(repository, name).version(number or 0)
         reference = recorded_reference(entry.path, config)
     except RepositoryError:
-        return None  # the server may serve another repository than the one here
+        return None  # the server may serve another repository
     return reference if reference.tries else None
 
 
@@ -259,7 +259,7 @@ def _written(text: str, folder: Path) -> Path:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        document = None  # several lines, or the reader says what is wrong
+        document = None  # several lines, or invalid: the reader reports the error
     else:
         text = text.replace("\r", " ").replace("\n", " ")
     if isinstance(document, dict) and any(isinstance(document.get(key), list) for key in ("data", "instances")):

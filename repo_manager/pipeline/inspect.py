@@ -82,7 +82,7 @@ def inspect_model(path: StrPath, *, shapes: Mapping[str, tuple[int, ...]] | None
 def _pruned(path: Path) -> Mapping[str, Any] | None:
     """Read the result of pruning, if the file is in a version."""
     if not path.parent.name.isdigit():
-        return None  # Triton's versions are numbers
+        return None  # Triton's version folders are numbers
     try:
         manifest = manifests.read_manifest(path.parent)
     except RepositoryError:

@@ -62,7 +62,7 @@ def known_inputs(repository: Location, name: str, version: int | None = None) ->
     try:
         model = find_model(repository, name)
     except RepositoryError:
-        return KnownInputs()  # the server may serve another repository than the one here
+        return KnownInputs()  # the server may serve another repository
     config = model.config()
     served = [entry.version for entry in model.versions if entry.version in model.selected]
     chosen = version if version is not None else max(served, default=None)

@@ -21,7 +21,7 @@ from repo_manager.types import as_json
 
 __all__ = ["keep_load_test", "kept_load_tests", "read_kept"]
 
-# What only charts need is most of a report: slices of time, windows and histograms.
+# Used only by charts, and most of a report: slices of time, windows and histograms.
 _OF_CHARTS = {"windows", "series", "curve", "histogram"}
 
 

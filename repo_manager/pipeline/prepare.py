@@ -148,13 +148,13 @@ def convert_model(model: Model, task: AddTask, options: AddOptions, watch: Build
     rows = _made_rows(signature, given) if calibration is None and given else _two_rows(calibration)
     signature, axis = _batch_axis(model, signature, options, task, rows)
     sample = _sample(model, signature, calibration, given)
-    # Before the long work, for what is wrong by then. It is derived again for the shapes of what is served.
+    # Derived before the long work to find errors early. It is derived again for the served shapes.
     early = _with_config(options, task, sample, axis)
     fields_kept(task, serving_config(task, signature, axis, early, model=model, sample=sample), options)
     watch.report(f"Converting to {options.precision}")
     output = task.work / "converted" / "model.onnx"
     output.parent.mkdir(parents=True)
-    # Only ONNX Runtime's own backend serves by the kernels of this machine's CPU.
+    # Only the onnxruntime backend serves with this machine's CPU kernels.
     judged = dataclasses.replace(
         options.convert,
         judge_served=task.choice.backend is Backend.ONNXRUNTIME,
@@ -182,7 +182,7 @@ def build_version(converted: Converted, task: AddTask, options: AddOptions, watc
     options = _with_config(options, task, converted.sample, axis)
     config = serving_config(task, converted.signature, axis, options, model=converted.model, sample=converted.sample)
     if backend is Backend.ONNXRUNTIME:
-        with_settings = existing_config(task) or config  # all versions share the one that is there
+        with_settings = existing_config(task) or config  # all versions share an existing configuration
         served = served_signature(converted.signature, converted.output, with_settings)
         config = serving_config(task, served, axis, options, model=converted.model, sample=converted.sample)
     kept = fields_kept(task, config, options)
@@ -206,7 +206,7 @@ def build_version(converted: Converted, task: AddTask, options: AddOptions, watc
             )
             path, facts = golden.result()
         except BaseException:
-            end_runtime()  # the pool waits for the run, which may take its time
+            end_runtime()  # the pool would wait for the end of the run
             raise
     files = {_file_name(name, backend, config): file for name, file in artifact.files.items()}
     return PreparedVersion(task, converted, config, kept, artifact, {**files, GOLDEN_FILE_NAME: path}, facts)
@@ -224,7 +224,7 @@ def _golden(converted: Converted, options: AddOptions, path: Path, *, is_only: b
         converted.sample,
         options.precision,
         repeatable=_repeats_itself(converted.model),
-        # An engine is built on one processor at the same time.
+        # Building an engine keeps one processor busy at the same time.
         threads=None if is_only else max(1, len(os.sched_getaffinity(0)) - 1),
     )
     write_golden(path, golden)

@@ -98,7 +98,7 @@ def quickstart(
         RepositoryError: `folder` cannot be written.
     """
     folder = None if folder is None else Path(folder)
-    find_triton()  # before any work, when there is none
+    find_triton()  # fail before any work if there is none
     machine = examine_machine()
     decisions = _decisions(machine)
     for decision in decisions:

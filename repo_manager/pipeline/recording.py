@@ -42,7 +42,7 @@ Array = NDArray[Any]
 Report = Callable[[str], None]
 _MOST_ROWS = 16
 _MOST_STEPS = 256
-# triton-inference-server/core: what is missing on this machine, rather than wrong with the model.
+# triton-inference-server/core: errors about missing parts of this machine, not about the model.
 _NOT_HERE = re.compile(
     r"unable to find .*backend|backend .*not found|unable to load backend|invalid or unsupported gpu|no GPUs? (is|are)|"
     r"failed to load .*\.so|unexpected platform type|unable to find backend library|cuda",

@@ -159,14 +159,14 @@ def _serve_once(
     guard = StubGuard(server.pid, server.http_url, server.client_options)
     checked = time.monotonic()
     with server.log_path.open(encoding="utf-8", errors="replace") as log:
-        log.seek(0, os.SEEK_END)  # what it said while it started is in its file, and says little of a server that runs
+        log.seek(0, os.SEEK_END)  # skip the start-up messages: the log file has them
         try:
             while (code := server.wait(_LOG_POLL_S)) is None:
                 _copy_log(log, log_output)
                 if time.monotonic() - checked >= _GUARD_S:
                     _mend(guard, report)
                     checked = time.monotonic()
-        finally:  # after Ctrl-C, too
+        finally:  # also after Ctrl-C
             _copy_log(log, log_output)
     return code
 
@@ -176,7 +176,7 @@ def _mend(guard: StubGuard, report: Callable[[str], None]) -> None:
         for name in guard.check():
             report(f"{name}: its process had died; the model was unloaded and loaded again")
     except ServerError as exc:
-        # The next round tries again. When the server itself has ended, the caller sees that.
+        # The next round tries again. If the server itself has ended, the caller notices.
         report(f"A model whose process has died could not be loaded again: {exc.message}")
 
 

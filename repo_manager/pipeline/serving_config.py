@@ -53,7 +53,7 @@ def check_backend_options(options: AddOptions, backend: Backend) -> None:
         )
     if backend is not Backend.ONNXRUNTIME:
         if not options.engine.plans or not all(options.engine.plans.values()):
-            require(str(backend))  # The builder: better before the conversion than after it.
+            require(str(backend))  # check for the builder before the conversion
         return
     if options.precision.facts.low == "bfloat16":
         raise UsageError(
@@ -199,7 +199,7 @@ def fields_kept(task: AddTask, config: ModelConfig, options: AddOptions) -> tupl
     existing = existing_config(task)
     if existing is None:
         return ()
-    # A version policy is `deploy`'s, and warm-up and the rest may have been edited by hand.
+    # `deploy` owns the version policy. Warm-up and other fields may have been edited by hand.
     differing = [field for field in changed_fields(existing, config) if field not in ("version_policy", "name")]
     binding = {"cc_model_filenames": True, "optimization": options.accelerator is not None}
     refused = [field for field in differing if binding.get(field, False)]

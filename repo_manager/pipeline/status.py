@@ -82,7 +82,7 @@ def status(
     if to is None:
         running = running_server(repository)
         if running is None:
-            scan(repository, deep=False)  # a missing repository is reported first
+            scan(repository, deep=False)  # report a missing repository first
             raise ServerUnreachableError(
                 f"No server runs on {repository}", hint="Start one: repo-manager serve, or use --to."
             )

@@ -81,7 +81,7 @@ class Attempts:
             shutil.rmtree(written.files[0].parent)
             candidate, written, rounded = self._write(names)
         proof = self._prove(candidate, written, rounded)
-        # A mask of -3.4e38 became FP16's lowest number: beside it, FP16 and FP32 keep different digits of the scores.
+        # A mask of -3.4e38 became FP16's lowest number. Added to it, scores keep different digits in FP16 and FP32.
         if proof.failed_only("drift") and self._keep_overflowing():
             shutil.rmtree(written.files[0].parent)
             candidate, written, rounded = self._write(names)
@@ -117,10 +117,10 @@ class Attempts:
         return candidate, written, self.prover.rounded_drift(written, candidate.stand_in)
 
 
-# Search for the few layers that must stay in FP32 for the drift to pass.
+# Find the few layers to keep in FP32 so that the drift passes.
 
 _TRACED_SAMPLES = 2
-_MOST_DROPS = 8  # attempts to take a layer back out again
+_MOST_DROPS = 8  # attempts to remove a layer from the list
 
 
 def auto_keep(attempts: Attempts, first: Attempt, most: int, folder: Path) -> Attempt:
@@ -175,10 +175,10 @@ def _fewest(attempts: Attempts, attempt: Attempt, kept: list[str]) -> Attempt:
     return attempt
 
 
-# What a refused conversion says: the checks, the drift of each output, and where it began.
+# Error message of a refused conversion: the checks, each output's drift, and where it began.
 
 _SHOWN_BLOCKS = 10
-_SMALL = 400  # nodes; of a larger model only weighted operators are compared
+_SMALL = 400  # nodes; in larger models only weighted operators are compared
 
 
 def _word(check: Check) -> str:
@@ -219,7 +219,7 @@ def where_it_began(attempts: Attempts, attempt: Attempt, folder: Path) -> str:
     for name, draft in attempt.candidate.stages:
         try:
             traces[name] = trace_drift(source, draft, samples, folder, every_node=len(source.graph.node) <= _SMALL)
-        except ModelError:  # a graph that ONNX Runtime runs only as a whole: the drift itself is known all the same
+        except ModelError:  # ONNX Runtime runs only the whole graph: the drift is known, but not where it began
             return ""
     last = list(traces.values())[-1]
     first = first_drift(last, limit)

@@ -25,7 +25,7 @@ from repo_manager.types import Precision
 __all__ = ["Builder", "Candidate", "Keep"]
 
 
-# Patterns that name the nodes to keep in FP32.
+# Patterns for the nodes to keep in FP32.
 
 
 class Keep:
@@ -70,8 +70,8 @@ def _matches(node: onnx.NodeProto, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(text, pattern) for text in (node.name, node.op_type, *node.output) if text)
 
 
-_QUANTIZED_OPSET = 13  # per-channel Q/DQ
-_LOW_OPSET: dict[str | None, int] = {"bfloat16": 22}  # Conv takes bfloat16
+_QUANTIZED_OPSET = 13  # first opset with per-channel Q/DQ
+_LOW_OPSET: dict[str | None, int] = {"bfloat16": 22}  # first opset with bfloat16 in Conv
 _LOW: dict[str | None, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 _STAGE: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 METHODS = ("minmax", "percentile")
@@ -210,7 +210,7 @@ class Builder:
             stages.append((_STAGE[low], rounded(draft, low)))
             if not self.quantizes:
                 kept.update(lowered.kept)
-            else:  # of Q/DQ it goes without saying
+            else:  # Q/DQ nodes always stay in FP32, so they are not listed
                 kept.update({n: k for n, k in lowered.kept.items() if k[0] not in _SCALES})
         nodes = tuple(KeptNode(name, *found, is_found=name in keep.names) for name, found in kept.items())
         return Candidate(draft, nodes, tuple(stages))

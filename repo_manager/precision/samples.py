@@ -20,7 +20,7 @@ __all__ = ["Reference", "reference_of"]
 
 _NATURAL_SAMPLES = 3
 _OUT_OF_MEMORY = re.compile(r"alloc", re.IGNORECASE)  # ONNX Runtime: "Failed to allocate memory"; C++: bad_alloc
-_LARGE_BYTES = 100 << 20  # a larger model takes seconds a run, and made-up inputs say little more the second time
+_LARGE_BYTES = 100 << 20  # a run of a larger model takes seconds, and a second made-up input adds little
 
 Outputs = dict[str, Array]
 
@@ -72,7 +72,7 @@ def reference_of(
         inputs = tuple(itertools.islice(calibration.batches(), 0, step * samples, step))
         session = Session(model.path)
         return Reference(kind, inputs, tuple(session.run(sample) for sample in inputs))
-    # As written, a large model takes a third of the memory that it takes optimised.
+    # Without optimisation, a large model needs a third of the memory.
     session = Session(model.path, optimize=not large)
     first, outputs, sizes = _first_run(session, model, signature, seed, given or {})
     more = tuple(

@@ -21,9 +21,9 @@ from repo_manager.sparsity.prune_report import FrontPoint
 
 __all__ = ["Budget", "FrontStep", "Meter", "gain_of", "greedy", "loss_of", "points_of"]
 
-_BEYOND = 1.5  # times the budget; up to there a set may still fit once its layers are solved one behind the other
+_BEYOND = 1.5  # factor on the budget: up to it, a set may still fit after its layers are solved in order
 _LOTS = 6
-_PATIENCE = 1.05  # a layer that is this much worse than it was thought to be waits behind the next one
+_PATIENCE = 1.05  # a layer worse than estimated by this factor waits behind the next one
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
         The steps, each with more layers than the one before.
     """
     scores: dict[str, float] = {}
-    for name in changed:  # remembered if the front is walked once more, with another limit
+    for name in changed:  # kept by the meter for another walk with another limit
         scores[name] = meter.step([name], changed).harm(budget) / max(meter.gains[name], 1.0)
     waiting, harm = sorted(scores, key=scores.__getitem__), 0.0
     taken: list[str] = []
     steps: list[FrontStep] = []
     deferred: list[str] = []
-    seen: set[str] = set()  # measured on top of what is taken now
+    seen: set[str] = set()  # measured together with the layers taken so far
     while waiting:
         first = waiting[0]
         step = meter.step([*taken, first], changed)
@@ -167,7 +167,7 @@ def greedy(meter: Meter, changed: Mapping[str, Mapping[str, Weight]], budget: Bu
             waiting.sort(key=scores.__getitem__)
             continue
         waiting.remove(first)
-        if step.cost(budget) > _BEYOND * budget.limit:  # others may still fit
+        if step.cost(budget) > _BEYOND * budget.limit:  # smaller layers may still fit
             deferred.append(first)
             continue
         taken, seen, harm = [*taken, first], set(), step.harm(budget)

@@ -50,10 +50,10 @@ Progress = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and the layer being solved."""
 
 _DEFAULT_DAMPING = 0.01
-_JUDGING_EVERY = 4  # samples
+_JUDGING_EVERY = 4  # samples: one of so many judges the damping
 _COLUMNS_A_WEIGHT, _COLUMNS_AT_LEAST = 8, 8192
-_PASSES = 12  # over all rows, in products with the Hessian
-_VERSION = 2  # of the solver: a journal of another one is of no use
+_PASSES = 12  # estimated products with the Hessian for all rows
+_VERSION = 2  # of the solver: a journal of another version is ignored
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def solve_layers(run: Run, layers: Sequence[Layer], progress: Progress = lambda 
         tell(group[-1])
 
     shared = [layer for layer in unsolved.values() if len(layer.uses) > 1]
-    if shared:  # their uses may follow each other: all are seen as the dense model has them
+    if shared:  # their uses may follow each other: both see the dense model's values
         alone = Stream.at_start(run.graph, run.samples.batches(), run.folder / "shared", keep)
         finish(shared, _observe(shared, alone, alone, run, journal))
     while unsolved:
@@ -262,7 +262,7 @@ def solve_alone(run: Run, layers: Sequence[Layer], progress: Progress = lambda _
     journal = Journal.opened(run.key(layers), run.options.work)
     in_order = sorted(layers, key=lambda layer: max(run.graph.producer[use.output] for use in layer.uses))
     solved: dict[str, Solved] = {}
-    for is_shared in (True, False):  # a later use of a shared weight may follow other layers: a stream of their own
+    for is_shared in (True, False):  # a shared weight's later uses may follow other layers: own stream
         waiting = [layer for layer in in_order if (len(layer.uses) > 1) == is_shared]
         name = "shared" if is_shared else "dense"
         samples = run.samples.batches() if waiting else ()

@@ -310,7 +310,7 @@ class _Walk:
             return False
         reduced = {int(axis) % rank for axis in axes}
         if layout.axis in reduced:
-            return True  # no layout: the order does not show
+            return True  # no layout left: the order has no effect
         gone = 0 if attribute(node, "keepdims", 1) else sum(axis < layout.axis for axis in reduced)
         return self._kept(node, _Layout(layout.axis - gone, layout.classes), True)
 

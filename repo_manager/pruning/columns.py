@@ -106,7 +106,7 @@ class ConvColumns:
             stride * (count - 1) + dilation * (size - 1) + 1
             for stride, count, dilation, size in zip(self.strides, places, self.dilations, self.kernel, strict=True)
         ]
-        # Channels last, so that each place of the kernel is one run of memory.
+        # Channels last: each position of the kernel is then contiguous in memory.
         padded = np.zeros((batch, *(max(0, r) for r in reach), channels), np.float32)
         source = np.moveaxis(value, 1, -1)
         ends = [max(b, min(r, b + n)) for b, r, n in zip(before, reach, value.shape[2:], strict=True)]

@@ -40,13 +40,13 @@ __all__ = ["Distiller", "Examples", "Teacher", "TrainingSettings"]
 
 Array = NDArray[Any]
 
-_SAME = 1e-3  # of a value's largest element
-_COMPARED = 4  # samples: the answer to one may be next to nothing
-_RATE = 1e-3  # of a tensor's root mean square
-_SLOWER = 0.25  # after an epoch that did harm
-_NEWEST = 0.1  # share of the last step in the running mean of the values, which is what is kept
+_SAME = 1e-3  # share of a value's largest element
+_COMPARED = 4  # samples: the answer to a single one may be close to zero
+_RATE = 1e-3  # share of a tensor's root mean square
+_SLOWER = 0.25  # factor on the rate after a harmful epoch
+_NEWEST = 0.1  # share of the last step in the running mean of the values; the mean is kept
 _SAMPLES_A_STEP = 4
-_WARM_UP = 8  # steps in which the rate grows
+_WARM_UP = 8  # steps of growing rate
 _TRAINED_INPUTS = {
     "Conv": (2,),
     "ConvTranspose": (2,),
@@ -317,7 +317,7 @@ class Distiller:
                 kept, best = epoch, {name: tensor.clone() for name, tensor in mean.items()}
                 continue
             rate, done, optimizer = rate * _SLOWER, 0, _optimizer(values, sizes)
-            for copies in (values, mean):  # too fast: once more from the best values
+            for copies in (values, mean):  # the rate was too high: restart from the best values
                 _set(copies, best)
         if not is_better(errors[0], errors[kept]):
             kept = 0

@@ -40,7 +40,7 @@ Metric = Callable[..., float]
 """Takes a function for one run of the model, and returns how good the model is: greater is better."""
 
 _ALPHA = 0.05
-_HARMLESS = 0.2  # how often a change may be kept that does no good on other samples
+_HARMLESS = 0.2  # risk of keeping a change without a gain on other samples
 _MIN_TO_HALVE = 8  # samples of a metric
 _HALVES_SEED = 2
 
@@ -279,10 +279,10 @@ def _students_bound(pairs: Sequence[tuple[float, float]], alpha: float) -> float
     if count < 2 or not np.isfinite(total) or size == 0:
         return math.inf
     rest, rest_size = total - errors, size - sizes
-    if (rest <= 0).any() or (rest_size <= 0).any():  # one sample holds everything
+    if (rest <= 0).any() or (rest_size <= 0).any():  # one sample holds all of it
         return math.inf
     logs = np.log(rest / rest_size)
-    moved = logs.mean() - logs  # how far each sample pulls
+    moved = logs.mean() - logs  # influence of each sample
     error = math.sqrt((count - 1) / count * float((moved**2).sum()))
     skew = float((moved**3).mean() / (moved**2).mean() ** 1.5) if error > 0 else 0.0
     quantile = _student(1 - alpha, max(count - 2, 1))

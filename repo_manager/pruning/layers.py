@@ -214,7 +214,7 @@ def _shift_of(
     if not _is_free(other, outputs, draft, readers):
         return None
     shape, place = draft.weights[other].shape, 1 if node.op_type == "Conv" else 0
-    if node.op_type == "Conv":  # [.., N, 1, 1]: as many axes behind the channels as the output has
+    if node.op_type == "Conv":  # [.., N, 1, 1]: the axes after the channels match the output's
         behind_channels = len(draft.weights[node.input[1]].shape) - 2 if node.input[1] in draft.weights else -1
         return Shift(other, 1) if shape[-1 - behind_channels :] == (outputs, *(1,) * behind_channels) else None
     return Shift(other, 1) if place == 0 and shape[-1:] == (outputs,) else None

@@ -14,7 +14,7 @@ __all__ = ["Moments"]
 
 Array = NDArray[Any]
 
-_PANEL = 512  # columns of one task; fixed, so that results do not depend on the number of threads
+_PANEL = 512  # columns of one task; fixed, so results do not depend on the number of threads
 
 
 class _Sums:
@@ -141,7 +141,7 @@ class Moments:
     def _problem(self, sums: _Sums, dense: Array, rows: Array, centred: bool, real: type = np.float64) -> LayerProblem:
         count = max(1, sums.count)
         origin = np.zeros(len(sums.inputs)) if self.origin is None else self.origin.astype(np.float64)
-        # About the mean, or about zero: sums of (x - a)(x - a)' follow from those about the origin.
+        # Around the mean or zero: sums of (x - a)(x - a)' follow from the sums around the origin.
         about = origin + sums.input_sum / count if centred else np.zeros_like(origin)
         offset, off_sum = origin - about, sums.input_sum
         moments: Array = np.empty(sums.inputs.shape, real)

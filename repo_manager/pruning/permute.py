@@ -23,7 +23,7 @@ __all__ = ["Permuted", "permuted"]
 
 Array = NDArray[Any]
 
-_ROWS = 512  # that represent all
+_ROWS = 512  # rows that represent all rows
 _PASSES = 32
 _PATIENCE = 8  # passes without a gain
 _SPLITS = [(0, *rest) for rest in itertools.combinations(range(1, 2 * GROUP), GROUP - 1)]

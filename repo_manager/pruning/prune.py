@@ -57,10 +57,10 @@ __all__ = ["PruneOptions", "prune_with_data"]
 
 Array = NDArray[Any]
 
-_KEPT_AT_LEAST = 64 << 20  # bytes of activations and sums in memory, whatever the model's size
-_SAME = 1e-3  # of an output's largest value: what another order of sums may change, in float16, too
-_CHOOSING_EVERY = 3  # of the samples that are not held out
-_TO_DISTIL = 0.5  # share of the progress
+_KEPT_AT_LEAST = 64 << 20  # bytes of activations and sums in memory, for every model size
+_SAME = 1e-3  # share of an output's largest value: the effect of another order of sums, also in float16
+_CHOOSING_EVERY = 3  # one of so many samples chooses, without the held-out ones
+_TO_DISTIL = 0.5  # share of the progress before distillation
 _ADVICE = (
     "Each layer was solved on calibration data, without retraining. Retraining with the masks fixed still gives more "
     "(NVIDIA's recipe: train dense, prune, train again with the same schedule)."
@@ -357,7 +357,7 @@ def _rebuilt(model: Model, changed: Mapping[str, Weight]) -> onnx.ModelProto:
     for node in model.graph_only.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             tensors[node.output[0]] = node.attribute[0].t
-    kept = list(tensors_of(model.graph_only))  # alive: they are distinguished by identity
+    kept = list(tensors_of(model.graph_only))  # kept alive: id() identifies each tensor
     places = {id(tensor): place for place, tensor in enumerate(kept)}
     wanted = {places[id(tensors[name])]: weight for name, weight in changed.items()}
 

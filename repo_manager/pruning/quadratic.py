@@ -28,10 +28,10 @@ Array = NDArray[Any]
 PAIRS = np.array(list(itertools.combinations(range(GROUP), 2)))
 _PLACES = np.arange(GROUP)[:, None]
 _FIRST, _SECOND = np.triu_indices(GROUP)  # the ten products of a group's four values
-BLOCK = 64  # columns whose updates are collected before one matrix product carries them to the others
-DOUBLE_UP_TO = 384  # columns: small problems are solved in float64, at no cost that one would notice
+BLOCK = 64  # columns: one matrix product applies their updates to the others
+DOUBLE_UP_TO = 384  # columns: problems up to this size are solved in float64 at no noticeable cost
 _MAX_FIT_STEPS = 24
-_FITTED = 0.3  # of the first residual: 9 % of what the fit can gain is left then, 0.01 % of the error
+_FITTED = 0.3  # share of the first residual: leaves 9 % of the possible gain, 0.01 % of the error
 _EXACT_ROWS = 64  # rows of exact fits at a time
 _DEAD, _DEAD_SHARE = 1e-6, 1e-3
 
@@ -56,7 +56,7 @@ class LayerProblem:
         """Return the addend to the diagonal, `[K]`: a share of its mean, next to nothing for a dead input."""
         diagonal = self.moments.diagonal()
         mean = float(diagonal.mean())
-        if mean == 0:  # no input says anything: magnitudes decide
+        if mean == 0:  # all inputs are zero: magnitudes decide
             return np.ones(len(diagonal))
         return share * mean * np.where(diagonal > _DEAD * mean, 1.0, _DEAD_SHARE)
 

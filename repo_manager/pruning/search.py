@@ -18,10 +18,10 @@ from repo_manager.stats.intervals import spent
 __all__ = ["Search", "Tried", "scaled", "within_budget"]
 
 _TRIES = 4
-_LOOKS = 3  # more, at the held-out samples
-_ALPHA = 0.05  # how often the drift may be above its bound, all looks together
-_SMALLER = 0.9  # a set that exceeds the limit on held-out samples gives way to one that costs this share at most
-_LEAST_FRACTION = 0.2  # how far a set may be expected to gain from being solved in order
+_LOOKS = 3  # further looks at the held-out samples
+_ALPHA = 0.05  # risk of a drift above its bound, over all looks
+_SMALLER = 0.9  # after a miss on held-out samples, the next set costs at most this share
+_LEAST_FRACTION = 0.2  # lowest expected cost of a set solved in order, as a share of its cost alone
 _ALONE, _MEASURED, _IN_ORDER = 0.4, 0.6, 0.9  # shares of the progress at the ends of the phases
 
 
@@ -111,7 +111,7 @@ class Search:
             GateError: not even one layer stays within the limit.
         """
         steps = self.steps
-        if limit < self.budget.limit:  # other layers come first where less is allowed
+        if limit < self.budget.limit:  # a lower limit prefers other layers
             steps = greedy(self.meter, self.changed, replace(self.budget, limit=limit))
         fraction, highest = 1.0, len(steps)
         best: int | None = None

@@ -31,14 +31,14 @@ from repo_manager.sparsity.pattern import GROUP, two_four_mask
 __all__ = ["Solution", "best_damping", "judged_rows", "reconstruction_error", "solve"]
 
 
-_LEAST_ROWS, _MOST_ROWS, _CHUNKS = 128, 512, 4  # of a chunk, and how many a layer of middle size has
+_LEAST_ROWS, _MOST_ROWS, _CHUNKS = 128, 512, 4  # rows of a chunk, and chunks of a medium layer
 _MAX_SWEEPS = 8
-_WORTH = 0.05  # a sweep that gains less than this share of the error is the last one
-_NEAR_NOTHING = 1e-3  # of the energy: float32 is too coarse for squared errors below
+_WORTH = 0.05  # stop when a sweep reduces the error by less than this share
+_NEAR_NOTHING = 1e-3  # share of the energy: smaller squared errors need float64
 _ALL_TRIED_UP_TO = 16  # columns: 6^4 masks
 _ANY_ORDER_UP_TO = 128
 _RETRIED_UP_TO = 64
-_RETRIES = 16  # at that size; the smaller, the more: all others inherit the errors of a network's first layers
+_RETRIES = 16  # at 64 columns; smaller layers get more, because all later layers inherit the first layers' errors
 _SEED = 20180
 _DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _JUDGED_ROWS = 32
@@ -120,7 +120,7 @@ def solve(problem: LayerProblem, pool: Executor, damping: float = 0.01) -> Solut
         return _solve_rows(system, np.ascontiguousarray(wanted.T, real)).T
 
     parts = list(pool.map(one, range(0, rows, count)))
-    weights = np.concatenate(parts).astype(np.float32) + np.float32(0)  # no negative zeros
+    weights = np.concatenate(parts).astype(np.float32) + np.float32(0)  # removes negative zeros
     by_magnitude = np.where(two_four_mask(problem.dense, 1), problem.dense, 0)
     return Solution(weights, reconstruction_error(problem, weights), reconstruction_error(problem, by_magnitude))
 

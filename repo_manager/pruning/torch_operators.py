@@ -232,7 +232,7 @@ def _pad(call: TorchCall, x: Tensor, given: Tensor = None, value: Tensor = None,
     around = [size for axis in reversed(range(x.ndim)) for size in sides.get(axis, (0, 0))]
     if mode == "constant":
         return functional.pad(x, around, value=call.get("value", 0.0) if value is None else value.item())
-    while len(around) > 2 and around[-2:] == [0, 0]:  # the others take inner axes only
+    while len(around) > 2 and around[-2:] == [0, 0]:  # the other modes only pad inner axes
         around = around[:-2]
     return functional.pad(x, around, mode={"edge": "replicate", "reflect": "reflect"}[mode])
 

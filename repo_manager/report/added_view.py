@@ -208,7 +208,7 @@ def _microseconds(time_ns: int | None) -> str:
     return "-" if time_ns is None else f"{time_ns / 1e3:.3g} µs"
 
 
-# The declared state against the real one, as rich renderables.
+# Show the declared state against the real one.
 
 
 def apply_plan_view(plans: Sequence[ModelPlan]) -> list[RenderableType]:

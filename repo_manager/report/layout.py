@@ -22,7 +22,7 @@ __all__ = ["FittedTable", "LongTable", "Moment", "key_values", "last_deployed", 
 _GAP = "   "
 _NARROW_GAP = "  "
 _LONG_ROWS = 1000
-# A text column keeps room for a few words, and for a longer word such as an address.
+# Characters: a text column keeps room for a few words, or for one long word such as an address.
 _FEW_WORDS, _LONG_WORD = 18, 28
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
@@ -52,7 +52,7 @@ class Moment:
         try:
             moment = datetime.datetime.fromisoformat(self.at.replace("Z", "+00:00"))
             seconds = (now - moment).total_seconds()
-        except (ValueError, TypeError):  # written by others
+        except (ValueError, TypeError):  # written by another tool
             return str(self)
         if seconds < 0 or seconds >= 14 * _DAY_S:
             return f"{self.before}{self.at[:10]}"
@@ -93,7 +93,7 @@ def make_table(
         long = LongTable(columns, rows, aligned)
         return long if title is None else Group(Text(f"\n{plain(title)}", style="bold"), Text(), long)
     table = FittedTable(columns, rows, aligned, tuple(heading for heading in drop.split(",") if heading))
-    # A title of the table's own would be folded to the table's width.
+    # rich would fold a table's own title to the table's width.
     return table if title is None else Group(Text(f"\n{plain(title)}", style="bold"), table)
 
 
@@ -156,7 +156,7 @@ class FittedTable:
             table.add_column(heading, justify=justify, overflow="fold", width=width)  # type: ignore[arg-type]
         for row in rows:
             table.add_row(*(row[at] for at in shown))
-        # As wide as it is where nothing more may be folded: rich would fold numbers, the terminal wraps the line.
+        # If nothing more can be folded, keep the full width: rich would fold numbers, but a terminal wraps the line.
         yield from console.render(table, options.update(width=max(options.max_width, _total(widths, gap))))
         if left_out:
             yield Text(f"Not shown here: {', '.join(left_out)} (--wide, --json)", style="dim")
@@ -203,7 +203,7 @@ def _cell(value: object, console: Console, options: ConsoleOptions) -> Text:
     return Text(plain(str(value)))
 
 
-# Tables of thousands of rows: rich measures and wraps each cell, which takes seconds. These are only padded.
+# Tables of thousands of rows. rich measures and wraps each cell, and this takes seconds. Here cells are only padded.
 
 
 @dataclasses.dataclass(frozen=True)

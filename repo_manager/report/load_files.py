@@ -22,7 +22,7 @@ from repo_manager.types import StrPath, as_json
 __all__ = ["check_report_path", "compare_markdown", "load_junit", "load_markdown", "load_openmetrics", "report_text"]
 
 
-# Gates as JUnit XML: what CI systems show as test results.
+# Gates as JUnit XML: CI systems show them as test results.
 
 _JUNIT_KINDS = {"failed": "failure", "overloaded": "failure", "unstable": "skipped", "over_limit": "skipped"}
 

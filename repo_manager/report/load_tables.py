@@ -37,7 +37,7 @@ DETAIL_TITLES = {
     "between": "between responses",
     "sequence": "whole sequence",
 }
-# What a narrow terminal leaves out first. The load, what became of it, throughput, p50 and p99 always show.
+# Columns dropped first on a narrow terminal. The load, its outcome, throughput, p50 and p99 always show.
 _DROP = "client,batch,compute,queue,p99.9,p99.5,p95,p90,mean,errors"
 _STYLES = {
     "stable": "green",

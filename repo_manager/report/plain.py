@@ -8,8 +8,8 @@ from repo_manager.errors import redacted
 
 __all__ = ["plain"]
 
-# Control characters (an escape sequence could rename the window, or hide what follows), signs that turn the direction
-# of writing, and halves of characters, which represent bytes that are no UTF-8.
+# Control characters (an escape sequence could rename the window or hide text), marks that change the direction of
+# writing, and lone surrogates, used for bytes that are not UTF-8.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["build_bar", "compare_progress", "load_progress", "share_bar", "transfer_progress", "tune_progress"]
 
 
-# A build's progress: a bar on a terminal, a line every few seconds elsewhere.
+# Build progress: a bar on a terminal, a line every few seconds elsewhere.
 
 _LINE_EVERY_S = 10.0
-_LEAST_SHARE = 0.01  # of the whole that has to be done before the rest can be told
+_LEAST_SHARE = 0.01  # share done before the remaining time is estimated
 
 StepReport = Callable[[str, int, int], None]
 """Told (phase, steps done, steps in all). Phases nest, the first one is the whole."""
@@ -131,7 +131,7 @@ def share_bar(terminal: Terminal, title: str) -> Iterator[Callable[[float, str],
         yield told
 
 
-# How far a transfer is, as a line now and then.
+# Transfer progress, as an occasional line.
 
 
 def transfer_progress(

@@ -19,7 +19,7 @@ from repo_manager.report.tables import format_bytes, format_count, format_share
 __all__ = ["quickstart_page", "quickstart_view"]
 
 
-# The end of quickstart as rich renderables.
+# The result of quickstart as tables.
 
 _COLUMNS = [
     *("model", "precision", "2:4 layers", "drift", "held-out accuracy", "size"),
@@ -74,7 +74,7 @@ def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-# The end of quickstart as one HTML file.
+# The result of quickstart as one HTML file.
 
 
 def quickstart_page(result: Any) -> str:

@@ -263,7 +263,7 @@ def _source(manifest: Manifest | None) -> str:
     return str(_field(manifest and manifest.source, "path") or "-")
 
 
-# Signatures as rich renderables.
+# Signatures as tables.
 
 
 def signature_view(signature: WrittenSignature) -> list[RenderableType]:

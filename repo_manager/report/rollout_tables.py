@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# Trials of a version as rich renderables.
+# Trials of a version as tables.
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 

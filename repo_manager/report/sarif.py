@@ -74,7 +74,7 @@ class _Configs:
             try:
                 content = open_store(self._repository).read(f"{model}/{CONFIG_FILENAME}")
                 self._texts[model] = "" if content is None else content.decode("utf-8")
-            except (OSError, ValueError, RepositoryError):  # the finding is reported without its line
+            except (OSError, ValueError, RepositoryError):  # the finding is reported without a line number
                 self._texts[model] = ""
         return self._texts[model]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["sparsity_page", "sparsity_part"]
 
 _STRIP_WIDTH = 1200.0
-# Okabe and Ito's palette, which stays apart for colour-blind readers. A letter says the same without colour.
+# Okabe and Ito's palette for colour-blind readers. A letter gives the same information without colour.
 _STYLE_OF = {
     SparsityVerdict.VALID: ("valid", "#009e73", "holds 2:4: sparse Tensor Cores can take it"),
     SparsityVerdict.NOT_24: ("dense", "#e69f00", "could be 2:4, and is not"),

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-# What a narrow terminal leaves out of the layers first.
+# Columns of the layers dropped first on a narrow terminal.
 _DROP = "axis,groups of 4,zeros,MACs,shape,weight,operator"
 _FEW = 3
 _OWN_SIZE = re.compile(r"\b([CK]) = \d+")

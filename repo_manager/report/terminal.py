@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from repo_manager.report import console as consoles
 else:
-    consoles = deferred("repo_manager.report.console")  # rich: a tenth of the time that `serve --json` takes
+    consoles = deferred("repo_manager.report.console")  # imports rich: a tenth of the time of `serve --json`
 
 __all__ = ["WIDE", "Terminal", "error_document", "next_command"]
 
@@ -94,7 +94,7 @@ class Terminal:
         """Print a command's result: its JSON form, or the renderables one after the other."""
         if self.json:
             try:
-                # Piece by piece: the whole text of a large listing would double the memory.
+                # Written piece by piece: the whole text of a large listing would double the memory.
                 document = self._in_context(as_json(result))
                 sys.stdout.writelines(map(redacted, json.JSONEncoder(indent=2).iterencode(document)))
                 sys.stdout.write("\n")

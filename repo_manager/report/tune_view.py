@@ -148,7 +148,7 @@ def _front(result: Tuning) -> list[Figure]:
             chart.marks(marks, series)
             chart.line(name, sorted((rate, p99) for _, rate, p99 in chosen) if name != "others" else [], series)
     caption = "Each point is a measured load level; further right and lower is better."
-    return [Figure("Throughput against p99", Markup(chart.render()), caption)]  # its texts are escaped
+    return [Figure("Throughput against p99", Markup(chart.render()), caption)]  # the chart escapes its texts
 
 
 def _curves(result: Tuning) -> list[Figure]:

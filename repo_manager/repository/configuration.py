@@ -55,7 +55,7 @@ R = TypeVar("R")
 _ATTEMPTS = 20
 _POLICY = "version_policy"
 _TICK_S = 0.05
-# What these say has no bearing on what the backend compares with the model.
+# Fields that the backend does not compare with the model.
 _BESIDE_TENSORS = frozenset({"name", "instance_group", "version_policy", "dynamic_batching", "model_warmup"})
 
 

@@ -42,7 +42,7 @@ def ensembles_in(store: Store) -> dict[str, ModelConfig]:
         try:
             return name, store.read(f"{name}/{CONFIG_FILENAME}")
         except RepositoryError:
-            return name, None  # `verify` says what is wrong with it.
+            return name, None  # `verify` reports the error
 
     found: dict[str, ModelConfig] = {}
     for name, content in each(store, read, model_names(store)):

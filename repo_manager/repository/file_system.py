@@ -96,5 +96,5 @@ def _write_all(descriptor: int, data: bytes, path: Path) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
     except OSError as exc:
-        exc.filename = str(path)  # a write names no file
+        exc.filename = str(path)  # os.write does not name the file
         raise

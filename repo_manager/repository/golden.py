@@ -101,7 +101,7 @@ def read_golden(path: Path) -> Golden:
     responses: dict[tuple[int, int], dict[str, Array]] = {}
     try:
         check_archive(path)
-        # Opened here: np.load leaves a file open when its content is broken.
+        # Opened here because np.load leaves a broken file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             counts = archive[RECORDED_COUNTS].tolist() if RECORDED_COUNTS in archive.files else [1]
             for key in archive.files:

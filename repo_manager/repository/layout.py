@@ -41,20 +41,20 @@ __all__ = [
     "version_number",
 ]
 
-# Beside the versions, of core's names: kWarmupDataFolder and kInitialStateFolder.
+# Folders next to the versions. Core calls them kWarmupDataFolder and kInitialStateFolder.
 WARMUP_FOLDER, INITIAL_STATE_FOLDER = DATA_FOLDERS = ("warmup", "initial_state")
 STATE_FILENAME = ".repo-manager.json"
 LOCK_FILENAME = ".repo-manager.lock"
 MANIFEST_FILENAME = "manifest.json"
 STAGING_IN_ROOT = ".repo-manager.staging"
-# The models, in the folder with the private copies of a server.
+# The models in the folder of a server's private copies.
 COPIES = "models"
 
 _MAX_NAME_LENGTH = 128
 _MAX_VERSION = 2**63 - 1
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"0|[1-9][0-9]*")
-# std::stoll: leading white space, a sign, then digits. The rest is ignored.
+# std::stoll: leading white space, a sign, then digits. It ignores the rest.
 _STOLL = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")
 
 
@@ -108,7 +108,7 @@ def open_root(repository: Path, *, create: bool = False) -> Path:
     if create and not root.is_dir():
         with contextlib.suppress(FileExistsError):
             _make_durably(root)
-    # Only now is it looked at: another process may make it at this moment, too.
+    # Checked last: another process may create the folder at the same time.
     if root.is_dir():
         return root
     found = "is not a folder" if root.exists() else "does not exist"

@@ -43,9 +43,9 @@ _BUCKETS = {
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _ENDPOINT = re.compile(r"(https?)://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::([0-9]{1,5}))?")
 _HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}")
-_MAX_KEY_BYTES = 700  # Of 1,024 that every store allows: the rest is for model, version and file.
-# The characters of Triton's own pattern for s3://host:port/... (core, filesystem/implementations/s3.h), so the same
-# text serves both.
+_MAX_KEY_BYTES = 700  # every store allows 1,024: the rest is for model, version and file
+# The characters of Triton's own pattern for s3://host:port/... (core, filesystem/implementations/s3.h), so one address
+# works for both.
 _SEGMENT = re.compile(r"[A-Za-z0-9_.-]+")
 _FORMS = "s3://bucket/path, s3://http://host:port/bucket/path, gs://bucket/path, as://account/container/path"
 
@@ -210,7 +210,7 @@ def _parse_s3(rest: str) -> ObjectRepository:
         host, _, rest = behind.partition("/")
         endpoint = f"{scheme}://{host}"
     elif _HOST_AND_PORT.fullmatch(rest.partition("/")[0]):
-        # As Triton's client for a host without a scheme (core, s3.h: the default of the AWS SDK stays, HTTPS).
+        # Triton's client keeps the AWS SDK's default, HTTPS, for a host without a scheme (core, s3.h).
         host, _, rest = rest.partition("/")
         endpoint = f"https://{host}"
     if endpoint:

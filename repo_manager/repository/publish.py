@@ -172,7 +172,7 @@ def publish(
     terms = terms or PublishTerms()
     with disk_errors(f"publish {name}"):
         check_sources(files)
-        check_names(name, files, config)  # Before a root is made: a refused name leaves nothing behind.
+        check_names(name, files, config)  # before a root is created: a rejected name leaves nothing behind
         store = open_store(repository, may_be_new=True)
 
         told = progress or (lambda _: None)

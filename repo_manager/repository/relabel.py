@@ -115,7 +115,7 @@ def _plan(view: ModelView, output: str, labels: tuple[str, ...]) -> tuple[LabelC
         new_text = set_fields(view.config_text(), {f"output[{position}].label_filename": file}, where=view.config_place)
     before = _labels(view, file)
     contents: dict[str, bytes | None] = {}
-    # The labels first: a file that nothing names yet is harmless, a named one that is missing is not.
+    # Write the labels first: an unused file is harmless, a missing one is not.
     if before != labels:
         contents[check_file_name(file)] = labels_text(labels).encode()
     if new_text is not None:

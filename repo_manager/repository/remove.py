@@ -107,7 +107,7 @@ def gc(
         swept = () if dry_run else mended(store, names, RepairKind.REST, RepairKind.REMOVAL)
 
         def select(view: ModelView) -> tuple[int, ...]:
-            old = old_versions(view, keep)  # of `view` as `_planned` gives it: with the ensembles that need it
+            old = old_versions(view, keep)  # `_planned` gives a view with the dependent ensembles
             if cutoff is None:
                 return old
             contents = with_versions(store, view, old).contents
@@ -117,7 +117,7 @@ def gc(
         for model in names:
             view = store.look(model)
             if not view.versions and (name is None or (swept and not view.exists)):
-                continue  # Nothing but what was swept.
+                continue  # only leftovers, now removed
             try:
                 found.append(_remove_selected(store, model, select, dry_run=dry_run, ensembles=ensembles))
             except ConfigError as exc:
@@ -147,11 +147,11 @@ def _remove_selected(
 
     if dry_run:
         return planned(ensembles)[0]
-    mended(store, (name,), RepairKind.REMOVAL)  # What an earlier removal has left is ended first.
+    mended(store, (name,), RepairKind.REMOVAL)  # Finish an earlier removal first.
     with store.exclusive(name):
         plan, view = planned(ensembles)
         if plan.versions or plan.whole_model:
-            plan, view = planned(ensembles_in(store))  # one may have come since they were read
+            plan, view = planned(ensembles_in(store))  # an ensemble may have been added since
         if plan.versions or plan.whole_model:
             highest = max((*plan.versions, *view.versions), default=0)
             departure = Departure(

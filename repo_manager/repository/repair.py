@@ -76,7 +76,7 @@ def _check_there(store: Store, name: str) -> None:
     try:
         view = store.look(name)
     except RepositoryError:
-        return  # A damaged record is something to repair.
+        return  # a damaged record: the repair handles it
     if not view.work:
         existing_model(store, name)
 
@@ -89,7 +89,7 @@ def _steps(store: Store, name: str | None, places: list[Store]) -> Iterator[Repa
         try:
             view = store.look(model)
         except RepositoryError:
-            continue  # Its record is damaged, and stays so in a dry run.
+            continue  # a damaged record: a dry run does not repair it
         if view.exists:
             view = with_versions(store, view)
             yield from _config_steps(store, view)

@@ -144,7 +144,7 @@ class SealedRepository:
         config = own / CONFIG_FILENAME
         before = config.read_text(encoding="utf-8") if config.exists() else None
         fresh = [version for version in model.versions if (model.folder / str(version)).is_dir()]
-        if fresh == list(model.versions) and fresh:  # else what is beside the versions has not changed either
+        if fresh == list(model.versions) and fresh:  # otherwise the files next to the versions are unchanged too
             for entry in [*own.iterdir()]:
                 if entry.name != CONFIG_FILENAME and version_number(entry.name) is None:
                     _remove(entry)
@@ -159,12 +159,12 @@ class SealedRepository:
                 (self.folder / "states").mkdir(exist_ok=True)
                 write_atomic(self._state_file(name, version), states[version].encode())
         text = format_config(model.config)
-        if not model.versions and before is not None:  # nobody vouches for any of it but the versions that it serves
+        if not model.versions and before is not None:  # only the served versions are signed, not config.pbtxt
             text = replace_version_policy(before, model.left_out, where=CONFIG_FILENAME)
         if touch or text != before:
             write_atomic(config, text.encode())
         needed = {*model.versions, *model.left_out}
-        if before is not None:  # what the server has loaded until the next load
+        if before is not None:  # the server may use these versions until its next load
             needed |= set(served_versions(parse_config(before), _versions_in(own)))
         for version in _versions_in(own):
             if version not in needed:

@@ -111,7 +111,7 @@ def seal(repository: Location, name: str, root: Path, sealing: Sealing) -> Seale
             return _Copying(store, name, root, sealing).model()
         except _TooLargeError:
             raise _large(store, name, sealing.keys, sealing.limit_bytes or 0) from None
-        except (RepositoryError, ConfigError) as exc:  # what the user knows is the repository, not the copy
+        except (RepositoryError, ConfigError) as exc:  # name the user's repository instead of the copy
             exc.message = exc.message.replace(str(root), str(store.location))
             raise
 
@@ -172,7 +172,7 @@ class _Copying:
             self._keep(self._root / file, store.read(file, limit_bytes=MAX_SIGNATURE_BYTES))
         odd = tuple(version for version in versions if not self._is_signed(version))
         good = tuple(version for version in versions if version not in odd)
-        # Where no version is signed, nobody vouches for what is beside the versions either.
+        # Without a signed version, the files next to the versions are unsigned too.
         places = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if good and path.is_file())
         unsigned = tuple(f"{version}/" for version in odd)
         files = {
@@ -232,7 +232,7 @@ class _Copying:
         with os.fdopen(descriptor, "rb", buffering=0) as file, target.open("wb") as copy:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise RepositoryError(f"{source} is not a regular file", hint="Put the content itself there.")
-            with contextlib.suppress(OSError):  # shares the content where the file system can; else it is copied
+            with contextlib.suppress(OSError):  # shares blocks if the file system can, else the loop below copies
                 while count := os.copy_file_range(descriptor, copy.fileno(), _CHUNK_BYTES):
                     self._take(count)
                 return

@@ -182,7 +182,8 @@ def check_served(
         view = open_store(repository).look(model)
         for step in view.parsed_config().message().ensemble_scheduling.step:
             part = existing_model(open_store(repository), step.model_name)
-            # A load of the ensemble loads its models as their own policies say, whichever version it asks for.
+            # Loading an ensemble loads its models by their own version policies, whatever version the ensemble asks
+            # for.
             waiting += [(part.name, each) for each in served_versions(part.parsed_config(), part.versions)]
     return tuple(found.values())
 

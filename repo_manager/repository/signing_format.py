@@ -24,7 +24,7 @@ __all__ = ["SigningKey", "check_key", "key_kind", "make_signature", "signed_file
 MAX_SIGNATURE_BYTES = 16 << 20
 _MAX_KEY_BYTES = 1 << 20
 _KEY_HINT = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem; openssl ec -in KEY.pem -pubout"
-# What the package and those below it raise on bad keys and bundles. None of them has a tree of its own.
+# Errors of the package and its dependencies for bad keys and bundles. They have no common base class.
 _VENDOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 
@@ -130,7 +130,7 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
         file = Path(work) / "signature.json"
         file.write_bytes(content)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # It prints a warning of old bundles.
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning about old bundles
                 config.verify(folder, file)
         except exceptions.InvalidSignature as exc:
             raise RepositoryError("it was changed, or made with another key") from exc
@@ -215,7 +215,7 @@ def _chain(key: SigningKey) -> tuple[Path, ...]:
     for path in (*own, *key.chain):
         if "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
             raise UsageError(f"{path} is no certificate in PEM format")
-    # The package cannot read an empty chain. The certificate itself adds nothing to it.
+    # The package cannot read an empty chain. The certificate itself adds nothing to the chain.
     return key.chain or own
 
 

@@ -255,7 +255,7 @@ def record_of(
     """
     try:
         user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container may run as a number without a name
+    except (OSError, KeyError, ImportError):  # a container's user may have a number and no name
         user = str(os.getuid())
     by = f"{user}@{socket.gethostname()}" + (f" ({context})" if context else "")
     return RolloutRecord(now_text("microseconds"), action, version, tuple(before), target, outcome, by, reason)

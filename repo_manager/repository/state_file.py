@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _SCHEMA_VERSION = 1
-_NOTHING = 0  # in the file: older releases read a number there, and go back to the version before it
+_NOTHING = 0  # represents no version: older releases expect a number and then use the version before it
 LOCK_TIMEOUT_S = 120.0
 
 

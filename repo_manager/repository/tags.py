@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _TAG = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_RESERVED = ("latest", "all", "newest")  # `serve: newest` of repository.yaml is no tag.
+_RESERVED = ("latest", "all", "newest")  # `serve: newest` in repository.yaml is no tag
 
 
 def validate_tag(tag: str) -> str:

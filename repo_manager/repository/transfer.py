@@ -149,7 +149,7 @@ def copy_version(
         exists, beside = there.look(new_name).has_config, files_beside(config)
         if exists and options.with_config:
             made = dataclasses.replace(made, config=replace_config(target, new_name, text, beside, dry_run=True))
-            config = dataclasses.replace(config, labels={}, variants={})  # they come with the change
+            config = dataclasses.replace(config, labels={}, variants={})  # included in the configuration change
         elif exists:
             made = dataclasses.replace(made, left_behind=_differing(there, new_name, config))
         number = version if options.keep_number else None
@@ -359,7 +359,7 @@ def _copied_details(manifest: Manifest, origin_name: str) -> dict[str, Any]:
         if field.name not in _OWN_FIELDS
     }
     origin = {
-        "repository": origin_name,  # Its name, not its path: a manifest travels.
+        "repository": origin_name,  # the name without its path: a manifest travels
         "model": manifest.model,
         "version": manifest.version,
         "created": manifest.created,

@@ -139,7 +139,7 @@ def _named_model(store: Store, name: str, content: _Content) -> list[Problem]:
     try:
         there = bool(store.look(name).work)
     except RepositoryError:
-        there = True  # Its record is damaged, which is a finding.
+        there = True  # a damaged record, reported as a finding
     if not there:
         existing_model(store, name)
     return _model(store, name, content)
@@ -155,7 +155,7 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
             return [Problem(store.traits.record.format(name=name), exc.message, hint=exc.hint or "", rule="state-file")]
         try:
             found = list(_model_once(store, view, content))
-        except (FileNotFoundError, RepositoryError):  # What was to be read went, or is another one now.
+        except (FileNotFoundError, RepositoryError):  # an entry was removed or replaced while it was read
             if store.look(name, record=True) == view:
                 raise
             continue
@@ -167,7 +167,7 @@ def _model(store: Store, name: str, content: _Content) -> list[Problem]:
 def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Problem]:
     yield from work_problems(view)
     if not view.exists or (view.work and not view.versions):
-        return  # Not a model yet, or not any more.
+        return  # not yet a model, or no longer one
     view = with_versions(store, with_beside(store, view))
     yield from model_problems(view)
     yield from _on_trial(view)
@@ -175,7 +175,7 @@ def _model_once(store: Store, view: ModelView, content: _Content) -> Iterator[Pr
     by_model = content.models and config is not None and config.backend == Backend.ONNXRUNTIME
     for number, version in view.contents.items():
         found = version_problems(version, config)
-        # The model itself says more than the configuration that was derived from it.
+        # The model check below says more than the configuration derived from the model.
         yield from (each for each in found if not (by_model and each.rule == "config-signature"))
         if content.version in (None, number) and (content.digests or content.models):
             with store.fetch(view.name, number, compare=False) as folder:
@@ -200,7 +200,7 @@ def _content_problems(
     for name in pointers:
         yield Problem(f"{where}/{name}", f"is {LFS_POINTER}", hint=LFS_HINT, rule="lfs-pointer")
     if pointers:
-        return  # Nothing else can be said of a version without its files.
+        return  # without its files, nothing more is known about the version
     if content.models and config is not None:
         yield from _model_file(folder, version, config, where)
     elif content.models and not has_config and backend_of_files(top_names(version)) == Backend.ONNXRUNTIME:
@@ -233,7 +233,7 @@ def _model_file(folder: Path, version: VersionView, config: ModelConfig, where: 
     if not filename or config.backend != Backend.ONNXRUNTIME or not file.is_file() or not file.stat().st_size:
         return
     if config.message().model_operations.op_library_filename:
-        return  # Only the server has the libraries of its custom operators.
+        return  # only the server has the libraries of custom operators
     yield from _joined_requests(version, config, file, f"{where}/{filename}")
     if is_as_derived(version, config, file):
         return
@@ -254,12 +254,12 @@ def _joined_requests(version: VersionView, config: ModelConfig, file: Path, wher
         return
     recorded = _recorded_axis(version)
     if recorded.get("kind") == "batched" and not recorded.get("forced"):
-        return  # `add` has found it out, and the digest says that the file is the same.
+        return  # `add` proved this, and the digest shows that the file is unchanged
     asked_for = bool(recorded.get("forced"))
     try:
         reason = dependence_in_batch(file) or (recorded.get("reason") if asked_for else None)
     except ModelError:
-        return  # The load says so.
+        return  # the load reports this error
     if reason is None:
         return
     text = f"samples of a batch depend on each other, and max_batch_size is {config.max_batch_size}: {reason}"
@@ -285,7 +285,7 @@ def _digests(folder: Path, version: VersionView, where: str) -> Iterator[Problem
         for name, record in version.manifest().files.items():
             file = folder / name
             if sizes.get(name) != record.size_bytes or not file.is_file():
-                continue  # Said already.
+                continue  # already reported
             found = sha256_file(file)
             if found != record.sha256:
                 text = f"was changed: its digest is {found}; the manifest says {record.sha256}"

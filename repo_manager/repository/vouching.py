@@ -32,7 +32,7 @@ from repo_manager.triton_config.config import CONFIG_FILENAME, VARIANTS_FOLDER, 
 __all__ = ["beside_files", "check_beside", "check_facts", "differing_facts", "fingerprint", "sign_beside"]
 
 _ABOUT = "about.json"
-# Fields of config.pbtxt that decide which code runs on which files. The others are tuning and may change.
+# Fields of config.pbtxt that select code and its files. The other fields are tuning and may change.
 _FACTS = (
     "runtime",
     "cc_model_filenames",
@@ -40,11 +40,11 @@ _FACTS = (
     "model_repository_agents",
     "ensemble_scheduling",
 )
-# Fields that hold names of tensors and models, which may look like paths.
+# Fields with names of tensors and models. These names may look like paths.
 _NAMES = ("name", "kind", "input_map", "output_map", "control_input", "source")
-# Parameters that name files with code: environments of the Python backend, and core's batching libraries.
+# Parameters for files with code: environments of the Python backend, and core's batching libraries.
 _CODE_PARAMETERS = ("EXECUTION_ENV_PATH", "TRITON_BATCH_STRATEGY_PATH")
-# What a parameter may be changed to without a signature. Anything else may name a file, or code.
+# Values a parameter may change to without a signature. Any other value may name a file or code.
 _TUNING = re.compile(r"[+-]?\d+(\.\d+)?|true|false", re.IGNORECASE)
 
 

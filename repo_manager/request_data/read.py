@@ -37,7 +37,7 @@ __all__ = ["DATA_SUFFIXES", "holds_tensors", "read_rows", "read_streams", "write
 DATA_SUFFIXES = (".json", ".jsonl", ".npy", ".npz")
 _KINDS = "none of .jsonl, .json and .npz (or .npy for a single input)"
 _ZIP = (zipfile.BadZipFile, zlib.error)
-_NOT_INPUTS = {"model"}  # perf_analyzer allows them beside the inputs
+_NOT_INPUTS = {"model"}  # keys that perf_analyzer allows next to the inputs
 _KIND_OF_JSON = {
     type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list",
     dict: "an object",
@@ -350,7 +350,7 @@ def _perf_analyzer_rows(entries: Sequence[Any]) -> Iterator[_Row]:
 def _numpy_rows(path: Path, inputs: Sequence[InputFacts], *, ignore_others: bool) -> list[Sample]:
     """Read arrays whose first axis counts the requests."""
     check_archive(path)
-    with path.open("rb") as file:  # np.load leaves a file open when its content is broken
+    with path.open("rb") as file:  # np.load leaves a broken file open
         loaded = unpickled(path.name, partial(np.load, file, allow_pickle=False))
         if isinstance(loaded, np.ndarray):
             if len(inputs) != 1:

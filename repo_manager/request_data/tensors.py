@@ -95,7 +95,7 @@ def elements_of(shape: Sequence[int]) -> int:
     return int(np.prod(shape, dtype=np.int64)) if shape else 1
 
 
-# Values as Triton's types hold them. A value that would be another one afterwards is refused.
+# Convert values to Triton's types. A value changed by the conversion is an error.
 
 
 def exact_array(value: Any, datatype: str) -> Array:
@@ -119,7 +119,7 @@ def exact_array(value: Any, datatype: str) -> Array:
     if array.dtype == dtype or not array.size:
         return array.astype(dtype)
     if array.dtype.kind not in "fiub":
-        array = np.asarray(value, dtype=object)  # numbers beyond 64 bits, or what is none
+        array = np.asarray(value, dtype=object)  # numbers beyond 64 bits, or values of other types
     if dtype.kind == "b":
         return _checked(array, [item in (0, 1) for item in _items(array)], "0, 1, true or false", datatype)
     if dtype.kind in "iu":
@@ -153,7 +153,7 @@ def _integers(value: Any, array: Array, datatype: str) -> Array:
     bounds = np.iinfo(NUMPY_OF_TRITON[datatype])
     low, high = int(bounds.min), int(bounds.max)
     if array.dtype.kind == "f" and not isinstance(value, np.ndarray):
-        array = np.asarray(value, dtype=object)  # the integers among floats, with all their digits
+        array = np.asarray(value, dtype=object)  # keeps all digits of integers among floats
     if array.dtype.kind == "f":
         fits = (np.floor(array) == array) & (array >= float(low)) & (array < float(high) + 1.0)
     elif array.dtype.kind == "O":

@@ -17,12 +17,12 @@ Result = TypeVar("Result")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-# Triton's full queue (triton-inference-server/core, scheduler_utils.cc), and a gateway's answers in its place. A
-# failed load is not among them: each failed TensorRT load may leak GPU memory (server#8969).
+# Triton's full queue (triton-inference-server/core, scheduler_utils.cc), or a gateway's answer for it. Failed loads are
+# not retried: each failed TensorRT load may leak GPU memory (server#8969).
 _BUSY = re.compile(
     r"exceeds maximum queue size|too many requests|bad gateway|gateway time-?out|RESOURCE_EXHAUSTED", re.I
 )
-_TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: asking again changes nothing
+_TOO_LARGE = "message larger than max"  # gRPC's own RESOURCE_EXHAUSTED: a retry changes nothing
 
 
 class OutOfTimeError(ServerUnreachableError):
@@ -96,7 +96,7 @@ def retried(
 
 def _is_transient(exc: ServerError) -> bool:
     if isinstance(exc, ServerUnreachableError):
-        return "did not answer within" not in exc.message  # that one has waited long enough already
+        return "did not answer within" not in exc.message  # a time-out: it has waited long enough already
     is_refused = isinstance(exc, ServerRefusedError) and _TOO_LARGE not in exc.message
     return is_refused and _BUSY.search(exc.message) is not None
 

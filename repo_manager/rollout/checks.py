@@ -216,7 +216,7 @@ def _files(repository: Location, entry: ModelEntry, version: int) -> Check:
     hiding = [each for each in problems if each.rule == "config-lookalike"]
     if hiding:
         return Check("files", CheckOutcome.REFUSED, "; ".join(map(str, hiding)), "Rename it, or move it elsewhere.")
-    # Whether config.pbtxt fits is the next check's question.
+    # The next check compares config.pbtxt with the version.
     errors = [each for each in found if each.severity is Severity.ERROR and each.rule != "config-signature"]
     if errors:
         return Check(

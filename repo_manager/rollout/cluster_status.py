@@ -163,7 +163,7 @@ class _Reader:
             self._unreadable[url] = exc.message
             return {}
 
-    @functools.cache  # noqa: B019  # pods by the hundred name one snapshot; the reader lives for one look
+    @functools.cache  # noqa: B019  # hundreds of pods name one snapshot; the reader lives for one look
     def _read(self, url: str, snapshots: str, load: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
         return models_served(self._repository, url, snapshots, self._target, load)[0]
 

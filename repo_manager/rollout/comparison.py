@@ -108,7 +108,7 @@ def is_of_type(array: Array, promised: str) -> bool:
     """
     wanted = [numpy_type(promised) or array.dtype]
     if promised == "TYPE_BF16":
-        wanted.append(np.dtype(np.float32))  # as clients give it
+        wanted.append(np.dtype(np.float32))  # clients return BF16 as float32
     return array.dtype in wanted
 
 

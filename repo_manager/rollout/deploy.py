@@ -84,7 +84,7 @@ def deploy(
     options = RolloutOptions() if options is None else options
     if trial is not None:
         trial.check()
-    parts = 1 if isinstance(to, str | TritonClient) else max(1, len(to))  # of several, each has its trial
+    parts = 1 if isinstance(to, str | TritonClient) else max(1, len(to))  # one trial per target
     trial_s = 0.0 if trial is None else trial.longest_s * parts
     context = RolloutContext(repository, Change(name, version), options, report, trial_s=trial_s)
     reached = _reach(to, options)

@@ -34,7 +34,7 @@ from repo_manager.rollout.targets.base import LeftAloneError, Part, Target
 
 __all__ = ["as_interrupts", "run"]
 
-# An undo costs a Triton server nothing, so many are undone at once.
+# Servers undone at once. An undo costs a Triton server nothing.
 _WIDE = 16
 _PARTICIPLES = {"deploy": "deployed", "rollback": "deployed", "undeploy": "undeployed"}
 
@@ -133,7 +133,7 @@ class _Run:
                 raise
             if not expected and not isinstance(error, RollbackFailedError):
                 context.note(error.message.rpartition("\n")[2])
-                raise  # a fault of ours keeps its traceback; what it touched is undone
+                raise  # a bug of ours keeps its traceback, but its changes are undone
             raise error from exc
         return result
 
@@ -167,14 +167,14 @@ class _Run:
                 act(part)
             except ServerUnreachableError as exc:
                 if context.deadline.left_s <= 0:
-                    raise  # the time is up, which says nothing of this server
+                    raise  # the time is up: this server is not to blame
                 context.leave_out(part.label, exc)
                 context.check_missing()
 
         self._done = 0
         waiting = list(self._parts)
         while waiting:
-            # Each wave is a call of its own, so that an error in one keeps the next from beginning.
+            # Each wave is one call, so an error in a wave stops the next one.
             wave, waiting = waiting[: self._target.batch], waiting[self._target.batch :]
             in_waves(wave, self._target.batch, act_on)
         self._parts = [part for part in self._parts if part.label not in context.missing]
@@ -208,11 +208,11 @@ class _Run:
             return cause if isinstance(cause, RepoManagerError) else nothing
         undone = _Undone()
         try:
-            self._require_lease()  # what another process has rolled out since is left as it is
-            self._target.put_back()  # first: a server that starts now starts right
+            self._require_lease()  # keeps a newer roll-out by another process
+            self._target.put_back()  # first, so a server that starts now reads the old files
             context.note(f"failed: {failure.splitlines()[0]}; putting {_count(touched)} back")
             in_waves(touched[::-1], min(_WIDE, len(touched)), lambda part: _undo_part(part, undone))
-        except BaseException as exc:  # noqa: BLE001 - whatever it was, the user hears that a person has to act
+        except BaseException as exc:  # noqa: BLE001 - after any error, the user must know that a person has to act
             undone.failed.append("interrupted again" if isinstance(exc, KeyboardInterrupt) else _words(exc))
             undone.by_hand += [part.by_hand() for part in touched]
         if not undone.failed:
@@ -260,7 +260,7 @@ def _undo_part(part: Part, undone: _Undone) -> None:
         undone.left.append(exc.message)
     except ServerUnreachableError as exc:
         undone.silent.append(f"{part.label} does not answer ({exc.message})")
-    except Exception as exc:  # noqa: BLE001 - a fault of ours in one part must not keep the others from being undone
+    except Exception as exc:  # noqa: BLE001 - a bug in one part must not stop the undo of the others
         undone.failed.append(f"{part.label}: {_words(exc)}")
         undone.by_hand.append(part.by_hand())
 
@@ -286,7 +286,7 @@ def _verdict(what: str, cause: BaseException, undone: _Undone, touched: int) -> 
         message = f"{what}\nThe previous state was put back: {'; '.join(sorted(undone.states + undone.silent))}."
         message += f" But {left}" if left else ""
     if isinstance(cause, GateError | InconclusiveError):
-        return type(cause)(message)  # a gate keeps its exit code; its hint is in the message
+        return type(cause)(message)  # a gate keeps its exit code, and the message holds its hint
     return RolloutUndoneError(message)
 
 

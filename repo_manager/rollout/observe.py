@@ -35,17 +35,17 @@ __all__ = [
 ]
 
 _POLL_S = 0.02
-# What a load brings along goes over the network, and is in memory three times. Triton's gRPC ends at 2 GiB (server,
+# A load request goes over the network and is held in memory three times. Triton's gRPC limit is 2 GiB (server,
 # `MAX_GRPC_MESSAGE_SIZE` of common.h).
 _MOST_SENT_BYTES = 512 << 20
-# Its files are data: nothing of them is executed.
+# This backend's files are data: none of them is executed.
 _DATA_BACKEND = "onnxruntime"
 _LEFT_OUT = "left-out"
 _BUSY = {"LOADING", "UNLOADING"}
 READY = "READY"
 _LOOKS = 2
 _NO_MODEL = "repo-manager.no-such-model"
-_RESTRICTED = "is restricted"  # triton-inference-server/server, both front ends
+_RESTRICTED = "is restricted"  # wording of both front ends of triton-inference-server/server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def load_on_server(
 def _send(client: TritonClient, name: str, model: SealedModel, timeout_s: float) -> None:
     """Load a model from what is sent. Triton keeps a version as it is that is READY with the same configuration."""
     config = model.config
-    if not model.versions:  # No key vouches for config.pbtxt either, so all that counts of it is what stays.
+    if not model.versions:  # without a signed version, config.pbtxt is unsigned too
         config = with_version_policy(ModelConfig.from_message(client.model_config(name)), model.left_out)
     if config.unknown_fields:
         raise RepositoryError(
@@ -142,7 +142,7 @@ def _send(client: TritonClient, name: str, model: SealedModel, timeout_s: float)
             hint="Remove them, or upgrade repo-manager.",
         )
     files = {place: path.read_bytes() for place, path in model.files.items()}
-    # Triton looks for the folder of each version. It cannot load one of these, so it leaves it alone or refuses.
+    # Triton expects a folder for each version. It cannot load this one, so it keeps the loaded version or refuses.
     files |= {f"{version}/{_LEFT_OUT}": b"\n" for version in model.left_out}
     client.load(name, _as_json(config, name), files=files, timeout_s=timeout_s)
 
@@ -190,7 +190,7 @@ def observe(client: TritonClient, name: str) -> ServedState:
             config, hidden = ModelConfig.from_message(client.model_config(name)), ""
             break
         except ServerRefusedError as exc:
-            hidden = exc.message  # unloaded since the index was read, or not shown: the index tells
+            hidden = exc.message  # it was unloaded since the index was read, or access is restricted
     return ServedState(
         url=client.url,
         ready=ready,
@@ -198,7 +198,7 @@ def observe(client: TritonClient, name: str) -> ServedState:
         reasons={version: entry.reason for version, entry in entries.items() if entry.reason and entry.state != READY},
         config=config,
         hidden=hidden,
-        # A model has one line a version, or one without a version when it was never loaded.
+        # The index has one line per version, or one line without a version if the model was never loaded.
         is_listed_twice=len(listed) > max(1, len(entries)),
     )
 
@@ -225,7 +225,7 @@ def require_known(state: ServedState, client: TritonClient, name: str) -> None:
     if not state.ready:
         try:
             client.model_config(name)
-        except ServerRefusedError as exc:  # not loaded; only a restriction would hold for a loaded one, too
+        except ServerRefusedError as exc:  # the model is not loaded; only a restriction also applies once it is
             hidden = exc.message if _RESTRICTED in exc.message else ""
     if hidden:
         raise ServerRefusedError(
@@ -243,7 +243,7 @@ def require_control(client: TritonClient) -> None:
         ServerRefusedError: the server refuses, without `--model-control-mode=explicit` for instance.
     """
     try:
-        client.unload(_NO_MODEL)  # in explicit mode, unloading what is not there does nothing and is no error
+        client.unload(_NO_MODEL)  # in explicit mode, unloading an unknown model is no error
     except ServerRefusedError as exc:
         raise ServerRefusedError(
             f"{client.url} does not let models be loaded and unloaded: {exc.message}. Nothing was changed.",
@@ -272,7 +272,7 @@ def wait_until_only_ready(
         if state.ready == wanted and not (settled and state.busy):
             return state
         if not state.busy and set(wanted) - set(state.ready):
-            return state  # nothing is on its way, so waiting changes nothing
+            return state  # no load is in progress: waiting changes nothing
         if time.monotonic() >= deadline:
             return state
         time.sleep(_POLL_S)

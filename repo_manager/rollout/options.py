@@ -13,7 +13,7 @@ from repo_manager.gates import SHARE, TIME, Gate, GateMetric, Grammar
 from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.validation import check_fields, check_range
 
-if TYPE_CHECKING:  # they take the options
+if TYPE_CHECKING:  # it imports these options
     from repo_manager.rollout.trial.shadow import ShadowReport
 
 __all__ = ["Amount", "RolloutOptions", "ShadowOptions", "TrialOptions", "Weights", "parse_gates", "parse_steps"]

@@ -39,7 +39,7 @@ __all__ = [
     "plan_undeploy",
 ]
 
-_CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may be ahead of ours
+_CLOCKS_APART_NS = 60 * 10**9  # a file server's clock may run this far ahead of ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ def obstacle_of(repository: Location, entry: ModelEntry) -> Obstacle | None:
 
 
 def _seconds(at: str) -> float:
-    # Not every Python reads the `Z`.
+    # Python 3.10 does not parse the `Z`.
     return datetime.datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp()
 
 
@@ -251,7 +251,7 @@ def _ending_sequences(
     name: str, ready: tuple[int, ...], after: tuple[int, ...], steps: Sequence[VersionPlan]
 ) -> Iterator[str]:
     """Name the live sequences that lose their state: Triton keeps it in the answering version."""
-    asked = max(ready)  # by requests that name no version
+    asked = max(ready)  # by requests without a version
     if asked != max(after):
         kept = " Those that name it go on." if asked in after else ""
         yield (
@@ -345,7 +345,7 @@ def _step(
     if version not in after:
         action, reason = VersionFate.DROP, "it is not among the versions to serve"
     elif version not in served.ready:
-        # Another version is served with the policy that the repository asks for this one with.
+        # Triton serves another version under this policy, so another load does not change this.
         stuck = obstacle is not None and (obstacle.always or bool(served.ready)) and version not in served.reasons
         action = VersionFate.NOTHING if stuck else VersionFate.LOAD
         reason = served.reasons.get(version) or "it is not loaded"

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-# For a version that came without a recorded tolerance: served and reference are the same file on the same engine.
+# For versions without a recorded tolerance: served version and reference are the same file on the same engine.
 DEFAULT_TOLERANCE = 1e-2
 
 DATA_TYPE = model_config_pb2.DataType.DESCRIPTOR
@@ -133,7 +133,7 @@ def reference_of(version: Location, config: ModelConfig, kind: ModelKind) -> Ref
                 made_up = Golden(*onnx_inputs.natural_answers(path, shapes))
                 return dataclasses.replace(reference, tries=(made_up,), source="onnxruntime")
             except ModelError:
-                pass  # made-up inputs do not suit every model: fall back to the shapes
+                pass  # made-up inputs do not fit every model: use the shapes instead
     return dataclasses.replace(reference, tries=_made_up(config, kind), source="none")
 
 
@@ -143,7 +143,7 @@ def _promised(manifest: Manifest, config: ModelConfig) -> ModelConfig | None:
         published = parse_config(manifest.config, where=MANIFEST_FILENAME)
     except ConfigError:
         return None
-    # With the batch axis in the dims, or out of them, all shapes are others.
+    # The batch axis is part of the dims in only one of them, so all shapes differ.
     same_axes = (published.max_batch_size > 0) == (config.max_batch_size > 0)
     return published if published.message().output and same_axes else None
 

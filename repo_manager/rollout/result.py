@@ -11,7 +11,7 @@ from repo_manager.rollout.plan import RolloutPlan
 from repo_manager.rollout.smoke import SmokeResult
 from repo_manager.summary import Summarized
 
-if TYPE_CHECKING:  # a plain deploy imports nothing of a trial
+if TYPE_CHECKING:  # keeps a deploy without a trial from importing them
     from repo_manager.rollout.trial.shadow import ShadowReport
     from repo_manager.rollout.trial.steps import CanaryStep
 

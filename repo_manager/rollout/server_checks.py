@@ -24,7 +24,7 @@ from repo_manager.triton_config.config import ModelConfig
 if TYPE_CHECKING:
     from repo_manager.server import metrics_page
 else:
-    metrics_page = deferred("repo_manager.server.metrics_page")  # asked for a GPU's memory only
+    metrics_page = deferred("repo_manager.server.metrics_page")  # only needed for a GPU's memory
 
 __all__ = ["Room", "check_server", "room_for"]
 

@@ -29,7 +29,7 @@ from repo_manager.triton_config.config import ModelConfig
 __all__ = ["SmokeFailedError", "SmokeResult", "requests_of", "smoke_test"]
 
 
-_DEAD = "not healthy"  # triton-inference-server/python_backend: the process of the model has ended
+_DEAD = "not healthy"  # triton-inference-server/python_backend: the model's process has ended
 _MADE_UP_HINT = (
     "The inputs were made up, because the version has no recorded sample. Record one (repo-manager add --sample), or "
     "deploy it on its readiness alone: --proof readiness."
@@ -202,8 +202,8 @@ def _compared(
         if not responses and not kind.decoupled:
             raise SmokeFailedError(f"{what} gave no answer to a request")
         for response in responses:
-            # What was recorded in another type or shape than promised is known, and noted. A decoupled model may send
-            # some outputs in one response, others in the next.
+            # A recorded type or shape may differ from the promised one: this is noted, not an error. A decoupled model
+            # may send some outputs in one response and others in the next.
             known = _Known.of(response, recorded)
             _check_promised(what, response, outputs, known, batched=batched, complete=not kind.decoupled)
     if reference.source == "none":

@@ -138,7 +138,7 @@ def hold_snapshot(snapshot: CachedSnapshot) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.set_inheritable(snapshot.lock, True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # what comes in between waits for the new process
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)  # signals that arrive in between wait for the new process
     numbers = ", ".join(str(int(each)) for each in _ENDS)
     wait = f"import signal; signal.sigwait(({numbers},))"
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", wait])
@@ -190,7 +190,7 @@ def _fetch(url: Location, cache: Path, chosen: str, reason: str, report: Report)
             f"{url} holds the content of snapshot {made_of}, so it was changed after it was written",
             hint="Do not serve it. repo-manager deploy writes a new snapshot from the repository.",
         )
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a killed process
     removed = _make_room(cache, chosen, size)
     report(f"snapshot {chosen}: {reason}; fetching {size / 1e6:.1f} MB")
     try:
@@ -282,7 +282,7 @@ def _removed(cache: Path, name: str) -> bool:
         if free:
             gone = cache / f"{name}{_WORK}"
             shutil.rmtree(gone, ignore_errors=True)
-            (cache / name).rename(gone)  # never half a snapshot under its name
+            (cache / name).rename(gone)  # renamed first: its name never points to half a snapshot
             shutil.rmtree(gone)
     return free
 

@@ -105,7 +105,7 @@ def _named(targets: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the ids of snapshots named by objects in clusters, each with the object."""
     for text in targets:
         with contextlib.closing(api_of(text)) as api:
-            pointers(text, api)  # a mistyped target must not count as one that names nothing
+            pointers(text, api)  # a mistyped target must fail, or its snapshots would count as unused
             for item in _objects(text, api):
                 what = f"{item.get('kind', 'pod')} {item['metadata'].get('namespace')}/{item['metadata']['name']}"
                 for name in _ID.findall(json.dumps(item)):

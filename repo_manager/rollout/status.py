@@ -216,8 +216,8 @@ def _differing(entry: ModelEntry, config: ModelConfig | None, served: ServedStat
     """Return the fields, including the version policy, where the server deviates from the file."""
     if config is None or served.config is None:
         return ()
-    # A version that stays through a change of the policy keeps the one that it was loaded with in its own
-    # configuration, so what is READY decides.
+    # A version kept through a policy change keeps the old policy in its own configuration. Only READY shows the policy
+    # in force.
     policy = ("version_policy",) if served.ready and served.ready != entry.selected else ()
     return (*differing_fields(config, served.config), *policy)
 

@@ -48,7 +48,7 @@ def out_of_reach(endpoint: ServerUrl, what: str, reason: str) -> ServerUnreachab
         hint = f"It does not answer in TLS. Without TLS: {endpoint.protocol}://{endpoint.address}"
     elif not endpoint.tls and not _NOBODY.search(reason) and _answers_in_tls(endpoint):
         hint = f"It answers in TLS. With TLS: {endpoint.protocol}s://{endpoint.address}"
-    # gRPC tells the address, which the message begins with, and the same in several wordings before the reason.
+    # gRPC puts the address and several prefixes before the reason. Our message already has the address.
     plain = without_number(_GRPC_PREAMBLE.sub("", reason)).strip() or reason
     return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {plain}", hint=hint)
 
@@ -69,7 +69,7 @@ def reading(endpoint: ServerUrl, what: str) -> Iterator[None]:
         yield
     except RepoManagerError:
         raise
-    except Exception as exc:  # what a foreign answer can break has no end
+    except Exception as exc:  # an unknown server's answer can fail in any way
         found = " ".join(str(exc).split())[:_QUOTED_CHARACTERS] or "it breaks off"
         raise ServerRefusedError(
             f"{endpoint} answers {what}, but not as a Triton server does: {type(exc).__name__}: {found}",
@@ -167,7 +167,7 @@ def request_inputs(module: Any, inputs: Mapping[str, np.ndarray[Any, Any]]) -> l
     for name, array in inputs.items():
         values = np.ascontiguousarray(array).reshape(np.shape(array))
         if values.dtype.name == "bfloat16":
-            datatype, values = "BF16", values.astype(np.float32)  # the client library rounds it back
+            datatype, values = "BF16", values.astype(np.float32)  # the client library converts it back to BF16
         elif values.dtype.kind in "USO":
             datatype, values = "BYTES", _encoded(values)
         else:

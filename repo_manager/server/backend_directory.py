@@ -22,17 +22,17 @@ OUR_BACKENDS = Path(__file__).parent / "backends"
 WITHHELD = "REPO_MANAGER_WITHHELD"
 """Variable with the names of those the server has and the processes of models do not get."""
 _STUB = "triton_python_backend_stub"
-# Triton starts every process of a model as this file in the backend's folder (python_backend, stub_launcher.cc).
+# Triton starts every model process by this file in the backend's folder (python_backend, stub_launcher.cc).
 _STUB_STARTER = f"""#!/bin/sh
 # Takes from the environment what only the server itself needs: a store's credentials. Models' code can read it.
 unset ${WITHHELD} {WITHHELD}
 exec "${{0%/*}}/stub/{_STUB}" "$@"
 """
 # A line of a .pth file, run by the interpreter (documentation of `site`). Bytecode in a version's folder would make
-# Triton load the version again (docs/triton-reload.md), and nobody has signed it. The isolated interpreter ignores
+# Triton reload the version (docs/triton-reload.md), and it is not signed. The isolated interpreter ignores
 # PYTHONDONTWRITEBYTECODE.
 _NO_BYTECODE = "import sys; sys.dont_write_bytecode = True"
-# What the onnxruntime backend shares with the checks of configurations. It imports nothing of ours.
+# Code shared by the onnxruntime backend and the configuration checks. It imports nothing of ours.
 SHARED = (Path(backend_io.__file__),)
 
 
@@ -88,7 +88,7 @@ def assemble(triton: TritonInstallation) -> BackendDirectory:
         try:
             staging.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, with the same content
+            if not target.is_dir():  # otherwise another process wrote the same content first
                 raise
     return found
 
@@ -119,7 +119,7 @@ def _key(triton: TritonInstallation, search_path: tuple[Path, ...]) -> str:
 
 def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...]) -> None:
     backends = folder / "backends"
-    # Copied, not linked: the wheel may be upgraded under a running server.
+    # Copy instead of link: the wheel may be upgraded under a running server.
     copy_folder(triton.backends / "python", backends / "python")
     stub = backends / "python" / "stub" / _STUB
     stub.parent.mkdir()
@@ -134,7 +134,7 @@ def _fill(folder: Path, triton: TritonInstallation, search_path: tuple[Path, ...
             (backends / ours.name).mkdir()
             for file in (*sorted(ours.glob("*.py")), *SHARED):
                 shutil.copyfile(file, backends / ours.name / file.name)
-    compileall.compile_dir(backends, quiet=2, workers=1)  # a stub writes none
+    compileall.compile_dir(backends, quiet=2, workers=1)  # stubs write no bytecode
     _write_python_home(folder / "python", search_path)
 
 

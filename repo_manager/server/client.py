@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from repo_manager.server import transport_grpc, transport_http
-else:  # a client needs one of them
+else:  # a client needs only one of them
     transport_grpc = deferred("repo_manager.server.transport_grpc")
     transport_http = deferred("repo_manager.server.transport_http")
 

@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 
-# Paths that Triton's Python backend can start its stub with.
-# Triton 2.51 starts the stub by a shell command into which it writes the model's path as it is (`StubLauncher::Launch`
-# in triton-inference-server/python_backend): a blank in it shifts the stub's arguments, the stub dies with `stol`, and
-# the load never returns. Other characters would be run. Such a path gets a link with a plain name.
+# Paths that the stub of Triton's Python backend can start from.
+# Triton 2.51 starts the stub by a shell command and writes the model's path into it unquoted (`StubLauncher::Launch` in
+# triton-inference-server/python_backend). A blank shifts the stub's arguments: the stub dies with `stol`, and the load
+# never returns. Other characters would run as code. Such a path gets a link with a plain name.
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+:@%,=-]+")
 
@@ -72,7 +72,7 @@ def shell_safe(path: Path) -> Path:
     return link
 
 
-# Free TCP ports, and what to say about one that is taken.
+# Free TCP ports, and error messages about taken ones.
 
 _LISTEN = "0A"
 _CONNECT_S = 1.0
@@ -115,7 +115,7 @@ def check_port_is_free(host: str, port: int, purpose: str) -> None:
         ServerError: it is taken, or the address is not one of this machine.
     """
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        # As tritonserver does: a connection of an earlier server in TIME_WAIT does not matter.
+        # tritonserver sets it too: an old connection in TIME_WAIT does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -165,8 +165,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
 """Scope of a restriction: all calls that change the server. Inference, metadata, statistics and health stay open."""
 KEY_HEADER = "repo-manager-key"
-# What the server, and the processes that models run in, get of this process's environment. Everything else may be a
-# secret: models' code can read it.
+# Environment variables passed on to the server and its models' processes. All others may be secrets, and a model's code
+# could read them.
 _PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|HOSTNAME|PYTHON(?!PATH|HOME).*|(LC|LD|XDG|SSL_CERT)_.*|COLUMNS"
     r"|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|OMP|GOMP|KMP|MKL|OPENBLAS|NUMEXPR|BLIS|ORT|ONNX|TRT|TENSORRT|TF|TORCH|UCX"
@@ -344,9 +344,9 @@ def command_of(
         ("http", "grpc", "metrics"), (options.http_host, options.host, options.http_host), ports, strict=True
     ):
         command += [f"--{protocol}-address={host}", f"--{protocol}-port={port}"]
-    # Else a version that once failed to load makes the whole server "not ready" for good (docs/triton-reload.md).
+    # Otherwise one failed version keeps the whole server "not ready" for good (docs/triton-reload.md).
     command.append("--strict-readiness=false")
-    # Python-based backends read the python backend's settings.
+    # Backends written in Python use the settings of the python backend.
     command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
     if not options.auto_complete:
         command.append("--disable-auto-complete-config")

@@ -9,9 +9,9 @@ from repo_manager.errors import UsageError
 
 __all__ = ["check_header", "read_headers", "read_token"]
 
-# RFC 9110, 5.6.2: a token. What both protocols take as a name.
+# RFC 9110, 5.6.2: a token, valid as a name in both protocols.
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# gRPC's metadata is printable ASCII. HTTP would take more, but one file serves both.
+# gRPC metadata is printable ASCII. HTTP allows more, but one file serves both.
 _VALUE = re.compile(r"[\x20-\x7e]*")
 
 

@@ -33,7 +33,7 @@ from repo_manager.server.transport import ClientOptions
 if TYPE_CHECKING:
     from concurrent import futures
 else:
-    futures = deferred("concurrent.futures")  # imported while the server starts
+    futures = deferred("concurrent.futures")  # imported during the server's start
 
 __all__ = ["EmbeddedServer", "ServerOptions"]
 
@@ -198,9 +198,9 @@ class EmbeddedServer:
         expected = (grpc, http) if "--allow-metrics=false" in self.options.extra_args else (grpc, http, metrics)
         host, last = _address(self.options.http_host), expected[-1]
         while self._process.poll() is None:
-            # Another server may answer on a port ours did not get. So it must answer under its own name, and this
-            # process must listen on all of them. The quick questions come first: Python's imports for one run while the
-            # server starts. Triton binds gRPC, HTTP and metrics, in this order (server, `StartEndpoints` of main.cc).
+            # Another server may answer on a port that ours did not get. So it must answer with our server's name, and
+            # our process must listen on all ports. Quick checks come first: Python's imports for one run during the
+            # server's start. Triton binds gRPC, HTTP and metrics in this order (server, `StartEndpoints` of main.cc).
             if self._is_ours() and takes_connections(host, last) and listens_on(self._process.pid, expected):
                 return True
             if time.monotonic() > deadline:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelKind", "Response", "SequencePart", "ask", "kind_of", "new_sequence_id", "own_kind"]
 
-_LARGEST_ID = 2**31 - 1  # a model may take the correlation ID as INT32
+_LARGEST_ID = 2**31 - 1  # a model may declare the correlation ID as INT32
 _DEEPEST = 16
 
 
@@ -91,7 +91,7 @@ def _kind(client: TritonClient, config: Any, depth: int) -> ModelKind:
         try:
             inner = client.model_config(step.model_name, step.model_version if step.model_version > 0 else None)
         except ServerRefusedError:
-            continue  # it may be restricted; the request itself tells
+            continue  # it may be restricted: the request itself will show
         part = _kind(client, inner, depth - 1)
         kind = ModelKind(kind.sequence or part.sequence, kind.decoupled or part.decoupled, kind.text_id or part.text_id)
     return kind

@@ -14,8 +14,8 @@ from repo_manager.server.transport import ClientOptions
 __all__ = ["StubGuard", "stubs_of"]
 
 _STUB = "triton_python_backend_stub"
-_INSTANCE_AT = 8  # of a stub's arguments (python_backend, stub_launcher.cc)
-# A version that is being loaded, dropped or resized lacks stubs for a moment, too.
+_INSTANCE_AT = 8  # index in a stub's arguments (python_backend, stub_launcher.cc)
+# While a version loads, unloads or changes its instances, stubs are also missing for a moment.
 _GRACE_S = 3.0
 _UNLOAD_S = 3.0
 _POLL_S = 0.05
@@ -42,8 +42,8 @@ def stubs_of(server_pid: int) -> frozenset[_Stub]:
                 continue
             arguments = (folder / "cmdline").read_bytes().decode().split("\0")
             if arguments[0].endswith(_STUB):
-                # <stub> <repository>/<model>/<version>/<file> ... <instance> <folder of the runtime>; from object
-                # storage the file is a copy whose path names no model.
+                # <stub> <repository>/<model>/<version>/<file> ... <instance> <folder of the runtime>. From object
+                # storage, the file is a copy, and its path contains no model name.
                 version = Path(arguments[1]).parent
                 number = int(version.name) if version.name.isdecimal() else 0
                 instance = arguments[_INSTANCE_AT] if len(arguments) > _INSTANCE_AT else ""
@@ -123,13 +123,13 @@ class StubGuard:
             return False
         config = client.model_config(model, version)
         if config.backend != "python" and not config.runtime.endswith(".py"):
-            return False  # a native backend has no stubs
+            return False  # native backends have no stubs
         groups = config.instance_group
         wanted = sum(group.count * max(1, len(group.gpus)) for group in groups)
         stubs = stubs_of(self._pid)
         if all((stub.model, stub.version) in served for stub in stubs):
             return sum(stub.model == model and stub.version == version for stub in stubs) < int(wanted)
-        # Their paths are copies: count the stubs of all versions of the model, by the names of its instances.
+        # The paths are copies, so count the stubs of all versions of the model by instance name.
         names = {f"{group.name}_{number}" for group in groups for number in range(group.count)}
         versions = sum(name == model and state == READY for (name, _), state in served.items())
         return sum(stub.instance in names for stub in stubs) < int(wanted) * versions
@@ -143,8 +143,8 @@ def _reload(client: TritonClient, model: str) -> None:
     """
     client.unload(model)
     deadline = time.monotonic() + _UNLOAD_S
-    # Triton may wait for the dead process for ever (python_backend, `StubLauncher::TerminateStub`). A version still
-    # UNLOADING does not hinder a load.
+    # Triton may wait for the dead process forever (python_backend, `StubLauncher::TerminateStub`). A version still
+    # UNLOADING does not block a load.
     while time.monotonic() < deadline:
         if all(entry.state not in {READY, "UNLOADING"} for entry in client.versions(model).values()):
             break

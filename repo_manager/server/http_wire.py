@@ -80,7 +80,7 @@ class HttpWire:
             try:
                 return self._exchange(connection, message, timer, limit_bytes)
             except (ConnectionError, http.client.BadStatusLine):
-                # The server may have closed a connection that lay idle: that is no answer to this request.
+                # The server may have closed an idle connection, before it read this request.
                 connection.close()
                 if not kept:
                     raise
@@ -100,7 +100,7 @@ class HttpWire:
             reason = str(exc)[:200] or type(exc).__name__
             raise out_of_reach(self._endpoint, path, reason) from exc
         except BaseException:
-            self._drop()  # interrupted: what comes over this connection next is not an answer to the next request
+            self._drop()  # interrupted: later bytes do not answer the next request
             raise
 
     def _exchange(
@@ -127,7 +127,7 @@ class HttpWire:
         if connection is None:
             connection = http.client.HTTPConnection(self._host, self._port)
             if self._context is not None:
-                connection.default_port = 443  # what `Host` leaves out
+                connection.default_port = 443  # the port left out of `Host`
             self._own.connection = connection
             with self._lock:
                 self._all.append(connection)

@@ -20,11 +20,11 @@ from repo_manager.server.paths import cache_directory
 __all__ = ["TritonInstallation", "cached_site", "find_triton", "install_tritonserver", "libpython_directory"]
 
 
-# Fetches the embedded tritonserver by pip into the user's cache, for a Python that its wheel cannot be installed on.
+# Download the embedded tritonserver by pip into the user's cache, if its wheel does not support this Python.
 #
-# The wheel nvidia-pytriton carries a stub for Python 3.13 but wants NumPy below 2, which has no builds for
-# 3.13. The files are taken out of the wheel, and nothing is installed; our backends pass arrays to that stub in a
-# way that does not need NumPy below 2.
+# The wheel nvidia-pytriton contains a stub for Python 3.13 but requires NumPy below 2, and NumPy 1 has no builds for
+# 3.13. The files are extracted from the wheel without installing it. Our backends pass arrays to this stub without
+# needing NumPy below 2.
 
 _VERSION = "0.7.0"
 _PLATFORM = "manylinux_2_35_x86_64"
@@ -63,7 +63,7 @@ def install_tritonserver() -> Path:
         try:
             staging.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, with the same content
+            if not target.is_dir():  # otherwise another process wrote the same content first
                 raise
     return target
 
@@ -118,7 +118,7 @@ def find_triton() -> TritonInstallation:
     configured = os.environ.get(ENVIRONMENT_VARIABLE)
     if configured:
         return _from_binary(Path(configured))
-    # Found, not imported: importing pytriton starts threads and changes logging.
+    # Located without an import: importing pytriton starts threads and changes logging.
     package = _package()
     root = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

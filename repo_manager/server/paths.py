@@ -53,7 +53,7 @@ def cache_directory() -> Path:
 
 def _cache() -> Path:
     configured = os.environ.get("XDG_CACHE_HOME")
-    # The specification has a relative value ignored.
+    # The XDG specification ignores relative paths.
     base = Path(configured) if configured and Path(configured).is_absolute() else Path.home() / ".cache"
     return base / "repo-manager"
 

@@ -74,7 +74,7 @@ def sweep_shared_memory() -> tuple[str, ...]:
     with contextlib.suppress(OSError):
         for path in sorted(_SHARED_MEMORY.iterdir()):
             match = _PREFIX.match(path.name)
-            # Another container's processes cannot be seen from here: theirs are left alone.
+            # Processes of another container are invisible here, so their regions are left alone.
             if (
                 match is None
                 or int(match["namespace"]) != _pid_namespace()
@@ -188,7 +188,7 @@ class ServerProcess:
             [sys.executable, "-I", "-S", str(_SUPERVISOR)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Ctrl-C in the terminal is for us: we stop the server, in order.
+            # Ctrl-C reaches only this process. It stops the server in order.
             start_new_session=True,
         )
         spec = {
@@ -201,7 +201,7 @@ class ServerProcess:
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         try:
-            # Through the pipe, not the command line: an environment may hold secrets.
+            # Sent through the pipe, because the environment may hold secrets and a command line is public.
             content = marshal.dumps(spec)
             supervisor.stdin.write(len(content).to_bytes(8, "little") + content)
             supervisor.stdin.flush()
@@ -241,7 +241,7 @@ class ServerProcess:
         for line in output.splitlines():
             if line.startswith(b"exit "):
                 return int(line[5:])
-        # Someone killed the supervisor. The kernel then killed the server (PR_SET_PDEATHSIG).
+        # The supervisor was killed, and the kernel then killed the server (PR_SET_PDEATHSIG).
         return -9
 
     def wait(self, timeout_s: float) -> int | None:

@@ -64,12 +64,12 @@ def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> in
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (SIGHUP, SIGINT, SIGTERM):
-        libc.signal(number, SIG_IGN)  # the owner's word counts, or its end
+        libc.signal(number, SIG_IGN)  # only the owner, or its end, stops the server
     command = [str(part) for part in spec["command"]]  # type: ignore[attr-defined]
     pid = os.fork()
     if pid:
         try:  # noqa: SIM105  # contextlib is not imported yet
-            os.setpgid(pid, pid)  # also done by the child: anyone who comes first
+            os.setpgid(pid, pid)  # parent and child both do this, so the order does not matter
         except OSError:
             pass
         return pid
@@ -81,13 +81,13 @@ def start(spec: dict[str, object], hidden: "list[bytes]", *, traced: bool) -> in
         os.dup2(log, 1)
         os.dup2(log, 2)
         for number in (SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGPIPE, SIGXFSZ):
-            libc.signal(number, SIG_DFL)  # what is ignored stays so through execve; handlers do not
+            libc.signal(number, SIG_DFL)  # execve resets handlers but keeps ignored signals ignored
         os.umask(0o077)
         keep_memory_private(libc)
         if traced and libc.ptrace(PTRACE_TRACEME, 0, None, None) == -1:
             os._exit(126)
         environment = {**spec["environment"]}  # type: ignore[dict-item]
-        for index, argument in enumerate(hidden):  # the last ones, in this order
+        for index, argument in enumerate(hidden):  # the last arguments, in this order
             environment[HIDDEN_NAME % index] = argument
         os.execve(command[0], command + [PLACEHOLDER] * len(hidden), environment)
     except OSError as exc:
@@ -204,7 +204,7 @@ def watch(server: int, wakeup: int) -> int:
     pending = b""
     sources = [0, wakeup]
     while True:
-        code = reap(server)  # before the first wait: the server may have ended before there was a wake-up
+        code = reap(server)  # before the first wait: the server may end before wake-ups are set up
         if code is not None:
             return code
         timeout = POLL_S if deadline is None else max(0.0, min(POLL_S, deadline - time.monotonic()))
@@ -289,7 +289,7 @@ def main() -> None:
     content = None if size is None else read_exactly(int.from_bytes(size, "little"))
     if content is None:
         return
-    spec = marshal.loads(content)  # from our own process, the same Python
+    spec = marshal.loads(content)  # written by our own process with the same Python
     server = spawn(spec)
     report(f"pid {server}")
     code = watch(server, wake_on_ended_children())
@@ -299,7 +299,7 @@ def main() -> None:
 
 def report(message: str) -> None:
     """Tell the owner. A vanished owner does not mind."""
-    try:  # noqa: SIM105  # likewise
+    try:  # noqa: SIM105  # contextlib is not imported yet
         os.write(1, f"{message}\n".encode())
     except OSError:
         pass

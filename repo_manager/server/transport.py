@@ -43,7 +43,7 @@ ANSWER_BYTES = 8 << 20
 INFERENCE_BYTES = 256 << 20
 """The largest answer read of an inference."""
 
-# The name of the metadata over gRPC is this and the key (triton-inference-server/server, inference_protocols.md).
+# gRPC metadata uses this prefix and the key (triton-inference-server/server, inference_protocols.md).
 _GRPC_PREFIX = "triton-grpc-protocol-"
 _STANDARD_HEADERS = frozenset({"authorization", "cookie", "host", "user-agent"})
 

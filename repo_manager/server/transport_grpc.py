@@ -54,19 +54,19 @@ else:
 
 __all__ = ["GrpcTransport"]
 
-# Triton answers UNAVAILABLE too (a model that is not ready). These are the words of gRPC itself.
+# gRPC's own messages. Triton also answers UNAVAILABLE, for a model not ready.
 _NO_CONNECTION = re.compile(
     r"failed to connect|connection (refused|reset|timed out|attempt timed out)|socket closed|goaway|no route|resolution"
     r"|errors resolving|address lookup|handshake|broken pipe|endpoint closing|stream removed|ping timeout|transport"
     r"|unreachable|recvmsg|sendmsg",
     re.IGNORECASE,
 )
-# gRPC's words for a call that never reached the server: it went to a connection under closure. The server still ends
-# calls it has taken (RFC 9113, 6.8, GOAWAY), so it is safe to send this one again.
+# gRPC's message for a call on a closing connection. The server never saw this call and still finishes accepted calls
+# (RFC 9113, 6.8, GOAWAY), so a resend is safe.
 _NOT_TAKEN = "goaway received"
 _RESENDS = 2
-_GRACE_S = 0.25  # how much later than by its own deadline a call is given up
-_END_S = 1.0  # how long the end of a stream may take
+_GRACE_S = 0.25  # time after a call's own deadline before it is given up
+_END_S = 1.0  # longest wait for the end of a stream
 _SERVICE = "inference.GRPCInferenceService"
 _LIMITS = json.dumps(
     {
@@ -89,10 +89,10 @@ class GrpcTransport:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", INFERENCE_BYTES),
             ("grpc.service_config", _LIMITS),
-            # A proxy for the outside world is not on the way to a model server that was named.
+            # Proxies lead to the internet, not to a model server given by address.
             ("grpc.enable_http_proxy", 0),
-            # Against a server that closes each connection at once it sends again without a pause or a limit, and takes
-            # 200 MB more each second. `_ask` sends again instead.
+            # gRPC retries without pause or limit if a server closes each connection at once, and takes 200 MB more each
+            # second. `_ask` retries instead.
             ("grpc.enable_retries", 0),
         ]
         if options.server_name is not None:
@@ -103,7 +103,7 @@ class GrpcTransport:
         )
         self._client = self._connected()
         self._deputies = Deputies()
-        # It prints a traceback for each answer that is no protobuf message. The error tells of it.
+        # gRPC logs a traceback for each answer that is no protobuf message. Our error reports it.
         logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
 
     def _ask(self, what: str, timeout_s: float, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -317,7 +317,7 @@ class GrpcTransport:
                     )
                 yield from self._until_final(answers, what, deadline, timeout_s)
         finally:
-            with contextlib.suppress(TimeoutError):  # a stream that floods us does not end by being told to
+            with contextlib.suppress(TimeoutError):  # a flooding stream does not stop when asked
                 self._deputies.call(lambda: client.stop_stream(cancel_requests=True), _END_S)
             client.close()
 

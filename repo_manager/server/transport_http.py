@@ -173,7 +173,7 @@ class HttpTransport:
         timeout_s: float,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run one inference, as `Transport.infer`."""
-        triton = require("tritonclient.http")  # it brings gevent, which a gRPC client has no use for
+        triton = require("tritonclient.http")  # imports gevent, useless to a gRPC client
         wanted = None if outputs is None else [triton.InferRequestedOutput(output) for output in outputs]
         body, json_size = triton.InferenceServerClient.generate_request_body(
             request_inputs(triton, inputs), outputs=wanted, **options.arguments()

@@ -48,7 +48,7 @@ def fetch_from_mlflow(url: str, receiver: Receiver) -> Fetched:
         receiver.expects(url, sum(sizes.values()), max(len(sizes), 1))
         for name in sizes:
             check_name(name, url)
-        target = receiver.folder("")  # MLflow goes on with nothing, so what is there is no help
+        target = receiver.folder("")  # empty: MLflow cannot resume a download
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=pinned, dst_path=str(target)))
         return Fetched(path, {"tracking": _tracking(mlflow), **facts})
     except RepoManagerError:

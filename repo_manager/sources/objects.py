@@ -70,7 +70,7 @@ def _fetch_file(store: ObjectClient, place: ObjectRepository, fact: ObjectFact, 
     for name in files_beside(path):
         check_name(name, str(place))
         beside = store.head(name)
-        if beside is not None:  # else the model's own check says what is missing
+        if beside is not None:  # the model check reports missing files
             others[name] = (beside, folder / _revised(name, beside))
     if others:
         size = sum(each.size_bytes for each, _ in others.values())
@@ -104,5 +104,5 @@ def _save(store: ObjectClient, files: Mapping[str, tuple[ObjectFact, Path]], tol
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    for key in files.keys() - set(small):  # one after the other: each has its parts in parallel
+    for key in files.keys() - set(small):  # one at a time: each downloads its parts in parallel
         one(key)

@@ -116,7 +116,7 @@ def _fetch_of(text: str) -> Fetch | None:
     if scheme in plugins:
         try:
             found: Fetch = plugins[scheme].load()
-        except Exception as exc:  # a foreign package may raise anything
+        except Exception as exc:  # a plugin may raise anything
             raise UsageError(
                 f"the plugin {plugins[scheme].value} for {scheme}: cannot be loaded: {type(exc).__name__}: {exc}"
             ) from exc

@@ -92,7 +92,7 @@ def fetch_web(url: str, receiver: Receiver) -> Fetched:
         beside = urljoin(request, quote(name))
         folder = (path.parent / name).parent
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the model's own check says what is missing
+        with contextlib.suppress(FileNotFoundError):  # the model check reports missing files
             _Remote(beside, without_query(beside)).fetch(receiver, functools.partial(_same, folder))
     return Fetched(path, facts)
 
@@ -182,7 +182,7 @@ class _Remote:
             part.unlink(missing_ok=True)
         first = [response]
         if part.exists():
-            first.pop().close()  # asked again, from where the part ends
+            first.pop().close()  # requested again from the end of the part
 
         def once() -> None:
             there = part.stat().st_size if part.exists() else 0

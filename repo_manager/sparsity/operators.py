@@ -144,7 +144,7 @@ def _einsum_site(equation: str, ranks: Sequence[int | None], weight: int) -> tup
     terms = left.split(",")
     if len(terms) != 2 or weight >= 2:
         return None, None, f"Einsum '{equation}' with {len(terms)} operands: not a plain product"
-    if not arrow:  # the standard's implicit output: letters that occur once
+    if not arrow:  # ONNX's implicit output: letters that occur once
         letters = left.replace(",", "").replace(".", "")
         output = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
     plain = [term.replace("...", "") for term in terms]

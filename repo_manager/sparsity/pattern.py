@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 __all__ = ["GROUP", "count_groups", "count_nonzero", "magnitude_prune", "nonzero", "two_four_mask", "valid_groups"]
 
 GROUP = 4
-_BLOCK_ELEMENTS = 1 << 17  # temporaries of one block stay in the processor's cache
-_LONG_RUN = 128  # from here on, NumPy's inner loop over a run costs more than starting it
+_BLOCK_ELEMENTS = 1 << 17  # elements: one block's temporaries fit the processor's cache
+_LONG_RUN = 128  # elements: in longer runs, NumPy's inner loop costs more than its start
 _SIGN_FREE = {1: 0x7F, 2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}
-_UNSIGNED_ZERO_TYPES = ("fnuz", "e8m0")  # float8 types without a negative zero: that pattern is NaN
+_UNSIGNED_ZERO_TYPES = ("fnuz", "e8m0")  # float8 types without a negative zero: its bit pattern is NaN
 
 
 def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
@@ -32,7 +32,7 @@ def nonzero(array: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray(array != 0)
     if dtype.kind == "c":
         return np.asarray(array != 0)
-    # NumPy compares float16, bfloat16 and float8 one by one. Their bits as integers it does not.
+    # NumPy compares float16, bfloat16 and float8 one by one, but their bits as integers in bulk.
     bits = array.view(f"u{dtype.itemsize}")
     if any(part in dtype.name for part in _UNSIGNED_ZERO_TYPES):
         return np.ones(array.shape, bool) if "e8m0" in dtype.name else np.asarray(bits != 0)
@@ -88,7 +88,7 @@ def _count_block(filled: NDArray[np.bool_]) -> tuple[int, int]:
     run = filled.shape[2]
     ones = filled.view(np.uint8)
     if run == 1:
-        # The four bytes of a group are one word. The product's top byte is their sum.
+        # A group's four bytes are one word. The product's top byte is their sum.
         words = ones.reshape(-1).view(np.uint32)
         sums = (words * np.uint32(0x01010101)) >> np.uint32(24)
         return int(np.count_nonzero(sums > 2)), int(np.count_nonzero(filled))
@@ -97,7 +97,7 @@ def _count_block(filled: NDArray[np.bool_]) -> tuple[int, int]:
         sums8 += ones[:, 2]
         sums8 += ones[:, 3]
         return int(np.count_nonzero(sums8 > 2)), int(np.count_nonzero(filled))
-    # Short runs (3x3 kernels): add the whole block to itself shifted, then look at the group starts only.
+    # Short runs (3x3 kernels): add the whole block to itself shifted, then read only the group starts.
     line = ones.reshape(-1)
     length = line.size - 3 * run
     sums8 = line[:length] + line[run : run + length]
@@ -167,7 +167,7 @@ def magnitude_prune(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], int, 
         block, target = values[start : start + step], new[start : start + step]
         filled = nonzero(block)
         keep = _mask_block(block) | ~filled
-        # Bits times 0 or 1: many times faster than a choice per value, which no processor can foresee.
+        # Multiplying bits by 0 or 1 is many times faster than a branch per value, because no processor predicts it.
         np.multiply(block.view(bits), keep.view(np.uint8), out=target.view(bits))
         count += int(np.count_nonzero(keep < filled))
         with np.errstate(over="ignore", invalid="ignore"):

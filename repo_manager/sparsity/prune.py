@@ -98,12 +98,12 @@ def choose(
     Raises:
         ModelError: a pattern matches no layer, or a weight cannot be read.
     """
-    tensors = list(tensors_of(model.graph_only))  # alive to the end: they are distinguished by identity
+    tensors = list(tensors_of(model.graph_only))  # kept alive to the end: id() identifies each tensor
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     uses = list(weight_uses(model.graph_only, model.weights, shapes))
     _check_patterns(uses, (*layers, *exclude), str(model.path))
     skipped: list[SkippedLayer] = []
-    chosen: dict[int, list[Use]] = {}  # place of the tensor -> its uses
+    chosen: dict[int, list[Use]] = {}  # index of the tensor -> its uses
     for group in _by_tensor(uses):
         candidates = _candidates(group, layers, exclude, all_valid, skipped)
         place = places.get(id(_weight(candidates[0]).source)) if candidates else None
@@ -284,7 +284,7 @@ def as_bytes(values: NDArray[Any], data_type: int) -> bytes:
         return np.ascontiguousarray(values).tobytes()
     per_byte = 8 // bits
     flat = values.reshape(-1).view(np.uint8) & np.uint8((1 << bits) - 1)
-    if dtype_name(data_type, "a weight") == "float4_e2m1fn":  # read as signed order, stored as sign and magnitude
+    if dtype_name(data_type, "a weight") == "float4_e2m1fn":  # stored as sign and magnitude, read as signed
         flat = np.abs(values.reshape(-1)).astype(np.uint8) | np.where(values.reshape(-1) < 0, np.uint8(8), np.uint8(0))
     flat = np.concatenate([flat, np.zeros(-flat.size % per_byte, np.uint8)]).reshape(-1, per_byte)
     packed = np.zeros(flat.shape[0], np.uint8)

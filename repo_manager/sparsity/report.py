@@ -22,7 +22,7 @@ from repo_manager.types import Digest
 
 __all__ = ["LayerSparsity", "SparsityReport", "SparsityTotals", "sparsity_report"]
 
-# (identity of what holds the values, axis) -> the counts, and the holder: while it lives, its identity is its own
+# (id of the values' holder, axis) -> the counts and the holder. The reference keeps the id unique.
 _Cache = dict[tuple[int, int | None], tuple[tuple[int, int, int], object]]
 
 SPARSE_MATH_SPEEDUP = 2.0

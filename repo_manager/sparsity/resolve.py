@@ -35,7 +35,7 @@ else:
 __all__ = ["FOLDED_OPERATORS", "Resolver", "fold"]
 
 
-# Compute what a graph makes of constants: split LSTM weights, weight normalisation, scaled kernels.
+# Evaluate constant expressions of a graph: split LSTM weights, weight normalisation, scaled kernels.
 
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Abs", "Where"})
 FOLDED_OPERATORS = _ELEMENTWISE | {"Slice", "Concat", "Gather", "Split", "ReduceSum", "ReduceL2"}
@@ -105,7 +105,7 @@ class Resolver:
 
     def __init__(self, store: WeightStore) -> None:
         self.store = store
-        # (identity of the scope, name) -> the scope, which keeps its identity its own, and what was found
+        # (id of the scope, name) -> the scope and its result. The reference keeps the id unique.
         self._found: dict[tuple[int, str], tuple[Scope, Weight | None]] = {}
 
     def weight(self, name: str, scope: Scope, depth: int = 0) -> Weight | None:
@@ -287,7 +287,7 @@ class Resolver:
         spread_zero = per_axis(zero_values, weight.shape, axis, block)
         if spread is None or spread_zero is None:
             return None
-        if stored_dtype is None:  # below a byte
+        if stored_dtype is None:  # smaller than a byte
             if bounds is None:
                 return None
             stored_dtype = np.dtype(np.int8 if bounds[0] else np.uint8)
@@ -311,7 +311,7 @@ class Resolver:
         zero_point = self.small(name, scope)
         if zero_point is None:
             return None
-        if zero_point.dtype.kind not in "iu":  # float8: its zero point is 0 by the standard
+        if zero_point.dtype.kind not in "iu":  # float8: the standard fixes its zero point at 0
             return none
         spread = per_axis(zero_point, weight.shape, axis, block)
         return None if spread is None else SubtractZeroPoint(spread)

@@ -20,10 +20,10 @@ __all__ = [
     "obstacle_of",
 ]
 
-ASP_OUT_MULTIPLE, ASP_IN_MULTIPLE = 8, 16  # NVIDIA apex, asp.py, `init_model_for_pruning`
-SMALL = 256  # TensorRT#3849: sparse kernels win where input and output channels are above 256
+ASP_OUT_MULTIPLE, ASP_IN_MULTIPLE = 8, 16  # channels: NVIDIA apex, asp.py, `init_model_for_pruning`
+SMALL = 256  # channels: above it, sparse kernels win (TensorRT#3849)
 _QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8_e4m3fn", "float8_e5m2")
-# What a builder fuses behind a convolution or a matrix product before the next quantisation.
+# Operators that a builder fuses after a convolution or matrix product, before the next quantisation.
 _FUSED = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mul", "Add",
           "BatchNormalization", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}  # fmt: skip
 

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-# What is between a stored weight and the operator that uses it: layout changes and value changes.
+# Steps between a stored weight and its operator: changes of layout and of values.
 
 _Array = NDArray[Any]
 

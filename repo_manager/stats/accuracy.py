@@ -132,7 +132,7 @@ def judge_accuracy(
         rules.append(f"{_text(found.value)} {'>=' if found.value >= min_accuracy else '<'} {min_accuracy:g}")
         doubts += [interval] if _spans(interval, min_accuracy) else []
     if max_drop is not None:
-        # 0.005 of 200 samples is one of them, whatever the last digit of the difference says.
+        # Ignore the last digit: a drop of 0.005 on 200 samples is exactly one sample.
         is_small = drop <= max_drop + 1e-12
         holds = holds and is_small
         rules.append(f"a drop of {_text(drop)} {'<=' if is_small else '>'} {max_drop:g}")

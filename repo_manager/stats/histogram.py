@@ -178,8 +178,8 @@ class Histogram:
                 np.asarray(data["counts"], np.int64),
                 int(data["total_ns"]),  # type: ignore[call-overload]  # checked by the except below
                 float(data["squares"]),  # type: ignore[arg-type]  # checked by the except below
-                data["min_ns"],  # type: ignore[arg-type]  # an integer or null in what to_json wrote
-                data["max_ns"],  # type: ignore[arg-type]  # an integer or null in what to_json wrote
+                data["min_ns"],  # type: ignore[arg-type]  # to_json writes an integer or null
+                data["max_ns"],  # type: ignore[arg-type]  # to_json writes an integer or null
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise InputError(f"the histogram in the report is damaged: {exc!r}") from exc

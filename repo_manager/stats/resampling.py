@@ -15,7 +15,7 @@ from repo_manager.stats.intervals import Interval
 __all__ = ["ComparedNumber", "block_weights", "bootstrap_bounds", "compared_numbers", "ratio_interval", "verdict_of"]
 
 
-# Moving-block bootstrap (Künsch 1989): resamples runs of neighbours, because they are not independent.
+# Moving-block bootstrap (Künsch 1989): resamples runs of neighbours, because neighbours are not independent.
 
 _BISECTIONS = 60
 _RESAMPLES = 300
@@ -62,7 +62,7 @@ def bootstrap_bounds(columns: Floats, of: Callable[[Floats], float], alpha: floa
         picked = (chosen[:, None] + np.arange(length)).reshape(-1)[:rows]
         values[number] = of(columns[picked])
     centre, spread = float(np.mean(values)), float(np.std(values))
-    # Far in the tails 300 resamples say nothing: there the normal approximation of their spread takes over.
+    # 300 resamples are too few far in the tails: use the normal approximation of their spread.
     reach = spread * _normal_quantile(1 - alpha / 2)
     low, high = np.quantile(values, (alpha / 2, 1 - alpha / 2))
     return Interval(min(float(low), centre - reach), max(float(high), centre + reach))
@@ -79,7 +79,7 @@ def _normal_quantile(probability: float) -> float:
     return high
 
 
-# What pairs of blocks say: each number's ratio B/A with its interval, and the verdict in words.
+# Compare pairs of blocks: each number's ratio B/A with its interval, and the verdict in words.
 
 _ALPHA = 0.02
 Numbers = Mapping[str, float]

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 DYNAMIC = -1
-# The native backend's default when a model can be batched and the configuration does not say how far.
+# The native backend's default for a model that supports batching, without a value in the configuration.
 DEFAULT_MAX_BATCH_SIZE = 4
 
 TRITON_TYPES = {
@@ -339,7 +339,7 @@ def _against_model(config: Mapping[str, Any], kind: str, each: Fed, tensor: Tens
             f"'{name}', model provides {tensor.data_type}",
         )
     if each.role in ("batch_output", "batch_input"):
-        return  # their shape follows the requests, and need not be the model's
+        return  # their shape follows the requests and may differ from the model's
     if each.role == "ragged":
         if tensor.dims != (DYNAMIC,):
             native = f"configuration expects model provides input with shape [-1]  for ragged input '{name}'"
@@ -373,7 +373,7 @@ def _shape(model: str, kind: str, each: Fed, tensor: Tensor, batched: bool) -> I
             )
             yield Mismatch(text, native)
         return
-    if each.role == "state":  # the native backend compares a state when it is fed
+    if each.role == "state":  # the native backend checks a state only when it feeds it
         if not _fits(tensor.dims, [DYNAMIC, *dims] if batched else dims, exact=False):
             yield Mismatch(text)
         return

@@ -14,7 +14,7 @@ from repo_manager.triton_config.served_signature import config_dtype
 from repo_manager.triton_messages import model_config_pb2
 from repo_manager.types import TensorSpec
 
-if TYPE_CHECKING:  # Annotations only: reading a repository does not have to import onnx.
+if TYPE_CHECKING:  # annotations only: reading a repository does not import onnx
     from repo_manager.onnx_model.signature import Signature
     from repo_manager.triton_config.served_signature import ServedSignature
 
@@ -22,7 +22,7 @@ json_format = deferred("google.protobuf.json_format")
 
 __all__ = ["ReloadEffect", "changed_fields", "check_config", "misfits", "reload_effect", "same_signature"]
 
-# ModelLifeCycle::AsyncLoad of core compares two configurations without these two fields.
+# ModelLifeCycle::AsyncLoad of core ignores these two fields when it compares configurations.
 _KEEPS_VERSIONS = {"instance_group", "version_policy"}
 
 
@@ -94,7 +94,7 @@ def misfits(config: ModelConfig, published: ModelConfig) -> tuple[str, ...]:
         found.append(f"backend is {config.backend!r}, and {published.backend!r} was published")
     for kind, tensors, models in (("input", now.input, then.input), ("output", now.output, then.output)):
         if not tensors or not models:
-            continue  # completed by Triton
+            continue  # Triton completes them
         aside = {name for each in (config, published) for name in _beside_requests(each, kind)}
         given = {tensor.name: _seen(tensor, now) for tensor in tensors if tensor.name not in aside}
         wanted = {tensor.name: _seen(tensor, then) for tensor in models if tensor.name not in aside}

@@ -17,7 +17,7 @@ json_format = deferred("google.protobuf.json_format")
 
 __all__ = ["backend_of_files", "completed_config", "config_as_written", "described"]
 
-# The order in which `AutoCompleteBackendFields` of triton-inference-server/core looks for them.
+# In the order of `AutoCompleteBackendFields` of triton-inference-server/core.
 _FILES = {
     "model.savedmodel": "tensorflow",
     "model.graphdef": "tensorflow",

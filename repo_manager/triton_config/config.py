@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a separate package
 
 from repo_manager.errors import ConfigError
 from repo_manager.files import read_regular
@@ -30,14 +30,14 @@ __all__ = [
 
 CONFIG_FILENAME = "config.pbtxt"
 
-# triton-inference-server/core, src/constants.h. Triton has none for tensorrt_rtx, so ours is always written out.
+# triton-inference-server/core, src/constants.h. Triton has no default for tensorrt_rtx, so ours is always written.
 DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "tensorrt_rtx": "model.engine"}
-# Beside the versions: tritonserver --model-config-name=NAME reads NAME.pbtxt in it in place of config.pbtxt.
+# Next to the versions: tritonserver --model-config-name=NAME reads NAME.pbtxt here instead of config.pbtxt.
 VARIANTS_FOLDER = "configs"
 _PLATFORM_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 
 _NO_FIELD = re.compile(r'has no field named "([^"]*)"')
-# Represents 0 while printing. No valid configuration holds it (max_batch_size must not be negative).
+# Represents 0 while printing. It is never valid, because max_batch_size must not be negative.
 _ZERO_STAND_IN = -(2**31)
 
 
@@ -249,6 +249,6 @@ def _print(message: Any) -> str:
     text: str = text_format.MessageToString(message, as_utf8=True, use_short_repeated_primitives=True)
     if is_zero:
         message.max_batch_size = 0
-        # A line of its own: text format escapes newlines inside strings.
+        # Match a whole line: text format escapes newlines inside strings.
         text = ("\n" + text).replace(f"\nmax_batch_size: {_ZERO_STAND_IN}\n", "\nmax_batch_size: 0\n", 1)[1:]
     return text

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["add_warmup", "derive_config"]
 
 
-# Warm-up samples: Triton runs them through a model before it is READY (`ModelWarmup`, model_config.proto).
+# Warm-up samples: Triton runs them before a model is READY (`ModelWarmup`, model_config.proto).
 
 _FLOATS = ("TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_BF16")
 
@@ -40,7 +40,7 @@ def add_warmup(message: Any, options: ConfigOptions) -> None:
         ConfigError: an input's dims are dynamic and no shape is given for it, or the given one does not fit.
     """
     batched = message.max_batch_size > 0
-    for batch_size in sorted({1, message.max_batch_size}) if batched else [1]:  # Triton skips a sample of 0 (core)
+    for batch_size in sorted({1, message.max_batch_size}) if batched else [1]:  # Triton skips batch size 0 (core)
         sample = message.model_warmup.add(name=f"batch_{batch_size}" if batched else "single")
         sample.batch_size = batch_size
         for tensor in message.input:
@@ -117,7 +117,7 @@ def derive_config(
     batches = message.HasField("dynamic_batching")
     for path, value in options.written().items():
         if batches or path in options.fields or not path.startswith("dynamic_batching."):
-            set_field(message, path, value)  # without batches there is no queue to wait in
+            set_field(message, path, value)  # a model without batching gets no queue settings
     if options.warmup:
         add_warmup(message, options)
     return ModelConfig.from_message(message, labels=labels)
@@ -141,7 +141,7 @@ def _add_tensor(tensor: Any, spec: TensorSpec, batched: bool) -> None:
         raise ConfigError("a tensor of the model has no name", hint="Name every input and output of the model.")
     tensor.name = spec.name
     tensor.data_type = model_config_pb2.DataType.Value(config_dtype(spec.dtype))
-    # An output of unknown rank is a scalar to the onnxruntime backend, which then wants [1] and returns what comes.
+    # The onnxruntime backend takes an output of unknown rank for a scalar. It then requires [1] and returns any shape.
     shape = spec.shape or ()
     if batched and not shape:
         raise ConfigError(f"tensor {spec.name!r} has no batch axis, but max_batch_size is above 0")

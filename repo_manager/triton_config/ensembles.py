@@ -261,7 +261,7 @@ def _absent(config: ModelConfig, models: Mapping[str, Member], where: str) -> It
     """Find needed models and versions the server would lack."""
     for name, version in dict.fromkeys((step.model, step.version) for step in steps_of(config)):
         if not name:
-            continue  # A rule of its own.
+            continue  # another rule reports it
         member = models.get(name)
         if member is None:
             hint = f"add the model {name!r}, or correct the name"
@@ -331,7 +331,7 @@ class _Tensors:
             ("output", message.output, step.outputs),
         ):
             if not tensors:
-                continue  # The backend completes them, in the server.
+                continue  # the server's backend completes them
             names = [tensor.name for tensor in tensors]
             for name in sorted(mapping.keys() - set(names)):
                 yield f"{kind}_map names the {kind} {name!r} of {source}, which has {', '.join(map(repr, names))}"

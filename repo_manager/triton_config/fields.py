@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a separate package
 
 from repo_manager.errors import ConfigError
 from repo_manager.triton_config.compare import changed_fields
@@ -70,7 +70,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
     """
     before = parse_config(text, where=where)
     message = before.message()
-    # What is cleared on purpose goes first: it makes room for what excludes it.
+    # Removals first: a removed field may exclude an added one.
     for path, value in sorted(changes.items(), key=lambda change: change[1] is not None):
         set_field(message, path, value)
     after = ModelConfig.from_message(message)
@@ -82,7 +82,7 @@ def set_fields(text: str, changes: Mapping[str, str | None], *, where: str) -> s
         if _says(written, message, before.unknown_fields, where):
             return written
     except (NotInPlaceError, ConfigError):
-        pass  # then the whole field is rewritten
+        pass  # rewrite the whole field instead
     lost = [field for field in before.unknown_fields if field.partition(".")[0] in changed]
     if lost:
         raise ConfigError(

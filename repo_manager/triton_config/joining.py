@@ -332,7 +332,7 @@ class _Joining:
     def _whole_batches(self) -> set[int]:
         """Return the batching models whose batch is one tensor of a model without batching, or of another one."""
         found: set[int] = set()
-        for wanted, source in self._takes.items():  # In the order of the models.
+        for wanted, source in self._takes.items():  # in the order of the models
             alone = wanted.batched and not source.batched and not dims_match(wanted.dims, source.dims)
             if alone or (wanted.batched and source.place in found):
                 found.add(wanted.place)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ServedSignature", "check_dtypes", "config_dtype", "runtime_signature", "served_signature", "triton_dtype"]
 
 
-# Element types: NumPy's names (as in `TensorSpec`) to Triton's, and what each backend can carry.
+# Element types: NumPy's names (as in `TensorSpec`) to Triton's, and the types supported by each backend.
 
 # ModelConfig's DataType (model_config.proto) and the name on the wire (the KServe v2 protocol).
 _TRITON = {
@@ -101,7 +101,7 @@ def check_dtypes(specs: tuple[TensorSpec, ...], backend: Backend) -> None:
 
 # onnxruntime names its tensor types after C++.
 _DTYPES = {"float": "float32", "double": "float64"}
-_LARGE_BYTES = 64 << 20  # with its external data, which is in the same folder
+_LARGE_BYTES = 64 << 20  # bytes, with the external data in the same folder
 _SESSION_PARAMETERS = ("session.", "optimization.", "ep.")
 
 
@@ -172,12 +172,12 @@ def runtime_signature(path: Path, config: ModelConfig | None = None) -> ServedSi
 def _source(path: Path, config: ModelConfig | None) -> SessionSource:
     """Return the load for the same graph as in a server. Nothing runs, so nothing is packed."""
     entries = {"session.disable_prepacking": "1"}
-    # The layout optimisations, which only ALL adds, change no output's shape and keep the weights once more.
+    # The layout optimisations of ALL keep a second copy of the weights, and change no output's shape.
     folder_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     level = everything = "ORT_ENABLE_EXTENDED" if folder_bytes >= _LARGE_BYTES else "ORT_ENABLE_ALL"
     if config is not None:
         message = config.message()
-        # `optimization { graph { level } }`, as the native backend reads it.
+        # `optimization { graph { level } }`, with the native backend's meaning.
         named = {-1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
         level = named.get(message.optimization.graph.level, everything)
         for key, value in message.parameters.items():
@@ -191,7 +191,7 @@ def _narrowed(declared: tuple[TensorSpec, ...], runtime: tuple[TensorSpec, ...])
     result = []
     for spec in declared:
         seen = by_name.get(spec.name)
-        # Rank 0 may mean unknown, so the declared rank holds.
+        # Rank 0 may mean unknown: keep the declared rank.
         result.append(spec if seen is None or not seen.shape else dataclasses.replace(spec, shape=seen.shape))
     return tuple(result)
 

@@ -13,7 +13,7 @@ __all__ = ["meant_field", "meant_value"]
 
 _NO_VALUE = re.compile(r'Enum type "(?:inference\.)?([\w.]+)" has no value named (\w+)')
 _CLOSE = 0.75
-# What other tools and formats call it, or what people write for it. In lower case.
+# Names from other tools and formats, or common mistakes -> the field. Lower case.
 _FIELDS = {
     "versions": "version_policy",
     "version": "version_policy",

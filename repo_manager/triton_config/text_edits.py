@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from google.protobuf import text_format  # type: ignore[import-untyped]  # its stubs are a separate package
 
 from repo_manager.triton_config.text_fields import TextField, cut_field, list_elements, top_level_fields
 from repo_manager.triton_messages import is_repeated
@@ -75,7 +75,7 @@ def _with_entries(text: str, spans: list[_Span], field: Any, old: Any, new: Any)
     bodies = [text[start + 1 : end - 1] for _, start, end in spans]
     keys = [text_format.Parse(body, entry(), allow_unknown_field=True).key for body in bodies]
     if not keys or sorted(keys) != sorted(old):
-        raise NotInPlaceError(field.name)  # a key is twice
+        raise NotInPlaceError(field.name)  # a duplicate key
     added = [entry(key=key, value=new[key]) for key in sorted(set(new) - set(old))]
     text = _with_more(text, spans[-1], field.name, added)
     for key, (each, start, end) in reversed(list(zip(keys, spans, strict=True))):

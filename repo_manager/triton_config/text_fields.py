@@ -29,7 +29,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _CLOSES = {"{": "}", "<": ">", "[": "]"}
-_PLACE = re.compile(r"\b(\d+):\d+ ?: |, line (\d+): ")  # in a parser's message
+_PLACE = re.compile(r"\b(\d+):\d+ ?: |, line (\d+): ")  # position in a parser's message
 _NAMED = re.compile(r"'([^']+)'|\"([^\"]+)\"|([A-Za-z_]\w*)")
 
 

@@ -104,7 +104,7 @@ def _policy_of(policy: model_config_pb2.ModelVersionPolicy) -> tuple[int, ...] |
         return tuple(sorted(set(policy.specific.versions)))
     if choice == "all":
         return "all"
-    # Only a missing policy becomes latest 1. `latest { }` asks for the latest 0, which fails to load.
+    # Only a missing policy means latest 1. `latest { }` means latest 0 and fails to load.
     return f"latest:{policy.latest.num_versions}" if choice == "latest" else "latest:1"
 
 

@@ -21,7 +21,7 @@ _MEMORY_SHARE = 0.8
 _COPIES_IN_MEMORY = 2
 _MOST_INSTANCES = 16
 _LARGEST_BATCH = 64
-_MISSES = 2  # in a row: one size alone may be a dent
+_MISSES = 2  # in a row: a single worse size may be chance
 
 
 def latency_limit(options: TuneOptions, subjects: Subjects) -> float | None:
@@ -86,7 +86,7 @@ class Curves:
         if room is None:
             return _MOST_INSTANCES
         fit = int(room.free_bytes * _MEMORY_SHARE / max(size * _COPIES_IN_MEMORY, 1))
-        if fit < 2:  # the comparison serves two
+        if fit < 2:  # the comparison serves two copies
             raise RepositoryError(
                 f"{self._subjects.title} takes about {size * _COPIES_IN_MEMORY >> 20} MiB, two copies of it do not fit "
                 f"into the {room.free_bytes >> 20} MiB that {room.kind} has free",
@@ -135,7 +135,7 @@ class Curves:
                 break
             most = max((each.per_s for each in known.values()), default=0.0)
             if found.per_s < most:
-                # Larger batches mostly answer more: see whether something disturbed this one.
+                # Larger batches usually have more throughput. Measure again in case of a disturbance.
                 again = self._loads.batch_time(CANDIDATE, name, size) or found
                 found = min(found, again, key=lambda each: each.median_ns)
             self._journal.add_batch(name, found)

@@ -33,7 +33,7 @@ __all__ = ["TuningRun", "tune", "tuning_run"]
 _PROOF_SHARE = 0.25
 _ENERGY_SHARE = 0.9
 _ATTEMPTS = 2
-_ANY_ENERGY = 0.0  # what today's setting is held against, after it was measured without any
+_ANY_ENERGY = 0.0  # baseline for today's setting in its first measurement with energy
 
 
 def tune(
@@ -406,7 +406,7 @@ class TuningRun:
         """Return the value a better setting must hold, or `None` where any value will do."""
         if best is None:
             return None
-        if best.value is None:  # nothing is known to hold: the smallest load that failed is the question
+        if best.value is None:  # no setting holds yet: compare at the smallest failed load
             return min((level["level"] for level in best.levels), default=None) if self._is_rate_sought else None
         return float(f"{best.value * (1 + margin if self._options.seeks == 'throughput' else 1 - margin):.4g}")
 
@@ -418,7 +418,7 @@ class TuningRun:
             if not self._recorded and not any(changes.values()):
                 self._answers.record(CANDIDATE)
                 self._recorded = True
-            elif not self._recorded:  # today's was measured in an earlier run
+            elif not self._recorded:  # an earlier run measured today's setting
                 self.copies.load(TODAY, {})
                 self._answers.record(TODAY)
                 self.copies.unload(TODAY)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a package of their own
+from google.protobuf import json_format  # type: ignore[import-untyped]  # its stubs are a separate package
 
 from repo_manager.errors import RepoManagerError, ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.files import link_files, sweep_work_folders, write_atomic
@@ -142,7 +142,7 @@ class Copies(ABC):
                 try:
                     self.serve(self.named(copy, name), name, config)
                 except RepoManagerError:
-                    served[name] = config  # in whatever state the server left it
+                    served[name] = config  # it may be loaded in part
                     self.unload(copy)
                     raise
                 served[name] = config
@@ -277,10 +277,11 @@ class _There(Copies):
         if contents:
             self.client.load(served, document, files=contents, timeout_s=_LOAD_S)
             return
-        try:  # An ensemble has no files, and a load that brings a model must bring one.
+        try:  # a load with a model needs a file, although an ensemble has none
             self.client.load(served, document, files={"1/ensemble": b"\n"}, timeout_s=_LOAD_S)
         except ServerRefusedError:
-            # Triton also looks for the parts in its repository, complains of those that came by load, and serves it.
+            # Triton also looks for the members in its repository, reports those loaded this way, and serves the
+            # ensemble.
             if not self.client.model_ready(served):
                 raise
 
@@ -296,8 +297,8 @@ def _there(url: str, access: ClientOptions, subjects: Subjects) -> Iterator[Copi
     with TritonClient.connect(url, access) as client:
         client.wait_live(access.timeout_s)
         copies = _There(client, access, subjects, token)
-        # Triton's index lists the folders of its repositories (core, `ModelRepositoryManager::RepositoryIndex`), not
-        # models from the load API alone, so the names are kept here.
+        # Triton's index lists only the folders of its repositories (core, `ModelRepositoryManager::RepositoryIndex`),
+        # not models loaded by the API alone. So we keep their names.
         names = [copies.named(each, model) for each in NAMES for model in reversed(list(subjects.models))]
         write_atomic(record, json.dumps({"url": client.url, "names": names}).encode())
         try:

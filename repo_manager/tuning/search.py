@@ -16,7 +16,7 @@ __all__ = ["MARGIN", "MeasuredSetting", "descend", "is_open", "likely_good"]
 
 MARGIN = 0.04
 _MOST_ROUNDS = 4
-_MISSES = 2  # in one direction of an axis: one alone may be a dent, or a disturbed measurement
+_MISSES = 2  # in one direction of an axis: a single one may be chance
 
 
 def is_open(value: float | None, levels: Sequence[Mapping[str, Any]]) -> bool:
@@ -158,7 +158,8 @@ def likely_good(
     most = space.axes["instances"][-1]
     found = []
     for instances in dict.fromkeys((1 if 1 in space.axes["instances"] else today.instances, most)):
-        # Instances that run at once share the machine: each batch takes that much longer, and waits for one before it.
+        # Concurrent instances share the machine: each batch takes longer by their number and waits for the one before
+        # it.
         fit = [each for each in curve if latency_ns is None or each.median_ns * instances * 2 <= latency_ns]
         best = max(fit or curve[:1], key=lambda each: each.per_s, default=None)
         size = today.max_batch_size

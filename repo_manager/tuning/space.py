@@ -28,7 +28,7 @@ THREADS = "intra_op_thread_count"
 AXES = ("max_batch_size", "queue_delay", "preferred", "threads", "instances")
 """In the order of appearance searched: a change of `instances` alone reloads no model, so it comes last."""
 _LARGEST_BATCH = 64
-LEAST_GAIN = 0.97  # by a measured curve, one that answers as many is not told from one that answers hardly more
+LEAST_GAIN = 0.97  # share of throughput: a measured curve cannot show smaller gains
 _DELAYS = (0.25, 0.5, 1.0)
 _ENGINES = ("tensorrt", "tensorrt_rtx")
 

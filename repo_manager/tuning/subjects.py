@@ -161,7 +161,7 @@ def _recorded(files: Mapping[str, Path]) -> tuple[tuple[int, int] | None, float]
         return None, DEFAULT_TOLERANCE
     try:
         manifest = read_manifest(path)
-    except RepositoryError:  # another tool's file of that name
+    except RepositoryError:  # a file of this name by another tool
         return None, DEFAULT_TOLERANCE
     golden = manifest.golden if isinstance(manifest.golden, Mapping) else {}
     tolerance = golden.get("tolerance")
@@ -174,7 +174,7 @@ def _profile(engine: Any) -> tuple[int, int] | None:
     try:
         ranges: Sequence[Any] = list(engine["build"]["profile"].values())
         return min(each["opt"][0] for each in ranges), min(each["max"][0] for each in ranges)
-    except (TypeError, KeyError, IndexError, AttributeError, ValueError):  # no engine, or one without a batch axis
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError):  # no engine, or no batch axis
         return None
 
 

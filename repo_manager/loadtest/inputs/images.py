@@ -25,7 +25,7 @@ __all__ = ["IMAGE_KEYS", "image_files", "image_samples", "is_images", "read_imag
 IMAGE_KEYS = ("resize", "color", "scale", "mean", "std", "layout")
 _COLORS = ("rgb", "bgr", "gray")
 _LAYOUTS = ("nchw", "nhwc")
-_READER = "repo_manager.precision.calibration.images"  # brings ONNX Runtime: only for images
+_READER = "repo_manager.precision.calibration.images"  # imports ONNX Runtime: loaded for images only
 
 
 def is_images(path: Path) -> bool:

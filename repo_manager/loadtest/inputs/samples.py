@@ -112,7 +112,7 @@ def make_sequences(
         found = [list(options.recorded)]
     streams = [[sample for row in rows for sample in _without_batch_axis(row, facts)] for rows in found]
     name = "the golden sample" if data is None else str(data)
-    # One by one, so that steps with and without an optional input keep their order.
+    # One row at a time keeps the order of steps with and without an optional input.
     samples = [request for rows in streams for row in rows for request in _batched([row], name, facts, options)]
     if not options.allow_zeros:
         _refuse_zeros(samples, data)
@@ -197,7 +197,7 @@ def _batched(rows: list[Sample], path: str, facts: ServedModelFacts, options: Lo
         resolve_shapes(facts, options)
     if facts.max_batch_size == 0:
         return rows
-    alike: dict[frozenset[str], list[Sample]] = {}  # samples without an optional input share no batch with others
+    alike: dict[frozenset[str], list[Sample]] = {}  # rows with the same inputs: only these can share a batch
     for row in rows:
         alike.setdefault(frozenset(row), []).append(row)
     size = options.batch_size

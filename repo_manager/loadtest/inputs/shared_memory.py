@@ -25,7 +25,8 @@ from repo_manager.server.transport import CudaHandle, memory_kind
 
 __all__ = ["Area", "Placement", "shared_samples", "sweep"]
 
-_FOLDER = Path("/dev/shm")  # POSIX shared memory on Linux (shm_overview(7)); the server opens it by this name
+# POSIX shared memory on Linux (shm_overview(7)). The server opens regions by name.
+_FOLDER = Path("/dev/shm")
 _PREFIX = "repo-manager-load-"
 _ALIGNMENT = 64
 
@@ -84,11 +85,11 @@ def shared_samples(
                 memory.write(area.offset, raw_bytes(sample[name]))
         _register(served, placement, memory.key, options)
         try:
-            if options.shared_memory == "system":  # of a GPU's memory nobody can tell whether its run is alive
+            if options.shared_memory == "system":  # nothing shows whether the run behind a CUDA region is alive
                 _unregister_stale(served)
             yield placement
         finally:
-            with contextlib.suppress(ServerError):  # a server that is gone has nothing registered
+            with contextlib.suppress(ServerError):  # the server may be gone, with its registrations
                 served.unregister_memory(placement.region, memory_kind(memory.key))
 
 
@@ -190,7 +191,7 @@ def _unregister_stale(served: ServedModel) -> None:
     """
     for name in served.registered_memory():
         if name.startswith(_PREFIX) and not (_FOLDER / name).exists():
-            with contextlib.suppress(ServerError):  # another run was faster
+            with contextlib.suppress(ServerError):  # another run unregistered it first
                 served.unregister_memory(name)
 
 
@@ -202,7 +203,7 @@ def sweep(folder: Path) -> tuple[str, ...]:
     """
     removed = []
     for path in folder.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's, or just gone
+        with contextlib.suppress(OSError):  # it belongs to another user or was just removed
             descriptor = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

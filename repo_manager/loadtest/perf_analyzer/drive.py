@@ -34,14 +34,14 @@ from repo_manager.stats.quantiles import PERCENTILES
 __all__ = ["command_of", "find_perf_analyzer", "parse_csv", "parse_profile_export", "run_perf_analyzer"]
 
 _STUB_BYTES = 100_000
-_EXPORTED_ELEMENTS = 1024  # the export repeats every request's inputs: minutes and gigabytes for images
-_DRAWN_ELEMENTS = 1 << 20  # of all samples together: perf_analyzer reads them as text
+_EXPORTED_ELEMENTS = 1024  # elements: the export repeats all inputs, so images would take minutes and gigabytes
+_DRAWN_ELEMENTS = 1 << 20  # elements of all samples together: perf_analyzer reads them as text
 _REQUEST_COUNT = re.compile(r"^\s*Request count: (\d+)", re.M)
 _KILL_AFTER_S = 60.0
-# Over HTTP it uses one thread per request. Many threads starve the measuring one (2.50: from 8 on 2 CPUs).
+# Over HTTP, it uses one thread per request. Too many starve the measuring thread (2.50: from 8 on 2 CPUs).
 _THREADS_PER_CPU = 2
 _UNSTABLE_EXIT, _OPTION_EXIT = 2, 3
-# What it prints before it measures a level. It ends with the code of wrong options also when no request ended in time.
+# Printed before a level is measured. The exit code for wrong options also means: no request finished in time.
 _MEASURED = re.compile(r"^\s*Request (?:concurrency|rate): ", re.M | re.I)
 
 
@@ -170,7 +170,7 @@ def _input_arguments(facts: ServedModelFacts, options: LoadTestOptions) -> list[
             arguments += ["--shape", f"{name}:{_joined(shape[batch:])}"]
     if (
         options.data is not None and facts.sequence
-    ):  # a file of ours has the shape of every row, and no other may be given
+    ):  # otherwise our own file states every row's shape, and --shape must be absent
         arguments += [
             word for name, shape in options.shapes.items() for word in ("--shape", f"{name}:{_joined(shape)}")
         ]

@@ -23,10 +23,10 @@ from repo_manager.tls import TlsFiles, tls_context
 __all__ = ["Connection", "Endpoint", "Sink", "Socket", "TcpStream", "TlsSocket", "WantWrite", "open_sockets", "wrap"]
 
 
-# A TLS socket with a plain non-blocking one's manners, for the wire clients.
+# A TLS socket with the interface of a plain non-blocking socket, for the wire clients.
 
 _JOINED_BYTES = 65_536
-_context = functools.lru_cache(maxsize=8)(tls_context)  # shared by a worker's connections
+_context = functools.lru_cache(maxsize=8)(tls_context)  # a worker's connections share it
 
 
 def wrap(sock: socket.socket, host: str, files: TlsFiles, protocol: str, timer: Timer) -> TlsSocket:

@@ -39,7 +39,7 @@ __all__ = ["LAST_STREAM", "GrpcConnection"]
 
 _WINDOW_BYTES = (1 << 31) - 1
 _TOP_UP_BYTES = 1 << 29
-_FRAME_BYTES = 16_384  # what a peer may send in one frame: we raise no limit in our SETTINGS
+_FRAME_BYTES = 16_384  # the largest frame from a peer: our SETTINGS raise no limit
 _MOST_UNREAD = 10_000
 LAST_STREAM = (1 << 31) - 3
 _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
@@ -63,7 +63,7 @@ class GrpcConnection(WireConnection):
     """
 
     _tells_data = False
-    _remembers_ends = True  # a known block ends a call without being looked at again
+    _remembers_ends = True  # a known block ends the call without another look
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         super().__init__(sock, endpoint, sink, want_write)
@@ -75,9 +75,9 @@ class GrpcConnection(WireConnection):
         self._peer = PeerSettings()
         self._flow = SendFlow(self._peer)
         self._received = b""
-        self._problem = ""  # why nothing more can be read of this connection
-        self._unread = 0  # answers to control frames that the server has not taken yet
-        self._skip = 0  # bytes still to come of a DATA frame, which nobody looks at
+        self._problem = ""  # why the connection cannot be read any further
+        self._unread = 0  # answers to control frames not yet read by the server
+        self._skip = 0  # remaining bytes of a DATA frame to skip
         self._unacknowledged = 0
         self._blocks = BlockReader()
         self._first_block, self._block = request_blocks(endpoint, indexed=True)
@@ -125,7 +125,7 @@ class GrpcConnection(WireConnection):
                 self._starts[number] = starts_ns[place]
         self.in_flight += count
         if self._next_id > LAST_STREAM:
-            self.usable = False  # the sink opens another one; this one finishes its streams
+            self.usable = False  # the sink opens a new connection; this one finishes its streams
 
     def _submit_first(self, message: bytes) -> None:
         """Queue stream 1, whose header block fills the server's table."""
@@ -185,7 +185,7 @@ class GrpcConnection(WireConnection):
             data = self._received + data
         starts_ns = self._read_frames(data)
         if starts_ns:
-            now_ns = time.monotonic_ns()  # an answer has come when its status has been read
+            now_ns = time.monotonic_ns()  # an answer arrives when its status has been read
             self.in_flight -= len(starts_ns)
             self._again(self._answered(starts_ns, now_ns))
         if self._problem:

@@ -9,8 +9,8 @@ import collections
 
 __all__ = ["Decoder", "HpackError", "encode_integer", "encode_literal"]
 
-# Lengths of the Huffman codes of the 256 bytes and of the end mark (RFC 7541, Appendix B), `A` for 5 bits up to `Z` for
-# 30. The code is canonical: codes of one length count up in the order of the symbols, shorter ones first.
+# Huffman code lengths of the 256 bytes and the end mark (RFC 7541, Appendix B), from `A` for 5 bits to `Z` for 30. The
+# code is canonical: codes of one length count up in symbol order, shorter codes first.
 _CODE_LENGTHS = (
     "ISXXXXXXXTZXXZXXXXXXXXZXXXXXXXXXBFFHIBDGFFDGDBBBAAABBBBBBBCDKBHFIBCCCCCCCCCCCCCCCCCCCCCCDCDIOIJB"
     "KABABABBBACCBBBABCBAABCCCCCKGJIXPRPPRRRSRSSSSSTSTTRSTSSSSQRSRSSTRQPRRSSQSRRTQRSSQQRQSRSSPRRRSRRS"

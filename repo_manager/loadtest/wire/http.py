@@ -18,13 +18,13 @@ __all__ = ["HttpConnection", "http_request"]
 
 _JOIN_BELOW_BYTES = 65_536
 _KEPT_BODY_BYTES = 4096
-_COMPARED_BODY_BYTES = 16  # of the usual answer's body: as far as `{"model_name":`
+_COMPARED_BODY_BYTES = 16  # bytes of the usual answer's body, up to `{"model_name":`
 _ANSWER_KEYS = (b'"outputs"', b'"model_name"')
 _GZIP_OR_ZLIB = 47
 _KNOWN_HEADS = 256
 _HEAD_BYTES = 65_536
 _LENGTH_DIGITS = 18
-_CHUNKED = -2  # the length of a body that comes in chunks
+_CHUNKED = -2  # in place of a body's length: the body is chunked
 _CHUNK_LINE_BYTES = 4096
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _SCRATCH = bytearray(RECEIVE_BYTES)
@@ -82,15 +82,15 @@ class HttpConnection(WireConnection):
         self._start_ns = 0
         self._stamp_on_write = True
         self._received = b""
-        self._missing = -1  # bytes of the body still to come; -1: the header block is not complete
-        self._chunks: _Chunks | None = None  # where the body is, if it comes in chunks
-        self._is_awaited = False  # a request is in flight, and nothing of its answer has come
+        self._missing = -1  # bytes of the body still to come; -1: the header block is incomplete
+        self._chunks: _Chunks | None = None  # decodes a chunked body
+        self._is_awaited = False  # a request is in flight, with no byte of its answer yet
         self._status = 0
         self._keep_alive = True
         self._body = b""  # the beginning of the answer's body
         self._heads: dict[bytes, tuple[int, int, bool]] = {}
-        self._usual_head = b""  # of the last good answer: its header block, and how its body begins
-        self._usual_bytes = -1  # length of that answer
+        self._usual_head = b""  # last good answer: its header block and the start of its body
+        self._usual_bytes = -1  # length of that answer in bytes; -1: none
 
     def take_lanes(self, lanes: list[Lane]) -> None:
         """Send the requests of one live sequence after another."""
@@ -194,7 +194,7 @@ class HttpConnection(WireConnection):
         elif not count:
             self._fail_all("the server closed the connection")
         elif self._missing > count and self._status == 200 and len(self._body) >= _KEPT_BODY_BYTES:
-            self._missing -= count  # a piece of a large body, which nobody looks at
+            self._missing -= count  # the middle of a large body, not needed
         else:
             self._take(bytes(_SCRATCH_VIEW[:count]), now_ns)
 
@@ -203,7 +203,7 @@ class HttpConnection(WireConnection):
         if self._chunks is not None:
             self._take_chunks(self._chunks, data, now_ns)
             return
-        if self._missing > 0:  # the body of an answer whose header block was seen
+        if self._missing > 0:  # the header block was read before; this is the body
             self._take_body(data, 0, now_ns)
             return
         if self._received:
@@ -299,9 +299,9 @@ class _Chunks:
         self.done = False
         self.kept = b""
         self._kept_bytes = kept_bytes
-        self._left = 0  # bytes of the chunk still to come
+        self._left = 0  # remaining bytes of the chunk
         self._line = b""
-        self._expected = "size"  # what the next line is: a chunk's size, the end of one, or a trailer
+        self._expected = "size"  # meaning of the next line: a chunk's size, the end of one, or a trailer
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the connection.

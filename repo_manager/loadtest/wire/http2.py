@@ -60,7 +60,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return FRAME_HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
 
 
-# The preface, our SETTINGS (no push; every stream may send us 2 GiB) and the connection's window, opened as far.
+# The preface, our SETTINGS (no push; each stream may send 2 GiB) and a connection window of the same size.
 CONNECTION_PREFACE = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     + frame(SETTINGS, 0, 0, struct.pack(">HIHI", 0x2, 0, 0x4, (1 << 31) - 1))
@@ -237,7 +237,7 @@ class SendFlow:
         while self._waiting and self.window_bytes > 0:
             stream, rest = self._waiting.popleft()
             if stream not in self._stream_windows:
-                continue  # reset by then
+                continue  # reset in the meantime
             room = min(self.window_bytes, self._stream_windows[stream], self._peer.max_frame_bytes)
             if room <= 0:
                 blocked.append((stream, rest))

@@ -23,8 +23,8 @@ __all__ = ["KeptGrpcConnection"]
 _END_STREAM, _END_HEADERS = 0x1, 0x4
 _TOP_UP_BYTES = 1 << 29
 _ERROR, _RESPONSE = 1, 2  # fields of ModelStreamInferResponse
-_PARAMETERS, _OUTPUTS, _CONTENTS = 4, 5, 6  # fields of ModelInferResponse, on the wire in this order
-_FINAL = b"\x0a\x15triton_final_response\x12\x02\x08"  # an entry of the parameters, up to its value
+_PARAMETERS, _OUTPUTS, _CONTENTS = 4, 5, 6  # fields of ModelInferResponse, in their order on the wire
+_FINAL = b"\x0a\x15triton_final_response\x12\x02\x08"  # an entry of the parameters, without its value
 
 
 class KeptGrpcConnection(TrackedGrpcConnection):
@@ -38,7 +38,7 @@ class KeptGrpcConnection(TrackedGrpcConnection):
     """
 
     _remembers_ends = False
-    _kept_bytes = 65_536  # of a response: what precedes its outputs
+    _kept_bytes = 65_536  # of a response: the part before its outputs
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         self._resting: collections.deque[int] = collections.deque()  # streams without a request
@@ -109,7 +109,8 @@ class KeptGrpcConnection(TrackedGrpcConnection):
         call = self._starts.get(number)
         taken = self._follow(number, call, payload) if isinstance(call, Call) else 0
         if taken < len(payload) and number in self._flow.kept:
-            self._flow.forget(number)  # nobody asked for it: what follows cannot be distinguished from the next answers
+            # Unrequested data: the next answers on this stream would be ambiguous.
+            self._flow.forget(number)
             self._queue(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
             return
         self._taken[number] += len(payload)

@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_LENGTH", "FIRST_ID", "IDS", "Lane", "Lanes", "SequencePlan",
 
 FIRST_ID, IDS = 300_000_000, 700_000_000
 """Nine digits, five bytes as a varint, and a number an INT32 control holds."""
-DEFAULT_LENGTH = "16:24"  # perf_analyzer's: 20, and 20 % more or less
+DEFAULT_LENGTH = "16:24"  # requests per sequence, as perf_analyzer: 20, plus or minus 20 %
 _MOST_STEPS = 1 << 20
 _DRAWN = 4096
 

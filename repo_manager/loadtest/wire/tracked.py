@@ -22,7 +22,7 @@ __all__ = ["Call", "TrackedGrpcConnection", "fields_of"]
 _END_STREAM = 0x1
 _PREFIX_BYTES = 5
 _LENGTH = struct.Struct(">BI")
-_ERROR_FIELD = 1  # of ModelStreamInferResponse, a string; an empty one is not on the wire
+_ERROR_FIELD = 1  # string field of ModelStreamInferResponse; an empty one is not sent
 _LENGTH_DELIMITED = 2
 
 
@@ -43,8 +43,8 @@ class Call(int):
 
     def __init__(self, _start_ns: int) -> None:
         super().__init__()
-        self.missing = 0  # bytes of the message that is being read
-        self.kept = bytearray()  # of a message: its prefix, and its beginning
+        self.missing = 0  # remaining bytes of the current message
+        self.kept = bytearray()  # start of the message, with its prefix
 
 
 class TrackedGrpcConnection(GrpcConnection):
@@ -57,13 +57,13 @@ class TrackedGrpcConnection(GrpcConnection):
         want_write: called when the socket must become writable.
     """
 
-    _kept_bytes = 300  # of a response: enough for an error
+    _kept_bytes = 300  # of a response: enough for an error message
 
     def __init__(self, sock: Socket, endpoint: Endpoint, sink: Sink, want_write: WantWrite) -> None:
         self._tells_data = endpoint.decoupled or endpoint.keeps_streams
         self._lanes: list[Lane] = []
         self._free: collections.deque[Lane] = collections.deque()
-        self._opened: dict[int, Lane] = {}  # requests that are not stamped yet
+        self._opened: dict[int, Lane] = {}  # requests without a time stamp yet
         self._is_closing = False
         super().__init__(sock, endpoint, sink, want_write)
 
@@ -236,6 +236,6 @@ def _varint(message: bytes, place: int) -> tuple[int, int]:
         byte = message[place]
         value |= (byte & 0x7F) << shift
         place, shift = place + 1, shift + 7
-        if byte < 0x80 or shift > 63:  # ten bytes are the longest there is
+        if byte < 0x80 or shift > 63:  # a varint has at most ten bytes
             break
     return value, place

@@ -25,13 +25,13 @@ __all__ = ["Generator"]
 _READY_TIMEOUT_S = 20.0
 _RECONNECT_NS = 100_000_000
 _APART_NS = 2_000_000  # between two pairs of connections of a closed loop over HTTP
-_OPENING_NS = 200_000_000  # from then on, the connections still missing are opened together
+_OPENING_NS = 200_000_000  # after this time, the remaining connections open at once
 _MAX_CONNECTIONS = 512
-_MOST_EVENTS = 64  # for each poll takes memory for as many, and gives it back
+_MOST_EVENTS = 64  # each poll allocates and frees memory for this many events
 _READABLE, _WRITABLE = select.EPOLLIN, select.EPOLLOUT
 _ABANDON_NS = 2_000_000_000
 _HOUSEKEEPING_NS = 20_000_000
-_QUIET_NS = 1_500_000  # until the next request is due: long enough to count a slice and hand it on
+_QUIET_NS = 1_500_000  # time to the next request in which a slice can be counted and handed on
 
 
 class Generator:
@@ -45,7 +45,7 @@ class Generator:
 
     def __init__(self, job: Job, recorder: Recorder, control: tuple[int, Callable[[], None]]) -> None:
         self.stopping = False
-        self.is_abandoned = False  # nobody waits for the last answers for long
+        self.is_abandoned = False  # stop waiting for the last answers soon
         self._job = job
         self._recorder = recorder
         self._epoll = select.epoll()
@@ -221,7 +221,7 @@ class Generator:
             while following is not None and following <= now_ns:
                 batch.append(following)
                 following = next(due_ns, None)
-            # First the sends, then what is counted about them: every step between adds to the next answer's latency.
+            # Send first, then count: each step before a send adds to the next answer's latency.
             self._backlog += batch
             if self._backlog:
                 self._send_backlog()
@@ -233,7 +233,7 @@ class Generator:
             self._housekeep()
             self._hand_over_when_quiet(following)
             wait_ns = _HOUSEKEEPING_NS if following is None else following - time.monotonic_ns()
-            # epoll waits in whole milliseconds. Select takes microseconds, and an epoll can be selected.
+            # epoll waits in whole milliseconds, select in microseconds. select also accepts an epoll.
             if wait_ns <= 0 or select.select(waited, [], [], min(wait_ns, _HOUSEKEEPING_NS) / 1e9)[0]:
                 self._poll(0)
 
@@ -275,7 +275,7 @@ class Generator:
                 self._idle += self._replace_connections()
                 if not self._idle:
                     return
-            connection = self._idle.pop() if self._lanes is None else self._idle.pop(0)  # each sequence in its turn
+            connection = self._idle.pop() if self._lanes is None else self._idle.pop(0)  # sequences take turns
             if connection.free_slots() > 0:
                 self._submit(connection, 1, [self._backlog.pop(0)])
 
@@ -287,7 +287,7 @@ class Generator:
         self.stopping = True
         self._wait_for_answers()
         if self._lanes is not None:
-            # A sequence that is never ended keeps its place at the server until it has been idle for long.
+            # Triton keeps a sequence's slot until the sequence ends or has been idle for long.
             self._in_flight += sum(connection.end_sequences() for connection in list(self._connections.values()))
             self._wait_for_answers()
         deadline_ns = time.monotonic_ns() + _ABANDON_NS
@@ -329,7 +329,7 @@ class Generator:
                 if event & _WRITABLE and descriptor in connections:
                     connection.on_writable()
 
-    # --- Sink -----------------------------------------------------------------------------------
+    # Methods of `Sink`, called by the connections.
 
     def completed(self, connection: Connection, latencies_ns: list[int], now_ns: int) -> int:
         """Record answers. A closed loop sends as many new requests on the same connection.

@@ -23,7 +23,7 @@ __all__ = ["WorkerPool", "default_workers"]
 
 _START_DELAY_NS = 5_000_000
 _EXIT_TIMEOUT_S = 5.0
-# Not `-m`, which would let a file in the current folder are in for any module that the worker imports.
+# `-m` would let a file in the current folder replace any module imported by the worker.
 _START = (
     "import sys; sys.path[:] = [folder for folder in sys.path if folder]; "
     f"sys.path.append({str(Path(repo_manager.__file__).parents[1])!r}); "

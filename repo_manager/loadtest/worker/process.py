@@ -59,7 +59,7 @@ def _run(pipe: Pipe, job: Job) -> bool:
         return True
     gc.collect()
     gc.freeze()
-    gc.disable()  # a collection in the middle would be measured as latency; nothing here makes cycles
+    gc.disable()  # a collection would count as latency, and nothing here makes cycles
     try:
         pipe.send(("ready",))
         message = pipe.recv()
@@ -75,7 +75,7 @@ def _run(pipe: Pipe, job: Job) -> bool:
 
 def main() -> int:
     """Serve the pipe whose file descriptor is the only argument."""
-    # Ctrl-C reaches the whole process group: the parent decides, and the end of the pipe tells this process.
+    # Ctrl-C reaches the whole process group. The parent decides: this process ends when the pipe closes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fine_timers()
     with multiprocessing.connection.Connection(int(sys.argv[1])) as pipe:

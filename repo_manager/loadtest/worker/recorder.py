@@ -89,11 +89,11 @@ class Recorder:
         self.slice_ns = slice_ns
         self._emit = emit
         self._index = 0
-        self.latencies: list[int] = []  # of the current slice; may be added to before `boundary_ns`
+        self.latencies: list[int] = []  # of the current slice; the caller may append before `boundary_ns`
         self._errors = 0
         self._messages: collections.Counter[str] = collections.Counter()
         self._sent = self._late = self._max_late_ns = 0
-        # Slices that are over and not yet counted: when each ended, what of it is known, and its latencies.
+        # Ended slices not counted yet: end time, known facts, latencies.
         self._ended: list[tuple[int, Slice, list[int], dict[str, list[int]]]] = []
         self._details: dict[str, list[int]] = {}
         self._cpu_ns, self._wait_ns = _process_times()

@@ -96,7 +96,7 @@ class Schedule:
             return bursts * self.burst_size / self.rate_per_s
         if self.arrival == "constant":
             return numbers / self.rate_per_s
-        # A ramp: arrivals up to t are a*t + (b-a)*t²/(2T). Solved for t, then the constant rate b.
+        # A ramp: arrivals up to t are a*t + (b-a)*t²/(2T). Solve for t. After the ramp, the rate is b.
         start, end, length = self.ramp_from_per_s, self.rate_per_s, self.ramp_s
         in_ramp = (start + end) / 2 * length
         half_slope = (end - start) / (2 * length)
@@ -177,7 +177,7 @@ def _csv_moments(text: str) -> list[float]:
     return [float(row[column]) * scale for row in rows]
 
 
-# One worker's part of a load level, as the parent sends it.
+# One worker's part of a load level, sent by the parent.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """
     try:
         check_archive(path)
-        # Opened here, because np.load leaves the file open when its content is broken.
+        # Opened here because np.load leaves a broken file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise CalibrationError(f"{path}: not an .npz archive")
@@ -122,10 +122,10 @@ def _unreadable(path: Path, exc: BaseException) -> CalibrationError:
 def _load(path: Path) -> Array:
     refuse_lfs_pointer(path)
     try:
-        array: Array = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]  # NumPy has no hints here
+        array: Array = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]  # NumPy has no type hints here
     except (OSError, ValueError, EOFError, MemoryError) as exc:
         raise _unreadable(path, exc) from exc
-    return array  # object arrays were refused: they cannot be mapped
+    return array  # never an object array: these cannot be mapped
 
 
 def _stacked(
@@ -220,7 +220,7 @@ def _listed(files: Mapping[str, list[Path]], signature: Signature, folder: Path)
         for name, paths in files.items():
             array = _load(paths[index])
             rank = ranks[name]
-            # A sample saved without its batch axis is the usual way to save one.
+            # Samples are usually saved without a batch axis.
             sample[name] = np.array(array[None] if rank is not None and array.ndim == rank - 1 else array)
         return sample
 

@@ -20,8 +20,8 @@ from repo_manager.precision.passes.value_types import infer_types, type_table
 __all__ = ["float_values", "largest_values", "overflowing_nodes", "percentile_values"]
 
 
-_BINS = 1 << 16  # fine enough for an outlier a thousand times larger than the rest
-_VALUES_A_RUN = 32  # activations that leave ONNX Runtime at a time: bounds the memory
+_BINS = 1 << 16  # bins: fine enough if an outlier is a thousand times larger than the rest
+_VALUES_A_RUN = 32  # activations fetched per run: bounds the memory
 
 Sample = Mapping[str, Array]
 
@@ -149,9 +149,9 @@ def percentile_values(
     return result
 
 
-# Find what FP16 cannot hold, by the values that the float32 model takes.
+# Find the values too large for FP16, from the float32 model's values on samples.
 
-_HEADROOM = 2.0  # between what the samples show and what other inputs may bring
+_HEADROOM = 2.0  # factor: other inputs may have larger values than the samples
 
 
 def overflowing_nodes(draft: Draft, samples: Iterable[Mapping[str, Array]], folder: Path) -> dict[str, str]:

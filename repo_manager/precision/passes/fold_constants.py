@@ -17,7 +17,7 @@ from repo_manager.onnx_model.draft import ONNX_DOMAINS, Array, Draft, Weight, at
 
 __all__ = ["fold_constants"]
 
-_MAX_FILLED_ELEMENTS = 1 << 26  # of a ConstantOfShape: 256 MB of float32
+_MAX_FILLED_ELEMENTS = 1 << 26  # elements of a ConstantOfShape: 256 MB of float32
 Fold = Callable[[onnx.NodeProto, list[Weight]], "Weight | None"]
 
 
@@ -110,7 +110,7 @@ def _cast(node: onnx.NodeProto, inputs: list[Weight]) -> Weight | None:
     try:
         old = dtypes.numpy_dtype(inputs[0].data_type, "a constant")
         new = dtypes.numpy_dtype(target, "a constant")
-    except Exception:  # noqa: BLE001  # an element type from the future: leave the node as it is
+    except Exception:  # noqa: BLE001  # an unknown, newer element type: keep the node
         return None
     if old is None or new is None or not np.can_cast(old, new, "safe"):
         return None
@@ -148,7 +148,7 @@ def _arithmetic(compute: Callable[[Array, Array], Array]) -> Fold:
 
 
 def _quiet(compute: Callable[[Array, Array], Array], first: Array, second: Array) -> Array:
-    with np.errstate(all="ignore"):  # as ONNX Runtime computes: infinities and NaN are results
+    with np.errstate(all="ignore"):  # like ONNX Runtime, keep infinities and NaN as results
         return np.asarray(compute(first, second), np.float32)
 
 

@@ -137,9 +137,9 @@ class _Scope:
     def __init__(self, job: _Job, types: dict[str, ValueType], now: dict[str, int]) -> None:
         self.job = job
         self.types = types
-        self.now = now  # values whose original type is float32 -> their type now
+        self.now = now  # value with original type float32 -> its current type
         self.casts: dict[tuple[str, int], str] = {}
-        self.sources: dict[str, str] = {}  # result of a Cast from an integer -> its input
+        self.sources: dict[str, str] = {}  # result of a Cast from an integer -> the Cast's input
         self.nodes: list[onnx.NodeProto] = []
 
     def is_float(self, name: str) -> bool:
@@ -217,7 +217,7 @@ class _Scope:
 
     def _cast(self, node: onnx.NodeProto) -> None:
         source, result = node.input[0], node.output[0]
-        if self.is_float(source) and attribute(node, "to", 0) == FLOAT:  # does nothing: follow its input
+        if self.is_float(source) and attribute(node, "to", 0) == FLOAT:  # a Cast without effect: follow its input
             self.now[result] = self.now.get(source, FLOAT)
             del node.attribute[:]
             node.attribute.append(onnx.helper.make_attribute("to", self.now[result]))
@@ -281,7 +281,7 @@ class _Scope:
             self.now.pop(name, None)
 
 
-# A Cast from these to float32 and on to 16 bits is the same as one Cast.
+# Types with the same result from one Cast to 16 bits, or a Cast to float32 and another to 16 bits.
 _CAST_ONCE = {
     TensorProto.BFLOAT16, TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT8,
     TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT16,

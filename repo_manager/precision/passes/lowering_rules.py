@@ -22,11 +22,11 @@ from repo_manager.precision.passes.value_types import ValueType
 __all__ = ["Roles", "keep_reasons", "roles_of", "statistics_nodes", "to_low"]
 
 
-# Find the variance in normalisations that are written out in small operators.
+# Find the variance in normalisations exported as small operators.
 #
-# LayerNorm, RMSNorm and the like, exported as x * x -> mean -> + epsilon -> 1 / sqrt, overflow FP16 at |x| > 255
-# and lose a small epsilon. In the form mean(x^2) - mean(x)^2 they cancel. The operators are few and cheap: they
-# stay in FP32, as TensorRT's builder advises in its warning about LayerNorm in FP16 (quoted in pytorch/TensorRT#2730).
+# LayerNorm, RMSNorm and similar, exported as x * x -> mean -> + epsilon -> 1 / sqrt, overflow FP16 at |x| > 255 and
+# lose a small epsilon. In the form mean(x^2) - mean(x)^2, digits cancel. These few, cheap operators stay in FP32, as
+# TensorRT's builder advises in its warning about LayerNorm in FP16 (quoted in pytorch/TensorRT#2730).
 
 _SQUARES = {"ReduceSumSquare", "ReduceL2", "LpNormalization"}
 _REDUCTIONS = {"ReduceMean", "ReduceSum", "GlobalAveragePool"}
@@ -124,13 +124,13 @@ class _Graph:
         return True
 
 
-# Operators whose output type is an attribute, or follows an input without saying so.
+# Operators whose output type is an attribute, or silently follows an input.
 _TYPE_BY_ATTRIBUTE = {"Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
 SHAPES = "computes shapes or positions"
 FP16_MAX = 65504.0
 BF16_MAX = float.fromhex("0x1.fep127")
 _LARGEST = {"float16": FP16_MAX, "bfloat16": BF16_MAX}
-BEYOND_ANY_VALUE = 1e8  # constants this large are masks or "no limit": the largest FP16 number does the same
+BEYOND_ANY_VALUE = 1e8  # larger constants are masks or "no limit": the largest FP16 number has the same effect
 _ONNX_TYPE: dict[int, str] = {TensorProto.FLOAT16: "tensor(float16)", TensorProto.BFLOAT16: "tensor(bfloat16)"}
 _QUANTIZATION = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _UNKNOWN, _TENSOR = ValueType(0, None), ValueType(TensorProto.FLOAT, None)
@@ -264,7 +264,7 @@ def to_low(array: NDArray[Any], low: np.dtype[Any]) -> NDArray[Any]:
     with np.errstate(all="ignore"):
         values = array.astype(low)
         infinite = np.isinf(values)
-        if infinite.any():  # an attention mask's -3.4e38: infinite, it makes a row that is masked as a whole NaN
+        if infinite.any():  # an attention mask's -3.4e38: as -inf, a fully masked row becomes NaN
             largest = np.copysign(np.float32(_LARGEST[low.name]), array)
             values = np.where(infinite & np.isfinite(array), largest.astype(low), values)
     if low == np.float16 and values.size == 1 and values.reshape(-1)[0] == 0 and array.reshape(-1)[0] != 0:

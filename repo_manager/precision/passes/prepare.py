@@ -28,8 +28,8 @@ __all__ = ["PreparedDraft", "SourceCheck", "prepare", "prepare_checked"]
 SAME = 1e-5
 """Largest relative error of a pass without a change of numbers: the effect of another order of float32 sums."""
 
-_MOST = 1e-3  # however much the source's own rounding shows
-_MARGIN = 4.0  # times the source's own rounding
+_MOST = 1e-3  # upper bound, whatever the source's own rounding
+_MARGIN = 4.0  # factor on the source's own rounding
 _SAMPLES = 4
 
 
@@ -192,7 +192,7 @@ class SourceCheck:
         try:
             selection = selection_of(self._draft, self._folder)
             return None if selection is None else (selection, selection.answers(self._inputs))
-        except ModelError:  # then the outputs are compared as they are
+        except ModelError:  # without a selection, compare the outputs themselves
             return None
 
     def _errors(self, session: Session) -> dict[str, float]:

@@ -22,7 +22,7 @@ __all__ = ["channel_scales", "quantize", "to_int8"]
 
 _Stored = tuple[str, int | None]
 """A weight and the axis of its scales: uses with both in common share the stored values."""
-_BIAS_STEPS = 2.0**30  # half of what int32 holds
+_BIAS_STEPS = 2.0**30  # half of int32's range
 
 INT8_MAX = 127
 _RANGE_STEPS = 128
@@ -130,7 +130,7 @@ def _scale_floors(draft: Draft, plan: QuantizationPlan, scales: Mapping[str, flo
         elif bias.size in (1, channels):
             floor = np.broadcast_to(needed.reshape(-1), (channels,))
         else:
-            continue  # of another axis: ONNX Runtime does not fuse it
+            continue  # a bias along another axis: ONNX Runtime does not fuse it
         floors[key] = np.maximum(floors.get(key, np.float64(0)), floor)
     return floors
 

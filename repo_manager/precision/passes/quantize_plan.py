@@ -22,7 +22,7 @@ __all__ = ["QuantizationPlan", "QuantizedNode", "plan_quantization"]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NO_INT8 = {"Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
 _FUSED_ACTIVATIONS = {"Relu", "LeakyRelu", "Clip", "PRelu", "HardSwish", "HardSigmoid", "Elu"}
-PASS_THROUGH = {  # results are a selection of the input's values, so its scale fits them, too
+PASS_THROUGH = {  # their results are some of the input's values, so they share its scale
     "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
@@ -131,7 +131,8 @@ def _channel_axis(node: onnx.NodeProto, weight: Weight, index: int) -> int | Non
         return 1 if attribute(node, "group", 1) == 1 else None
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    if rank > 2:  # stacked matrices: ONNX Runtime's QLinearMatMul rejects their scales when it runs (onnxruntime#15442)
+    # Stacked matrices: ONNX Runtime's QLinearMatMul rejects their scales when it runs (onnxruntime#15442).
+    if rank > 2:
         return None
     return rank - 1 if index == 1 else rank - 2
 
@@ -150,7 +151,7 @@ class _Planner:
 
     def plan(self, quantize_outputs: bool, kept: dict[str, tuple[str, str]]) -> QuantizationPlan:
         chosen: dict[str, set[str]] = {}
-        fused: dict[str, str] = {}  # addition -> the branch that fuses into it
+        fused: dict[str, str] = {}  # addition -> the branch fused into it
         for node in self.draft.graph.node:
             how = self.nodes.get(node.name)
             if how is not None:
@@ -163,7 +164,7 @@ class _Planner:
         if quantize_outputs:
             for name, node_names in self._results(fused):
                 chosen.setdefault(name, set()).update(node_names)
-        for name in list(chosen):  # a value that is quantised anyway: let every reader that can take INT8 have it
+        for name in list(chosen):  # a quantised value: every reader that takes INT8 reads it in INT8
             chosen[name].update(
                 node.name
                 for node in self.readers.get(name, [])

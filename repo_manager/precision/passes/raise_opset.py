@@ -40,9 +40,9 @@ from repo_manager.precision.passes.value_types import ValueType, infer_types, ty
 
 __all__ = ["raise_opset"]
 
-_SMALL_WEIGHT = 1024  # elements; larger ones are in as inputs, so that the converter never sees their values
+_SMALL_WEIGHT = 1024  # elements; larger weights become inputs, hidden from the converter
 _SOFTMAXES = {"Hardmax", "LogSoftmax", "Softmax"}
-# The opsets at which Resize got other coordinates, Resize took missing inputs, and Softmax stopped flattening.
+# Opsets with new Resize coordinates, with optional Resize inputs, and with Softmax along one axis.
 _RESIZE_CHANGED, _EMPTY_INPUTS, _SOFTMAX_CHANGED = 11, 13, 13
 
 

@@ -63,7 +63,7 @@ def _graph(
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     wide = dict(wide)
     nodes: list[onnx.NodeProto] = []
-    for tensor in graph.initializer:  # of a body; the main graph's are weights
+    for tensor in graph.initializer:  # initializers of a body; those of the main graph are weights
         if tensor.data_type == job.low:
             wide[tensor.name] = job.name(f"{tensor.name}_wide")
             nodes.append(job.cast(tensor.name, wide[tensor.name], TensorProto.FLOAT))

@@ -12,7 +12,7 @@ from repo_manager.onnx_model.draft import Draft
 
 __all__ = ["ValueType", "infer_types", "type_table"]
 
-_SMALL_WEIGHT = 1024  # elements: shapes, scales and axes, whose values shape inference needs
+_SMALL_WEIGHT = 1024  # elements: shapes, scales and axes needed by shape inference
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def check_file(path: Path, source: Path) -> Check:
     if found is None:
         return Check("checker", True, f"onnx {onnx.__version__}, full")
     at_source, plain = _complaint(source, full=True), _complaint(path, full=False)
-    # The plain form wants a shape of each output, which the standard does not, and runtimes do not.
+    # The plain checker requires a shape of each output. The standard and the runtimes do not.
     if at_source is None or (plain is not None and plain != _complaint(source, full=False)):
         return Check("checker", False, found)
     return Check(
@@ -97,7 +97,7 @@ def check_sparsity(source: SparsityReport, found: SparsityReport) -> Check:
         after[layer.node] = after.get(layer.node, True) and _is_valid(layer)
     lost = [layer.node for layer in before if not after.get(layer.node, False)]
     count = sum(1 for layer in found.layers if _is_valid(layer))
-    if lost and count < len(before):  # a node without a name of its own may be named differently
+    if lost and count < len(before):  # otherwise nodes without names only got other names
         return Check("2:4 kept", False, f"{len(lost)} of {len(before)} layers lost it: {', '.join(lost[:8])}")
     if not before:
         return Check("2:4 kept", True, "no layer of the source is 2:4, so none could lose it", is_empty=True)

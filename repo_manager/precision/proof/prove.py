@@ -92,7 +92,7 @@ class Prover:
         self.reference = reference
         self.calibrated = calibrated
         self.selection: Selection | None = None
-        self.preparation = ""  # how far the model was from the source before its precision changed
+        self.preparation = ""  # distance from the source before the precision changed
         self._selected: dict[str, tuple[Mapping[str, Array], ...]] = {}
         self.quantizes = precision.facts.quantizes
         self.signature = signature_of(model)
@@ -180,7 +180,7 @@ class Prover:
             return tuple(replace(item, rounded_relative_error=item.relative_error) for item in rounded)
         low = {spec.name for spec in signature.inputs if spec.dtype == "float16"}
         low -= {spec.name for spec in self.signature.inputs if spec.dtype == "float16"}
-        # ONNX Runtime's fused INT8 kernels differ between CPUs (onnxruntime#6004). A graph as it is written does not.
+        # ONNX Runtime's fused INT8 kernels differ between CPUs (onnxruntime#6004). The unoptimised graph does not.
         session = Session(path, optimize=not self.quantizes)
         self.optimisations = session.optimisations
         stored = self._run(session, low, self.reference)
@@ -217,7 +217,7 @@ class Prover:
         if self.options.judge_served:
             try:
                 served = self._run(Session(path, exact_int8=True), low, self.reference)
-            except ModelError:  # the load that `add` makes says why
+            except ModelError:  # `add` loads the model too and reports the reason
                 return drift
             drift = tuple(
                 replace(item, served_relative_error=other.relative_error)
@@ -245,7 +245,7 @@ class Prover:
                     replace(item, calibration_relative_error=other.relative_error)
                     for item, other in zip(values, on_those, strict=True)
                 )
-        except ModelError:  # then the outputs are judged as they are
+        except ModelError:  # without a selection, judge the outputs themselves
             return drift
         wanted = {value for output in judged for value in selection.judges[output]}
         return (

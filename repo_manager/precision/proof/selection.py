@@ -153,7 +153,7 @@ def _chosen_from(
         name = stack.pop()
         node = producer.get(name)
         if node is None:
-            continue  # a weight or an input of the graph: the same in source and candidate
+            continue  # a weight or a graph input: the same in source and candidate
         if name not in chosen and name in types and types[name].data_type in _FLOATS:
             values.append(name)
             continue

@@ -68,7 +68,7 @@ def plan_change(view: ModelView, before: str, after: str) -> ConfigChange:
     try:
         old: ModelConfig | None = parse_config(before, where=view.config_place)
     except ConfigError:
-        old = None  # Whatever it was, the new one replaces it.
+        old = None  # the new configuration replaces an invalid one
     _refuse_open_policy(view, new)
     served = served_versions(new, view.versions)
     known = set(old.unknown_fields) if old is not None else set()
@@ -145,7 +145,7 @@ def against_manifest(version: VersionView, config: ModelConfig) -> list[Problem]
     try:
         text = version.manifest().config
     except RepositoryError:
-        return []  # Nobody wrote down what this version is; `verify` says so.
+        return []  # nothing is recorded about this version, and `verify` reports it
     if not text:
         return []
     published = parse_config(text, where=f"{version.number}/{MANIFEST_FILENAME}")

@@ -30,7 +30,7 @@ from repo_manager.triton_messages import model_config_pb2
 
 __all__ = ["model_problems", "readable_config", "version_problems", "work_problems"]
 
-# Triton's own folders of a model (core, constants.h): those of data, and --model-config-name's configs.
+# Triton's own folders of a model (core, constants.h): its data folders, and the one for --model-config-name.
 _KNOWN_FOLDERS = {*DATA_FOLDERS, VARIANTS_FOLDER}
 
 
@@ -38,7 +38,7 @@ _BYTES_OF = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8,
 }  # fmt: skip
-_PYTHON_FILE = "model.py"  # as a runtime it makes a backend in Python of the backend's own folder
+_PYTHON_FILE = "model.py"  # as `runtime`, it selects a Python backend in the backend's own folder
 _ENVIRONMENT, _MODEL_DIRECTORY = "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY"
 _GPU_FILES = "put the file here, or correct cc_model_filenames: such a GPU cannot load the model"
 _WRITE_DOWN = "`repo-manager adopt --write-config` writes it down: a derived one can change with a version"
@@ -220,7 +220,7 @@ def _lookalikes(view: ModelView) -> Iterator[Problem]:
 
 def _stray_file(entry: Entry, where: str, config: ModelConfig | None) -> Iterator[Problem]:
     if CONFIG_FILENAME.startswith(entry.name) and entry.name != CONFIG_FILENAME:
-        return  # said already
+        return  # already reported
     if entry.name == CONFIG_FILENAME or (config is not None and entry.name in config.label_filenames):
         return
     if entry.link is not None and not entry.link.exists:

@@ -93,7 +93,7 @@ def plan_removal(view: ModelView, versions: tuple[int, ...], *, whole: bool, for
         in_use += (f"{view.name} is needed by {', '.join(view.needed_by)}",)
     if in_use and not force:
         raise RepositoryError("in use: " + "; ".join(in_use), hint=_way_out(view, versions, whole))
-    serves = served_by(view.policy(), view.versions)  # nothing, while the version that it names is being published
+    serves = served_by(view.policy(), view.versions)  # empty while the version named by the policy is being published
     if not whole and versions and serves and not served_by(view.policy(), left):
         raise RepositoryError(
             f"without version {', '.join(map(str, versions))} model {view.name!r} would serve nothing",

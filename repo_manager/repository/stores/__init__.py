@@ -14,8 +14,8 @@ from repo_manager.repository.stores.disk import DiskStore
 if TYPE_CHECKING:
     from repo_manager.repository.stores.objects import store as object_store
 else:
-    # It belongs to the [cloud] extra, and takes a tenth of a start: commands on a disk do without. Its name here is not
-    # that of the package beside this file, which an import of that package would put in its place.
+    # Part of the [cloud] extra, and a tenth of the start time: commands on a disk do not import it. The name must
+    # differ from the package next to this file, because an import of the package would replace it.
     object_store = deferred("repo_manager.repository.stores.objects.store")
 
 __all__ = ["open_store"]

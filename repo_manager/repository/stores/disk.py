@@ -86,7 +86,7 @@ class DiskStore:
                     if entry.is_symlink():
                         links[entry.name] = self._link(Path(entry.path))
                 else:
-                    with contextlib.suppress(FileNotFoundError):  # It was there only for a moment.
+                    with contextlib.suppress(FileNotFoundError):  # it existed only for a moment
                         files.append(self._entry(entry))
         files.sort(key=lambda each: each.name)
         return FolderContent(tuple(sorted(folders)), tuple(files), links, Path(path).stat().st_mtime)
@@ -105,7 +105,7 @@ class DiskStore:
     def _link(self, path: Path) -> Link:
         try:
             target = path.resolve()
-        except RuntimeError:  # It leads in a circle.
+        except RuntimeError:  # a circular link
             return Link(str(path.parent / path.readlink()), outside=True, exists=False)
         return Link(str(target), self.location not in target.parents, target.exists())
 
@@ -143,7 +143,7 @@ class DiskStore:
             and not error
             and any(entry.name == CONFIG_FILENAME and entry.regular for entry in level.files)
         ):
-            return self.look(name, record=record)  # It was removed or replaced at this moment.
+            return self.look(name, record=record)  # removed or replaced during this look
         numbers = (version_number(folder) for folder in level.folders)
         return ModelView(
             place,
@@ -262,7 +262,7 @@ class DiskStore:
     def publish_version(self, incoming: Incoming) -> Arrived:
         """As `Store.publish_version`. The files are copied and made durable before the lock is taken."""
         before = self.look(incoming.name, record=True)
-        incoming.check(before)  # Before gigabytes are copied.
+        incoming.check(before)  # before gigabytes are copied
         before.number_for(incoming.number)
         root = open_root(self.location, create=True)
         with staged(root) as staging:
@@ -291,7 +291,7 @@ class DiskStore:
                 else:
                     content.rename(folder / str(version))
                     fsync_directory(folder)
-                if kept:  # while it is there it is taken anyway, and its removal takes it from the free ones
+                if kept:  # an existing version's number is taken anyway, and its removal drops it from the free ones
                     with contextlib.suppress(OSError):
                         change_state(root, incoming.name, lambda state: state.without_free(version), staging=staging)
                 return Arrived(version, manifest, first, self.look(incoming.name))
@@ -400,7 +400,7 @@ def _lock_or_give_up(path: Path, deadline: float) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if take_lock(descriptor):
-            # The last holder may have removed the file between our opening and our locking it.
+            # The last holder may remove the file after we open it and before we lock it.
             if is_same_file(descriptor, path):
                 return descriptor
         elif time.monotonic() >= deadline:

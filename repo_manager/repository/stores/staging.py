@@ -66,7 +66,7 @@ def staged(root: Path) -> Iterator[Path]:
         _remove_entry(area, entry.name, root)
         os.close(lock)
         with contextlib.suppress(OSError):
-            area.rmdir()  # Stays while another command works in it.
+            area.rmdir()  # fails while another command works in it
 
 
 def take_out(path: Path, entry: Path) -> Path | None:
@@ -124,7 +124,7 @@ def delete(folder: Path) -> None:
     """Delete a folder outside the repository. Files with an error stay for the next sweep."""
     for inside, _, _ in os.walk(folder):
         with contextlib.suppress(OSError):
-            Path(inside).chmod(0o700)  # Published read-only, perhaps.
+            Path(inside).chmod(0o700)  # it may have been published read-only
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -217,7 +217,7 @@ def leftovers(root: Path) -> Iterator[tuple[Path, str]]:
     """List the leftovers of dead commands: a staging area and a name in it, each."""
     for area in _areas(root):
         if area.is_symlink():
-            continue  # Not ours, wherever it leads.
+            continue  # a link: never follow it
         with contextlib.suppress(OSError):
             names = {entry.name.removesuffix(".lock") for entry in os.scandir(area)}
             for name in sorted(names):
@@ -243,7 +243,7 @@ def sweep_entry(area: Path, name: str, root: Path) -> bool:
         if ours:
             _remove_entry(area, name, root)
     with contextlib.suppress(OSError):
-        area.rmdir()  # Stays while another command works in it.
+        area.rmdir()  # fails while another command works in it
     return ours
 
 
@@ -253,7 +253,7 @@ def _locked(area: Path, name: str) -> Iterator[bool]:
     try:
         lock = os.open(_lock_of(area, name), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        yield True  # The lock file goes last: without it the folder is nobody's.
+        yield True  # the lock file is removed last: without it, nobody owns the folder
         return
     try:
         yield take_lock(lock)
@@ -302,7 +302,7 @@ def _claim_entry(area: Path) -> tuple[Path, int]:
         try:
             lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
-            continue  # Another command ended and took the empty area away.
+            continue  # another command removed the empty area
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if is_same_file(lock, lock_path):
@@ -315,7 +315,7 @@ def _claim_entry(area: Path) -> tuple[Path, int]:
             with contextlib.suppress(OSError):
                 lock_path.unlink()
             raise
-        os.close(lock)  # A sweep removed the file between its creation and its lock.
+        os.close(lock)  # a sweep removed the file before it was locked
 
 
 def _probe(entry: Path, root: Path) -> None:

@@ -22,7 +22,7 @@ except ImportError as exc:
         "this model decodes images with Pillow, which the server's Python lacks: pip install pillow"
     ) from exc
 
-# Pillow warns of images above 89 million pixels, and refuses those of twice as many. The warning is refused, too.
+# Pillow warns about images above 89 million pixels and rejects images of twice this size. Here the warning is an error.
 warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
 
 

@@ -22,7 +22,7 @@ _MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
 _NOT_SERVED = ("input", "folder")
 
 
-class UnreadableImage(Exception):  # noqa: N818 - each user makes an error of its own of it
+class UnreadableImage(Exception):  # noqa: N818 - each caller converts it to an error of its own
     """The given bytes are no image for Pillow."""
 
 
@@ -84,7 +84,7 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
     _check_pixels("the recipe makes", (width, height), pillow.MAX_IMAGE_PIXELS)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # refused below, before it is decoded
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # rejected below, before decoding
             opened = pillow.open(image)
         with opened:
             _check_pixels("it has", opened.size, pillow.MAX_IMAGE_PIXELS)
@@ -98,7 +98,7 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
         wide, high = max(width, wide), max(height, high)
         _check_pixels("resized, it has", (wide, high), pillow.MAX_IMAGE_PIXELS)
         found = found.resize((wide, high), pillow.Resampling.BILINEAR)
-        left, top = round((wide - width) / 2), round((high - height) / 2)  # as torchvision's CenterCrop: half to even
+        left, top = round((wide - width) / 2), round((high - height) / 2)  # half to even, like torchvision's CenterCrop
         found = found.crop((left, top, left + width, top + height))
     else:
         found = found.resize((width, height), pillow.Resampling.BILINEAR)

@@ -22,9 +22,9 @@ __all__ = ["Fingerprint", "read_fingerprint"]
 
 # The folder's own entry in `times_ns`.
 _SELF = ""
-# Triton's own folders beside the versions (triton-inference-server/core, constants.h).
+# Triton's own folders next to the versions (triton-inference-server/core, constants.h).
 _NOT_VERSIONS = {"warmup", "initial_state"}
-# std::stoll: blanks, a sign, then as many digits as there are. What follows is ignored.
+# std::stoll: blanks, a sign, then digits. It ignores the rest.
 _NUMBER = re.compile(r"\s*([+-]?[0-9]+)")
 _DEEPEST = 64
 
@@ -140,8 +140,8 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
 
 
 def _time_of(found: os.stat_result) -> int:
-    # As `LocalFileSystem::FileModificationTime` of triton-inference-server/core. Nobody can set the change time back,
-    # so a restored modification time hides nothing.
+    # Matches `LocalFileSystem::FileModificationTime` of triton-inference-server/core. A user cannot reset the change
+    # time, so a restored modification time hides no change.
     return max(found.st_mtime_ns, found.st_ctime_ns)
 
 
@@ -149,7 +149,7 @@ def _newest(path: Path, found: os.stat_result, depth: int) -> int:
     newest = _time_of(found)
     if not stat.S_ISDIR(found.st_mode) or depth == 0:
         return newest
-    with contextlib.suppress(OSError):  # unreadable entries count as never changed
+    with contextlib.suppress(OSError):  # unreadable entries count as unchanged
         for child in path.iterdir():
             with contextlib.suppress(OSError):
                 newest = max(newest, _newest(child, child.stat(), depth - 1))

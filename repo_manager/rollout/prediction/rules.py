@@ -34,21 +34,22 @@ __all__ = [
 ]
 
 
-# Whether Triton takes two configurations for the same, after it has filled in its defaults.
+# Decide whether Triton treats two configurations as equal after it fills in its defaults.
 #
 # Source: `ConfigChangeRequiresReload`, `NormalizeModelConfig` and `NormalizeInstanceGroup` of
 # triton-inference-server/core.
 
-# The one field that a load changes in place: instances come and go, no version loads again.
+# The one field changed in place by a load: Triton adds or removes instances and reloads no version.
 INSTANCES = "instance_group"
-# A change of these alone reloads nothing.
+# Changes of only these fields reload nothing.
 FREE_FIELDS = ("version_policy", INSTANCES)
-# Filled in on the server whatever the file says, so a file that is silent about them has not changed them.
+# The server always fills these in, so their absence from the file is not a change.
 _FILLED_IN = {"platform", "backend", "runtime", "default_model_filename"}
-# Filled in from the model where the server completes configurations (its default).
+# Filled in from the model if the server completes configurations (the default).
 _COMPLETED = {"input", "output", "max_batch_size"}
 _SEQUENCE_IDLE_US = 1_000_000
-# How many instances a group has that does not say, by kind. Other backends may state a preference of their own.
+# Backends with one instance per group by default, and with two on a CPU. Other backends may state a default of their
+# own.
 _ONE_INSTANCE = {"python", "tensorrt", "tensorrt_rtx", "pytorch"}
 _TWO_ON_A_CPU = {"onnxruntime", "tensorflow"}
 
@@ -65,7 +66,7 @@ def changed_config_fields(served: ModelConfig, wanted: ModelConfig, *, auto_comp
     theirs, ours = _normalised(served, served), _normalised(wanted, served)
     silent = _FILLED_IN | (_COMPLETED if auto_complete else set())
     if ours.HasField("ensemble_scheduling"):
-        silent = silent | {"model_transaction_policy"}  # `ValidateEnsembleConfig` takes it from the models
+        silent = silent | {"model_transaction_policy"}  # `ValidateEnsembleConfig` copies it from the models
     changed = []
     for field in theirs.DESCRIPTOR.fields:
         name = field.name
@@ -99,7 +100,7 @@ def instances_differ(served: ModelConfig, wanted: ModelConfig) -> bool:
     if not ours.instance_group:
         ours.instance_group.add()
     if len(theirs.instance_group) != len(ours.instance_group):
-        return bool(theirs.instance_group)  # a server that tells of no group at all says nothing
+        return bool(theirs.instance_group)  # without any group from the server, nothing is known
     backend = theirs.backend or ours.backend
     groups = zip(theirs.instance_group, ours.instance_group, strict=True)
     return any(_completed(group, like, backend) != _completed(like, like, backend) for like, group in groups)
@@ -133,7 +134,7 @@ def _normalised(config: ModelConfig, served: ModelConfig) -> Any:
     for name in ("input_pinned_memory", "output_pinned_memory"):
         if not message.optimization.HasField(name):
             getattr(message.optimization, name).enable = True
-    batch = served.max_batch_size or message.max_batch_size  # another maximum is a difference of its own
+    batch = served.max_batch_size or message.max_batch_size  # another maximum is reported as its own difference
     for parent, name in ((message, "dynamic_batching"), (message.sequence_batching, "oldest")):
         if parent.HasField(name) and not getattr(parent, name).preferred_batch_size:
             getattr(parent, name).preferred_batch_size.extend([batch] * bool(batch))

@@ -158,12 +158,12 @@ class Api:
             config = self._config()
             self.where = f"{config.cluster.server} (context {config.context_name})"
             made = self._lightkube.Client(config, field_manager=_FIELD_MANAGER, timeout=timeout)
-        except Exception as exc:  # a kubeconfig is a foreign file like any other
+        except Exception as exc:  # a kubeconfig can fail in any way
             raise UsageError(
                 f"No Kubernetes cluster is configured: {' '.join(str(exc).split())[:300] or type(exc).__name__}",
                 hint="Set KUBECONFIG, or run inside the cluster under a service account.",
             ) from exc
-        with contextlib.suppress(AttributeError):  # the library has no public way to limit what it reads
+        with contextlib.suppress(AttributeError):  # the library has no public limit on the size of an answer
             made._client._client.event_hooks = {"response": [self._limit_size]}
         return made
 
@@ -175,7 +175,8 @@ class Api:
         """
         if self._context is None:
             return self._lightkube.KubeConfig.from_env().get()
-        place = os.environ.get("KUBECONFIG") or "~/.kube/config"  # a pod's own account has one cluster, and no contexts
+        # A context needs a kubeconfig: a pod's service account has none.
+        place = os.environ.get("KUBECONFIG") or "~/.kube/config"
         return self._lightkube.KubeConfig.from_file(place).get(self._context)
 
     def _limit_size(self, response: Any) -> None:
@@ -209,7 +210,7 @@ class Api:
                 return self._deputies.call(call, timeout_s)
             except TimeoutError:
                 late, self._client = self._client, self._connected()
-                late.close()  # the call that goes on has nothing to read from any more
+                late.close()  # the abandoned call must not read from it any more
                 raise
 
     def deployments(self, namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
@@ -345,7 +346,7 @@ class Api:
 
     @contextlib.contextmanager
     def _translated(self, what: str, timeout_s: float) -> Iterator[None]:
-        # lightkube 1.x speaks through httpx2 and 0.x through httpx. It imports either under this name.
+        # lightkube 1.x uses httpx2 and 0.x uses httpx. It imports either under this name.
         transport = self._errors.httpx
         try:
             yield
@@ -358,14 +359,14 @@ class Api:
             ) from exc
         except self._errors.ApiError as exc:
             raise self._refusal(what, exc.status.code, exc.status.message or str(exc), named=_names(exc)) from exc
-        except transport.HTTPStatusError as exc:  # plain text: of a path that it does not serve, or not yet
+        except transport.HTTPStatusError as exc:  # a plain-text answer: the path is not served, or not yet
             raise self._refusal(what, exc.response.status_code, exc.response.text[:300], named=False) from exc
         except transport.HTTPError as exc:
             raise ServerUnreachableError(
                 f"The Kubernetes API server gave no answer to: {what} ({exc or type(exc).__name__})",
                 hint=REACH,
             ) from exc
-        except Exception as exc:  # what a foreign answer can break has no end
+        except Exception as exc:  # an unknown server's answer can fail in any way
             found = " ".join(str(exc).split())[:200] or "it breaks off"
             raise ServerRefusedError(
                 f"The answer to {what} is not what the Kubernetes API server's is: {type(exc).__name__}: {found}",

@@ -106,7 +106,7 @@ def refused(
         named: whether the answer names the object. Any other 404 is about the kind.
     """
     reason = " ".join(reason.split())
-    if code is not None and (code >= 500 or code == 429):  # It may be another answer in a moment.
+    if code is not None and (code >= 500 or code == 429):  # the next try may succeed
         return ServerUnreachableError(f"The Kubernetes API server could not {what}: {reason} ({code})")
     hints = {
         401: "The credentials in the kubeconfig are not valid (any more).",

@@ -88,7 +88,7 @@ class GatewayWeights:
                         backend.pop("weight", None)
                     else:
                         backend["weight"] = weight
-        # A merge patch replaces a list as a whole: the version that was read guards against losing another's change.
+        # A merge patch replaces the whole list. The resourceVersion keeps it from overwriting another's change.
         patch = {
             "metadata": {"resourceVersion": route["metadata"]["resourceVersion"]},
             "spec": {"rules": route["spec"]["rules"]},

@@ -179,7 +179,7 @@ class KServeTarget:
         Raises:
             UsageError: this KServe has no canary in Standard mode. Nothing was changed.
         """
-        if not self.changes:  # of several services, another one must change
+        if not self.changes:  # with several services, only some of them change
             return
         write_snapshot(snapshots_of(self._context.repository), self._models, signed_by=self._context.options.signed_by)
         self._context.note(f"{self._uri} -> {self._after}, {self._percent} % of the traffic")
@@ -190,10 +190,10 @@ class KServeTarget:
             made = change_unless_changed(
                 self._before, self._read, self._patch, {"metadata": metadata, "spec": self._spec(self._percent)}
             )
-        except ServerRefusedError:  # Nothing was changed: nothing will be put back, least of all over another's.
+        except ServerRefusedError:  # nothing was changed, so an undo must not touch another's change
             self.touched = False
             raise
-        if self._canary and not canaries_of(made):  # the API server drops a field that the CRD does not have
+        if self._canary and not canaries_of(made):  # the API server drops fields unknown to the CRD
             self.touched = False
             raise UsageError(
                 f"{self._service} runs in KServe's Standard mode, which has no canary before KServe 0.20",
@@ -239,7 +239,7 @@ class KServeTarget:
                 self._uri, share_of(self._before), not_revision=made_since, known=failure_of(now.service)
             )
             self._wait(wanted)
-        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
+        except ServerUnreachableError as exc:  # the API server stays unreachable, unlike a restarting server
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         self._events.tell("RolloutUndone", f"put back, it serves {self._uri}", warning=True)
         return f"it serves {self._uri}"

@@ -200,7 +200,7 @@ class DeploymentPart:
                 lambda body: api.patch_deployment(space, self._name, body),
                 patch,
             )
-        except ServerRefusedError:  # Nothing was changed: nothing will be put back, least of all over another's.
+        except ServerRefusedError:  # nothing was changed, so an undo must not touch another's change
             self.touched = False
             raise
         self._events.tell("RolloutStarted", f"{self._served.url} -> {self._url}")
@@ -233,12 +233,12 @@ class DeploymentPart:
             url = self._url if now is None else read_template(now).url
             if url not in (self._url, self._served.url):
                 raise LeftAloneError(f"{self.label} serves {url}, to which somebody else has changed it")
-            if url == self._url:  # else the change never reached it, or somebody has undone it
+            if url == self._url:  # otherwise the change never arrived or somebody undid it
                 body = patch_back(self._deployment, self._served)
                 patiently(lambda: self._api.patch_deployment(space, self._name, body))
             self._restored = True
             self._wait(self._served.url, self._context.options.load_timeout_s, lambda _: None)
-        except ServerUnreachableError as exc:  # unlike a server that starts again, it does not come back on its own
+        except ServerUnreachableError as exc:  # the API server stays unreachable, unlike a restarting server
             raise ServerRefusedError(exc.message, hint=exc.hint) from exc
         self._events.tell("RolloutUndone", f"put back, it serves {self._served.url}", warning=True)
         return f"the pods of {self.label} were put back: they serve {self._served.url}"

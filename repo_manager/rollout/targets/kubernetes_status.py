@@ -14,7 +14,7 @@ from repo_manager.rollout.targets.template import read_template, url_of_pod
 
 __all__ = ["RolloutProgress", "Trouble", "is_ready", "judge", "new_pods", "wait_for_rollout"]
 
-# Waiting reasons that do not pass by themselves. A first ErrImagePull may. The back-off that follows it is sure.
+# Permanent waiting reasons. A first ErrImagePull may pass; the back-off after it does not.
 _FATAL = frozenset(
     {
         *("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"),

@@ -46,7 +46,7 @@ class LeavingTarget(TritonTarget):
         left = {version for part in self.parts for version in part.plan.ready_after}
         for part in self.parts:
             part.original = self._original
-            if part.plan.ready_after:  # they share one config.pbtxt
+            if part.plan.ready_after:  # all servers share one config.pbtxt
                 part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(left)))
 
     def check(self) -> None:

@@ -174,7 +174,7 @@ class Relatives:
             try:
                 self._ask(name, self.ready[name], compare=False)
             except ServerRefusedError as exc:
-                self._mute[name] = exc.reason or exc.message  # nor can it tell afterwards
+                self._mute[name] = exc.reason or exc.message  # no reference answer, so no comparison later
         for each in self.brought:
             context.note(f"serving {each.name}:{', '.join(map(str, each.versions))}, which {context.name} needs")
             self._serve(each)
@@ -252,7 +252,7 @@ class Relatives:
         try:
             entry = find_model(context.repository, name)
         except RepositoryError:
-            return  # removed since, and served still
+            return  # removed from the repository, but still served
         for version in versions:
             timeout_s = context.deadline.remaining_s(context.options.smoke_timeout_s)
             smoke_test(

@@ -46,11 +46,11 @@ def previous_on_kubernetes(release: Release, name: str, api: Api) -> int:
     deployment = find_deployments(release, api)[0]
     history, url = history_of(deployment), read_template(deployment).url
     places = [index for index, entry in enumerate(history) if entry.get("url") == url]
-    if places:  # `kubectl rollout undo` goes back without a word to the history: what comes after is not served
+    if places:  # `kubectl rollout undo` does not update the history: later entries are not served
         history = history[: places[-1] + 1]
     served = [parse_models(json.dumps(entry.get("models"))) or {} for entry in history]
     versions = [max(models[name]) for models in served if models.get(name)]
-    if versions and not served[-1].get(name):  # it was undeployed
+    if versions and not served[-1].get(name):  # undeployed
         return versions[-1]
     earlier = [version for version in versions if version != versions[-1]]
     if not earlier:

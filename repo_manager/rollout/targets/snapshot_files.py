@@ -161,7 +161,7 @@ def write_snapshot(
     sweep_snapshots(root)
     if store.read(SNAPSHOT_FILENAME) is not None:
         with disk_errors(f"sign the snapshot {target}"):
-            _put_signatures(target, contents)  # a version may have been signed since
+            _put_signatures(target, contents)  # adds signatures made since
         return Snapshot(chosen, target, held, created=False)
     with disk_errors(f"write the snapshot {target}"):
         folder = local_folder(target)
@@ -169,7 +169,7 @@ def write_snapshot(
             _write_folder(folder, contents, record, links=links)
         else:
             _write_objects(store, contents, record)
-    _check_signatures(root, models, signed_by)  # the copied files are the ones that were vouched for
+    _check_signatures(root, models, signed_by)  # check the copied files too
     return Snapshot(chosen, target, held, created=True)
 
 
@@ -210,7 +210,7 @@ def _put_signatures(target: Location, contents: Mapping[str, _Content]) -> None:
                 continue
             if folder is None:
                 store.put(file, data)
-            else:  # a repository's lock has no place in a snapshot
+            else:  # write_atomic takes no repository lock
                 write_atomic(folder / file, data)
 
 
@@ -306,7 +306,7 @@ def _write_folder(target: Path, contents: Mapping[str, _Content], record: bytes,
 def _link_or_copy(file: Path, place: Path) -> None:
     try:
         os.link(file, place, follow_symlinks=False)
-    except OSError:  # Another file system, or one without links.
+    except OSError:  # another file system, or one without hard links
         shutil.copy2(file, place)
 
 
@@ -320,6 +320,6 @@ def _write_objects(target: Store, contents: Mapping[str, _Content], record: byte
                     target.put(f"{name}/{number}/{file}", folder / file, record=expected)
                 target.put(f"{name}/{number}/{MANIFEST_FILENAME}", (folder / MANIFEST_FILENAME).read_bytes())
     _put_signatures(target.location, contents)
-    # Two that write the same snapshot write the same bytes.
+    # Writers of the same snapshot write the same bytes.
     with contextlib.suppress(ChangedMeanwhileError):
         target.put(SNAPSHOT_FILENAME, record, new=True)

@@ -187,7 +187,7 @@ def snapshots_beside(url: str) -> str:
     return above if above.endswith(_SUFFIX) else url.rstrip("/") + _SUFFIX
 
 
-# What a GitOps controller leaves on what it applies -> its name.
+# Prefixes of the labels and annotations set by GitOps controllers -> the controller's name.
 _KEEPERS = {
     "argocd.argoproj.io/": "Argo CD",
     "helm.toolkit.fluxcd.io/": "Flux",

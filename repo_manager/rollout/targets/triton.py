@@ -20,7 +20,7 @@ from repo_manager.server.client import TritonClient
 
 __all__ = ["WIDE", "TritonTarget"]
 
-# Looking costs a server nothing, so many are asked at once.
+# Servers asked at once. A look costs a server nothing.
 WIDE = 16
 
 
@@ -85,7 +85,7 @@ class TritonTarget:
         family = Family(self._context)
         self.parts = self._look_at(lambda client: TritonPart(self._context, client, family))
         after = {version for part in self.parts for version in part.plan.ready_after}
-        for part in self.parts:  # they share one config.pbtxt
+        for part in self.parts:  # all servers share one config.pbtxt
             part.plan = dataclasses.replace(part.plan, ready_after=tuple(sorted(after)))
         meanwhile = tuple(sorted({version for part in self.parts for version in part.loaded_meanwhile()}))
         self._original = read_config_bytes(self._context.repository, self._context.name)

@@ -155,12 +155,12 @@ class TritonPart:
             self._unload()
         refusal = ""
         if before:
-            # It may have to wait for the load that was given up, however short a deadline that one had.
+            # This load may have to wait for the abandoned one, so a short deadline does not apply to it.
             timeout_s = max(options.load_timeout_s, options.settle_timeout_s)
             try:
                 load_on_server(self.client, context.repository, context.name, timeout_s, options.signed_by)
             except (ServerRefusedError, RepositoryError) as exc:
-                # The file that is put back may be what it refuses. What was served is served then, as it never stopped.
+                # The server may refuse the restored file. It then still serves the previous versions.
                 refusal = f" ({exc.message})"
         state = wait_until_only_ready(self.client, context.name, before, options.settle_timeout_s)
         if state.ready != before:
@@ -235,8 +235,8 @@ class TritonPart:
         """Unload the model, and wait a moment until none of its versions is left."""
         context = self.context
         self.client.unload(context.name, timeout_s=context.options.load_timeout_s)
-        # Triton may wait for a dead process for ever (python_backend, `StubLauncher::TerminateStub`). A version still
-        # UNLOADING does not hinder a load.
+        # Triton may wait for a dead process forever (python_backend, `StubLauncher::TerminateStub`). A version still
+        # UNLOADING does not block a load.
         wait_until_only_ready(self.client, context.name, (), _UNLOAD_S, settled=True)
 
     def _took(self, state: ServedState) -> bool:

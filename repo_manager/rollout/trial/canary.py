@@ -180,7 +180,7 @@ class _Trial:
 
     def undo(self) -> str:
         """Take the traffic from the new version, and make the server serve its previous versions."""
-        published = isinstance(self._weights, PublishedWeights)  # those went with config.pbtxt
+        published = isinstance(self._weights, PublishedWeights)  # these weights are restored with config.pbtxt
         if self._weights is not None and not published and self._weights.current() > 0:
             self._weights.set_weight(0.0)
         return self._part.undo()
@@ -243,7 +243,8 @@ class _Trial:
     def _count_others(self, before: int) -> None:
         """Note whether others ask for the new version although no one announced it."""
         others = self._counted() - before - (0 if self._mirror is None else self._mirror.sent)
-        late = 1 if self._kind.decoupled else 0  # such a request is counted after its last response: that of the proof
+        # Triton counts a decoupled request after its last response, so the proof's request may be counted late.
+        late = 1 if self._kind.decoupled else 0
         if self._mirror is not None and others > late:
             self.notes = (
                 f"{others} requests of others went to version {self._context.version} during the trial: they name no "

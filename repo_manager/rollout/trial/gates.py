@@ -25,7 +25,7 @@ __all__ = ["Evidence", "judge_gates", "worst_outcome"]
 
 _QUANTILES = {percentile.key: percentile.share for percentile in PERCENTILES}
 _DRIFT_SHARE = 0.01
-_FEWEST = 8  # observations that a bootstrap needs
+_FEWEST = 8  # observations: the least for a bootstrap
 _ALPHA = 0.05
 _NOT_COMPARED = {"agreement": "no output looks like class scores", "drift": "no pair of answers was compared"}
 

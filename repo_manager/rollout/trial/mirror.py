@@ -152,7 +152,7 @@ class Mirror:
         except ServerRefusedError as exc:
             return _Reply(None, exc.message, [])
         except ServerUnreachableError as exc:
-            # A late answer is the version's failure while the server itself still answers.
+            # A late answer counts against the version if the server itself still answers.
             if "did not answer within" in exc.message and client.live():
                 return _Reply(None, exc.message, [])
             raise

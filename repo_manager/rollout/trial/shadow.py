@@ -20,7 +20,7 @@ from repo_manager.triton_messages import model_config_pb2
 __all__ = ["Array", "Exchange", "LatencySummary", "ShadowReport", "read_exchanges"]
 
 
-# Recorded requests of a trial, with the batch axis that the model has.
+# Recorded requests of a trial. They have a batch axis if the model does.
 
 Request = Mapping[str, Array]
 """Input name -> array, batch axis included where the model has one."""

@@ -25,7 +25,7 @@ from repo_manager.server.client import TritonClient
 __all__ = ["CanaryStep", "FileWeights", "PublishedWeights", "Watch", "check_kind", "gate_error", "run_steps", "untried"]
 
 
-# Anyone who gives the new version its share of the traffic: clients that read it, a gateway, KServe.
+# Ways to give the new version its share of the traffic: clients, a gateway, KServe.
 
 
 class PublishedWeights:
@@ -57,7 +57,7 @@ class PublishedWeights:
     def set_weight(self, fraction: float) -> None:
         """Write the weights and let the server read them."""
         groups = self._client.model_config(self._name).instance_group
-        # Triton makes up a missing name (core, model_config_utils.cc). Ours is then the weights alone.
+        # Triton makes up a missing name (core, model_config_utils.cc). Without a group, our name is the weights alone.
         name = published_name(groups[0].name if groups else "", _weights(self._old, self._new, fraction))
         change_config(self._repository, self._name, {"instance_group.name": f'"{name}"'})
         self._load()

@@ -15,7 +15,7 @@ from repo_manager.server.client import TritonClient
 __all__ = ["ShadowWatch", "TrafficWatch"]
 
 _POLL_S = 0.2
-_MORE = 1.25  # bootstrapped gates are judged again when there is this much more to judge by
+_MORE = 1.25  # judge bootstrapped gates again after this factor more requests
 
 
 class _Looks:

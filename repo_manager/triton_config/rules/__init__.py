@@ -27,7 +27,7 @@ RULES: tuple[Rule, ...] = (
     *WARMUP_RULES,
     *BACKEND_RULES,
 )
-# Backends that complete inputs and outputs only where none is listed at all.
+# These backends complete inputs and outputs only if the configuration lists none.
 _NEVER_CURED = {"onnxruntime", "tensorrt_rtx"}
 _CURED = "the server may complete it; one with --disable-auto-complete-config refuses the model"
 

@@ -30,7 +30,7 @@ def _backend(message: Any) -> Iterator[Fault]:
     """The backend or platform is one Triton knows, and an ensemble has none."""
     backend, platform = message.backend, message.platform
     if not backend and not platform:
-        if message.WhichOneof("scheduling_choice") != "ensemble_scheduling":  # a rule of ensembles asks for it
+        if message.WhichOneof("scheduling_choice") != "ensemble_scheduling":  # an ensemble rule requires a platform
             text = "states no backend; Triton guesses it from the files"
             yield Fault(text, Severity.WARNING, "write the backend down")
     elif backend == ENSEMBLE:
@@ -115,7 +115,7 @@ PLACEMENT_RULES = (
 )
 
 
-# Rules for the data flow inside an ensemble. What its models say about it is not here.
+# Rules for the data flow inside an ensemble. Rules about its models are elsewhere.
 
 
 def _is_ensemble(message: Any) -> bool:

@@ -134,7 +134,7 @@ def _strategy(message: Any) -> Iterator[Fault]:
     if batching.HasField("oldest"):
         yield from preferred_sizes(batching.oldest.preferred_batch_size, message, "sequence_batching.oldest")
     share = batching.direct.minimum_slot_utilization
-    if batching.HasField("direct") and (share < 0.0 or share > 1.0):  # not a number passes
+    if batching.HasField("direct") and (share < 0.0 or share > 1.0):  # NaN passes
         yield Fault(f"minimum_slot_utilization is {share:g}; expected 0 to 1")
 
 

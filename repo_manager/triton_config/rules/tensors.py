@@ -141,14 +141,14 @@ TENSOR_RULES = (
 )
 
 
-# Rules for warm-up samples: a sample that fails keeps the model from loading.
+# Rules for warm-up samples: a failing sample prevents the load.
 
 
 def _samples(message: Any) -> Iterator[tuple[str, Any]]:
     if message.HasField("ensemble_scheduling"):
-        return  # a rule of ensembles refuses them
+        return  # an ensemble rule rejects warm-up
     for index, sample in enumerate(message.model_warmup):
-        if sample.batch_size:  # Triton skips the others (core, backend_model_instance.cc)
+        if sample.batch_size:  # Triton skips samples with batch size 0 (core, backend_model_instance.cc)
             yield f"warm-up sample {sample.name or index!r}", sample
 
 
@@ -168,7 +168,7 @@ def _inputs(message: Any) -> Iterator[Fault]:
     given_by_triton = {tensor.name for tensor in message.sequence_batching.control_input}
     for label, sample in _samples(message):
         if not expected:
-            continue  # filled in by the backend
+            continue  # the backend completes the inputs
         for name in sorted(set(sample.inputs) - set(expected) - given_by_triton):
             yield Fault(f"{label}: there is no input {name!r}; the inputs are: {', '.join(sorted(expected))}")
         for name, tensor in sorted(expected.items()):

@@ -57,7 +57,7 @@ def publish_version(store: ObjectClient, look: Callable[[], ModelView], incoming
         try:
             first, view = _make_current(store, claim.version, look, incoming, view)
         except InputError:
-            # It does not fit the model as another writer changed it: no sweep may settle it.
+            # Another writer changed the model, and this version no longer fits. No sweep may finish its publication.
             store.delete([f"{name}/{claim.version}/{MANIFEST_FILENAME}"])
             raise
         claim.settle()
@@ -91,7 +91,7 @@ def _make_current(
             pass
     found = store.get(key)
     if found is not None and found[0] == data:
-        return True, with_ours  # An interrupted attempt of this publication wrote it.
+        return True, with_ours  # written by an interrupted attempt of this publication
     now = look()
     incoming.check(now)
     return False, now

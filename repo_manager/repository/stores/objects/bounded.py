@@ -44,7 +44,7 @@ class _AnswerLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.handing_over: set[int] = set()
 
-    def call_soon_threadsafe(  # type: ignore[override]  # its type needs TypeVarTuple, of Python 3.11
+    def call_soon_threadsafe(  # type: ignore[override]  # its type needs TypeVarTuple (Python 3.11)
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """As asyncio's."""
@@ -149,7 +149,7 @@ def run_within(request: Coroutine[Any, Any, R], timeout_s: float | None) -> R:
     try:
         return future.result()
     finally:
-        future.cancel()  # interrupted: nobody waits for it any more
+        future.cancel()  # after an interrupt, nothing waits for the result
 
 
 async def _watched(request: Coroutine[Any, Any, R], timeout_s: float | None) -> R:

@@ -133,7 +133,7 @@ def claimed(
     def draw(ledger: Ledger) -> Ledger:
         nonlocal number
         if wanted.claiming is not None:
-            wanted.claiming()  # What is settled by now it sees; what is not, is in the ledger.
+            wanted.claiming()  # it sees all finished work; unfinished work is in the ledger
             _refuse_twin(ledger, name, wanted, holder)
         for version, entry in sorted(ledger.pending.items()):
             ours = entry.holder.token == holder.token
@@ -155,7 +155,7 @@ def claimed(
         try:
             yield claim
         except BaseException:
-            # When this fails as well, the end of this process releases it.
+            # If this fails too, the end of this process releases the claim.
             with contextlib.suppress(RepositoryError):
                 claim.release()
             raise

@@ -107,12 +107,12 @@ class ObjectClient:
         self.location, self.options, self.environment = location, options, environment
         self._api = require("obstore")
         self._errors = require("obstore.exceptions")
-        # Which of the two it raises depends on its version.
+        # The exception type depends on obstore's version.
         self._missing = (FileNotFoundError, self._errors.NotFoundError)
         self._endpoint = own_endpoint(location, environment)
         self._store = self._connect(options)
         self._answered = self._asked_for_tls = False
-        if self._endpoint:  # not the vendor's own
+        if self._endpoint:  # not the vendor's own endpoint
             outlive_aborts()
         self._conditional_writes = False
 
@@ -126,8 +126,8 @@ class ObjectClient:
             "connect_timeout": datetime.timedelta(seconds=min(10.0, options.request_timeout_s)),
             **without_redirects(self._endpoint, config, self.environment),
         }
-        # Retried here, not there: only so a lost answer to a create-only write is distinguished from another process's
-        # object.
+        # Retries happen in this class. Only this way can a lost answer to a create-only write be told from an object of
+        # another process.
         retry = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=options.request_timeout_s)}
         try:
             return made(
@@ -284,7 +284,7 @@ class ObjectClient:
             )
 
         with self._translated(f"write {key}"):
-            run_within(write(), None)  # each part has its own deadline, and memory is the caller's `workers` parts
+            run_within(write(), None)  # each part has its own deadline, and memory is limited to `workers` parts
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects. Objects gone already do not matter."""
@@ -332,7 +332,7 @@ class ObjectClient:
         def judged(answer: Mark | Exception) -> Mark:
             if isinstance(answer, Mark):
                 return answer
-            # Refused, or written, its answer lost, and refused when it was sent again.
+            # Either refused, or written and refused on a resend because the first answer was lost.
             found = self.get(key)
             if found is not None and found[0] == data:
                 return found[1].mark
@@ -412,7 +412,7 @@ class ObjectClient:
             raise TransientError(readable(text), slow_down=code in _SLOW) from exc
         except OSError as exc:
             raise TransientError(readable(str(exc))) from exc
-        except Exception as exc:  # what a foreign answer can break has no end
+        except Exception as exc:  # an unknown server's answer can fail in any way
             raise RepositoryError(
                 f"{self.location}: the answer to {what} is not what a store's is: {type(exc).__name__}: "
                 f"{readable(str(exc))}",

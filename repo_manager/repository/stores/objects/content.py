@@ -12,7 +12,7 @@ from repo_manager.types import Digest
 
 __all__ = ["MeasuredFile", "measure", "part_bytes_for", "read_part"]
 
-_MAX_PARTS = 9000  # S3 allows 10,000 (Amazon S3 User Guide, "Multipart upload limits").
+_MAX_PARTS = 9000  # S3 allows 10,000 (Amazon S3 User Guide, "Multipart upload limits")
 _MIB = 1 << 20
 
 

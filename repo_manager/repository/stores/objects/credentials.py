@@ -34,7 +34,7 @@ _OTHER_ENDPOINT = {
     "gs": (),
     "as": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
-# Where the library asks for a role's credentials.
+# Hosts that provide a role's credentials to the library.
 _ROLE_HOSTS = (
     *("amazonaws.com", "amazonaws.com.cn", "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23"),
     *("microsoftonline.com", "microsoftonline.us", "chinacloudapi.cn"),
@@ -167,7 +167,7 @@ def _triton_entry(location: ObjectRepository, environment: Mapping[str, str]) ->
         place = f"{location}/"
         fitting = [prefix for prefix in entries if not prefix or place.startswith(prefix.rstrip("/") + "/")]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as exc:
-        # Never the file's content: it holds keys.
+        # The message never contains the file's content, because it holds keys.
         raise RepositoryError(
             f"the file that {_TRITON_FILE} names cannot be read: {type(exc).__name__}",
             hint="Triton's documentation describes it: docs/user_guide/model_repository, cloud storage credentials.",

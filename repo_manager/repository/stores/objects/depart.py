@@ -165,7 +165,7 @@ def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> boo
     def take(ledger: Ledger) -> Ledger:
         entry = ledger.pending.get(version)
         if entry is None or entry.holder.token not in (seen.holder.token, holder.token):
-            return ledger  # Somebody else goes on with it.
+            return ledger  # another process continues it
         return ledger.with_pending(version, dataclasses.replace(entry, holder=holder))
 
     taken = change_ledger(store, name, take).pending.get(version)
@@ -180,7 +180,7 @@ def end_work(store: ObjectClient, name: str, version: int, seen: Pending) -> boo
         if taken.beside and store.head(f"{name}/{CONFIG_FILENAME}") is None:
             store.delete([f"{name}/{file}" for file in taken.beside])
         if taken.action == "remove" and not _has_versions(store, name):
-            _delete_rest(store, name)  # The model's last version goes, and the model with it.
+            _delete_rest(store, name)  # the last version is gone: remove the model too
     change_ledger(store, name, lambda ledger: ledger.with_pending(version, None))
     return True
 
@@ -219,6 +219,6 @@ def _settle(store: ObjectClient, name: str, version: int) -> bool:
         return False
     if store.head(f"{name}/{CONFIG_FILENAME}") is None:
         text = format_config(with_version_policy(parse_config(manifest.config), (version,)))
-        with contextlib.suppress(ChangedMeanwhileError):  # Somebody wrote one at this moment: that one counts.
+        with contextlib.suppress(ChangedMeanwhileError):  # another writer created one at the same time: keep it
             store.create(f"{name}/{CONFIG_FILENAME}", text.encode())
     return True

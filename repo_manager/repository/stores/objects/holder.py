@@ -19,7 +19,7 @@ LEASE_S = 900.0
 
 _MOST_S = 2 * LEASE_S
 """Nobody writes a later end, unless their clock is a quarter of an hour ahead. Then it counts as ended."""
-_STARTED_AT = 19  # `starttime` among the fields behind the command's name in /proc/PID/stat.
+_STARTED_AT = 19  # index of `starttime` among the fields after the command's name in /proc/PID/stat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,8 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
-        return f"{socket.gethostname()}:{secrets.token_hex(8)}"  # Then only the end of the lease tells.
+        # Without these files, only the end of a lease shows whether its holder is alive.
+        return f"{socket.gethostname()}:{secrets.token_hex(8)}"
 
 
 def _started(pid: int) -> int | None:

@@ -109,7 +109,7 @@ class _Keeper(threading.Thread):
     def run(self) -> None:
         """Renew it three times a lease."""
         while not self._ended.wait(_LEASE_S / 3):
-            # Out of reach: the next round tries again, and every write of the roll-out is compared anyway.
+            # On an error, the next round tries again. Every write of the roll-out checks the lease anyway.
             with contextlib.suppress(RepositoryError):
                 self._set(self._holder.renewed(_LEASE_S))
 

@@ -150,7 +150,7 @@ def _text(ledger: Ledger) -> str:
     document = {
         **format_entry(ledger.state),
         "schema_version": _SCHEMA_VERSION,
-        # Makes each text another one, so that a writer whose answer was lost recognises his own.
+        # Makes each text unique, so a writer recognises its own text after a lost answer.
         "writer": secrets.token_hex(8),
         "pending": {str(number): dataclasses.asdict(entry) for number, entry in sorted(ledger.pending.items())},
         "lease": None if ledger.lease is None else dataclasses.asdict(ledger.lease),

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 _SECRETS = re.compile(r"(?i)([?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|token)=)[^&\s\"'<]+")
 _MAX_TEXT = 400
-# rustls names its errors only in the debug text of what obstore raises.
+# rustls names its errors only in the debug text of obstore's exceptions.
 _NO_TLS = "InvalidContentType"
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?([^(){}]*\w)")
 

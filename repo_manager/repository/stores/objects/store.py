@@ -95,7 +95,7 @@ class ObjectStore:
             found = self.client.get(f"{name}/{CONFIG_FILENAME}")
         numbers = {number for folder in listing.folders if (number := version_number(folder)) is not None}
         if numbers - ledger.pending.keys() - set(range(ledger.state.highest_version + 1)):
-            # Published between the two requests, or by another process.
+            # published between the two requests, or by another process
             ledger = read_ledger(self.client, name)
         level = _level(listing)
         folders = tuple(folder for folder in level.folders if version_number(folder) not in ledger.pending)
@@ -227,7 +227,7 @@ class ObjectStore:
                 try:
                     ledger = read_ledger(self.client, model)
                 except RepositoryError:
-                    continue  # The step was not applied.
+                    continue  # the repair of the record was not applied
             for version, entry in sorted(abandoned_work(ledger).items()):
                 kind = RepairKind.REMOVAL if entry.action == "remove" else RepairKind.REST
                 action = "ended or removed an interrupted command's work"
@@ -251,7 +251,7 @@ class ObjectStore:
             yield other
 
 
-_STORE: type[Store] = ObjectStore  # `open_store` imports it by name, where no type is checked.
+_STORE: type[Store] = ObjectStore  # type check: `open_store` imports the class by name, unchecked
 
 
 def _seen(view: ModelView) -> _Seen:

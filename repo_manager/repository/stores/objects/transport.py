@@ -54,7 +54,7 @@ def upload_files(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    # One after the other: each has its parts in parallel, and memory stays bounded.
+    # One at a time: each uploads its parts in parallel, and memory stays bounded.
     there += [name for name, each in sorted(large.items()) if send(name, *each)]
     return tuple(sorted(there))
 
@@ -88,7 +88,7 @@ def _upload_in_parts(store: ObjectClient, key: str, path: Path, measured: Measur
         nonlocal told
         for number in range(1, len(measured.part_md5s) + 1):
             yield read_part(path, measured, number)
-            if number > told:  # Else an attempt before this one has said so.
+            if number > told:  # otherwise an earlier attempt reported it
                 told = number
                 progress(measured.part_size(number))
 

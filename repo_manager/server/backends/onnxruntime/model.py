@@ -32,7 +32,7 @@ class TritonPythonModel:
         """Fill in inputs, outputs and batching where the configuration leaves them out."""
         config = auto_complete_model_config.as_dict()
         if not needs_completion(config):
-            return auto_complete_model_config  # ONNX Runtime is not even imported: this pass delays every load
+            return auto_complete_model_config  # avoids importing ONNX Runtime: this step delays every load
         from rm_ort_session import open_session  # type: ignore[import-not-found]  # beside this file, in the stub
 
         try:
@@ -61,8 +61,8 @@ class TritonPythonModel:
         except ConfigMismatch as exc:
             raise pb_utils.TritonModelException(str(exc)) from None
         fed = {**inputs, **optional}
-        # The public method checks the names of every call, which check() has done once, and each call without options
-        # makes some. An instance runs one call at a time, so one set of them is enough.
+        # The public method checks the names on every call, but check() has done this once. Without options, each call
+        # creates some. An instance runs one call at a time, so it needs one set.
         self._run, self._run_options = session._sess.run, new_run_options()
         self._batched = bool(config.get("max_batch_size"))
         self._outputs = tuple(entry["name"] for entry in config["output"])
@@ -84,10 +84,10 @@ class TritonPythonModel:
         self._buffers: dict[tuple[Any, ...], Array] = {}
         self._states, self._batches = SequenceStates(config), Batches(config)
         self._special = bool(self._states.pairs) or self._batches.needed
-        # The stub asks this of every answer. Asyncio's own goes through an abstract class: 1 % of a small request.
-        asyncio.iscoroutine = types.CoroutineType.__instancecheck__  # type: ignore[assignment]  # of native ones only
+        # The stub asks this of every answer. asyncio's own function uses an abstract class: 1 % of a small request.
+        asyncio.iscoroutine = types.CoroutineType.__instancecheck__  # type: ignore[assignment]  # native coroutines
         gc.collect()
-        gc.freeze()  # the session and its modules are never garbage
+        gc.freeze()  # the session and its modules live forever
 
     def finalize(self) -> None:
         """Give kept shared memory back, while the stub still has it."""
@@ -115,12 +115,12 @@ class TritonPythonModel:
             try:
                 feed = self._read(request)
                 groups.setdefault(self._group_of(request, feed), []).append((index, feed))
-            except Exception as exc:  # noqa: BLE001 - whatever is wrong with one request is that request's error
+            except Exception as exc:  # noqa: BLE001 - a fault of one request becomes the error of this request
                 responses[index] = _error(exc)
         for key, members in groups.items():
             joined = self._run_joined(key, members) if self._batched and len(members) > 1 else None
             for position, (index, feed) in enumerate(members):
-                # A failure of the whole says nothing of each: its neighbours must not pay for a bad request.
+                # If the joined run fails, run each request alone: a bad request must not fail the others.
                 responses[index] = self._run_alone(index, key[0], feed) if joined is None else joined[position]
         return responses
 
@@ -192,7 +192,7 @@ class TritonPythonModel:
             if self._bound is not None and len(set(sizes)) == 1:
                 self._bound.learn(len(sizes), joined, whole)
             return responses
-        except Exception:  # noqa: BLE001 - every request is then read and run by itself and gets its own error
+        except Exception:  # noqa: BLE001 - each request then runs alone and gets its own error
             return None
 
     def _answer(self, request: Any) -> Any:
@@ -262,7 +262,7 @@ class TritonPythonModel:
                 responses.append(self._response(place, outputs, [array[start:end] for array in arrays]))
                 start = end
             return responses
-        except Exception:  # noqa: BLE001 - every member is then run by itself and gets its own error
+        except Exception:  # noqa: BLE001 - each member then runs alone and gets its own error
             return None
 
     def _joined(self, name: str, arrays: list[Array], total: int) -> Array:
@@ -280,7 +280,7 @@ class TritonPythonModel:
 
     def _tensor(self, name: str, array: Any) -> Any:
         shape = self._output_shapes.get(name)
-        # A scalar is an array without axes for ONNX and has one axis of length 1 for Triton.
+        # ONNX scalars have no axes. Triton gives them one axis of length 1.
         return tensor_of(name, np.asarray(array) if shape is None else np.asarray(array).reshape(shape))
 
 

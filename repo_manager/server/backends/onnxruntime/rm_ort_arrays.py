@@ -25,7 +25,7 @@ def _tensor_by_dlpack(name: str, array: Array) -> Any:
 
 
 def _tensor_by_numpy(name: str, array: Array) -> Any:
-    # Not an alias of pb_utils.Tensor: the stub that completes configurations has none.
+    # Looks up pb_utils.Tensor late: the stub for completing configurations has none.
     return pb_utils.Tensor(name, array)
 
 
@@ -46,6 +46,6 @@ def check_passable(config: dict[str, Any]) -> None:
             )
 
 
-# Returns a tensor's array, a view of the memory that it is in. No function of ours: it is called for every tensor.
+# Returns a tensor's array without a copy. This is a library function because each tensor needs a call.
 array_of: Callable[[Any], Array] = np.from_dlpack if _HAS_NUMPY_2 else operator.methodcaller("as_numpy")
 tensor_of = _tensor_by_dlpack if _HAS_NUMPY_2 else _tensor_by_numpy

@@ -31,12 +31,12 @@ class SequenceStates:
     def __init__(self, config: Mapping[str, Any]) -> None:
         batching = config.get("sequence_batching") or {}
         self.pairs = tuple((state["input_name"], state["output_name"]) for state in batching.get("state") or ())
-        # Triton leaves a state without initial_state as allocated (core, sequence_state.cc). Zeros are at least the
+        # Triton leaves a state without initial_state uninitialised (core, sequence_state.cc). Zeros are at least the
         # same every time.
         self._unset = {state["input_name"] for state in batching.get("state") or () if not state.get("initial_state")}
         idle_us = int(batching.get("max_sequence_idle_microseconds") or 0)
-        # Triton's reaper ends an idle sequence without a word to the backend (core, sequence_batch_scheduler.cc). A
-        # queue may hold a request for longer.
+        # Triton's reaper ends an idle sequence without telling the backend (core, sequence_batch_scheduler.cc). A
+        # request may wait longer than that in a queue.
         self._kept_s = max(_FORGOTTEN_AFTER_S, 10 * (idle_us / 1e6 or _DEFAULT_IDLE_S))
         self._states: dict[Any, tuple[float, dict[str, Array]]] = {}
 
@@ -64,7 +64,7 @@ class SequenceStates:
         if request.flags() & _END:
             self._states.pop(sequence, None)
             return
-        # A copy: what the model has made of a batch is in one array, which the next batch may reuse.
+        # Copied: the outputs of a batch share one array, and the next batch may reuse it.
         self._states[sequence] = (now, {name: outputs[output].copy() for name, output in self.pairs})
         oldest = next(iter(self._states))
         while now - self._states[oldest][0] > self._kept_s:

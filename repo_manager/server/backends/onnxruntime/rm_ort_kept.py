@@ -20,7 +20,7 @@ __all__ = ["BoundRuns", "KeptAnswers"]
 Array = np.ndarray[Any, Any]
 _MOST_TENSOR_BYTES = 16_384
 _MOST_KEPT_BYTES = 262_144
-_SLOT_BYTES = 512  # roughly what an answer takes besides its contents
+_SLOT_BYTES = 512  # estimated size of an answer without its contents
 _MOST_BOUND_BYTES = 65_536
 _MOST_PLANS = 64
 
@@ -62,7 +62,7 @@ class KeptAnswers:
     def __init__(self) -> None:
         self._slots: dict[tuple[str, int, tuple[int, ...]], _Slot] = {}
         self._bytes = 0
-        self._passed_over: set[str] = set()  # outputs of a type that the stub cannot show as an array
+        self._passed_over: set[str] = set()  # outputs of a type without an array form in the stub
 
     def response(self, place: int, name: str, array: Array) -> Any:
         """Return a response with one output to the request at `place` of the batch.
@@ -117,7 +117,7 @@ class KeptAnswers:
         slot = _Slot(name, array)
         try:
             slot.fill(array)
-        except Exception:  # noqa: BLE001 - whichever it is, such a tensor is then made for every answer
+        except Exception:  # noqa: BLE001 - after any error, such a tensor is made for every answer
             self._passed_over.add(name)
             return None
         self._slots[key] = slot
@@ -139,8 +139,8 @@ class BoundRuns:
     def __init__(self, session: Any, source: str, result: str, run_options: Any, answers: KeptAnswers) -> None:
         self._session, self._run, self._run_options = session, session._sess.run_with_iobinding, run_options
         self._source, self._result, self._answers = source, result, answers
-        # By the shape of a single request, or by number and shape of several.
-        # A binding, its input, what to copy where, and the responses.
+        # Key: the shape of a single request, or number and shape of several. Value: a binding, its input, the copies to
+        # make, the responses.
         self._plans: dict[tuple[Any, ...], tuple[Any, Array, list[tuple[memoryview, memoryview]], list[Any]]] = {}
         self._is_fit = True
 
@@ -169,7 +169,7 @@ class BoundRuns:
                 binding, source, copies, responses = plan
                 np.concatenate(arrays, out=source)
             self._run(binding, self._run_options)
-        except Exception:  # noqa: BLE001 - the run without a binding that follows says whose fault it is
+        except Exception:  # noqa: BLE001 - the run without a binding finds the cause
             return None
         for memory, part in copies:
             memory[:] = part
@@ -185,7 +185,7 @@ class BoundRuns:
         """
         key = joined.shape if count == 1 else (count, (joined.shape[0] // count, *joined.shape[1:]))
         if key in self._plans:
-            self._is_fit = False  # the same input runs well without: the output's shape depends on more
+            self._is_fit = False  # the run works without a binding: the output's shape depends on more than the input's
             self._plans.clear()
         if not self._is_fit or joined.nbytes + result.nbytes > _MOST_BOUND_BYTES or not joined.nbytes:
             return
@@ -201,7 +201,7 @@ class BoundRuns:
             binding.bind_input(self._source, "cpu", 0, source.dtype, source.shape, source.ctypes.data)
             binding.bind_output(self._result, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
             copies = [(memory, part.data.cast("B")) for (memory, _), part in zip(sent, parts, strict=True)]
-        except Exception:  # noqa: BLE001 - whichever it is, such a model runs without a binding
+        except Exception:  # noqa: BLE001 - after any error, such a model runs without a binding
             self._is_fit = False
             return
         self._plans[key] = (binding._iobinding, source, copies, [response for _, response in sent])

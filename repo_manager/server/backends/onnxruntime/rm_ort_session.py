@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-# `optimization { graph { level } }`, as the native backend reads it.
+# `optimization { graph { level } }`, with the native backend's meaning.
 _GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -16,8 +16,8 @@ _GRAPH_LEVELS = {
 }
 
 
-# On an x86 CPU without VNNI, ONNX Runtime's fused INT8 kernels saturate 16-bit sums (onnxruntime#6004, #14642). With
-# this entry it takes kernels that do not. Other CPUs ignore it.
+# On x86 CPUs without VNNI, ONNX Runtime's fused INT8 kernels saturate 16-bit sums (onnxruntime#6004, #14642). This
+# entry selects exact kernels. Other CPUs ignore it.
 _EXACT_INT8 = "session.x64quantprecision"
 
 
@@ -38,7 +38,7 @@ def model_file(folder: Path, config: dict[str, Any]) -> Path:
     """
     name = config.get("default_model_filename") or "model.onnx"
     path = folder / name
-    if path.is_dir():  # the file together with its external data
+    if path.is_dir():  # a folder: the file and its external data
         path = path / "model.onnx"
     if not path.is_file():
         raise BadParameterError(f"unable to find '{path}' for model '{config['name']}'")
@@ -96,7 +96,7 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
         if key.startswith(("session.", "optimization.", "ep.")):
             options.add_session_config_entry(key, value)
     if "session.intra_op.allow_spinning" not in parameters:
-        # The server's own threads want the cores on which idle workers would spin.
+        # Idle workers would spin on cores needed by the server's own threads.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for library in (config.get("model_operations") or {}).get("op_library_filename", ()):
         options.register_custom_ops_library(library)
@@ -175,6 +175,6 @@ def open_session(folder: Path, config: dict[str, Any], kind: str, device: int) -
         options.add_session_config_entry(_EXACT_INT8, "1")
         try:
             return ort.InferenceSession(path, options, providers=chosen)
-        except Exception:  # noqa: BLE001 - a few models load without it only; else the second try says why
+        except Exception:  # noqa: BLE001 - a few models load only without it; the second try gives the reason
             options.add_session_config_entry(_EXACT_INT8, "0")
     return ort.InferenceSession(path, options, providers=chosen)

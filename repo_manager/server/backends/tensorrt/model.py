@@ -7,7 +7,7 @@ from typing import Any
 from rm_trt_model import EngineModel  # type: ignore[import-not-found]  # beside this file, in the stub's sys.path
 
 
-class TritonPythonModel(EngineModel):  # type: ignore[misc]  # its base is not typed from here
+class TritonPythonModel(EngineModel):  # type: ignore[misc]  # the type of its base is unknown here
     """One instance of one version of one model."""
 
     library_name = "tensorrt"

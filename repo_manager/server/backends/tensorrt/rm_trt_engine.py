@@ -86,7 +86,7 @@ class Engine:
         errors: list[str] = []
         self._logger = _logger(library, errors)
         self._runtime = library.Runtime(self._logger)
-        self._runtime.engine_host_code_allowed = True  # version-compatible plans carry their own runtime
+        self._runtime.engine_host_code_allowed = True  # version-compatible plans contain their own runtime
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise Mismatch(f"{path.name} does not load: {'; '.join(errors) or 'the library gave no reason'}")

@@ -84,7 +84,7 @@ class EngineModel:
             try:
                 feeds[index] = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 groups.setdefault(self._key(index, feeds[index]), []).append(index)
-            except Exception as exc:  # noqa: BLE001 - whatever is wrong with one request is that request's error
+            except Exception as exc:  # noqa: BLE001 - a fault of one request becomes the error of this request
                 responses[index] = _error(exc)
         for members in groups.values():
             for index, response in self._run(members, feeds):
@@ -108,13 +108,13 @@ class EngineModel:
         except Exception as exc:  # noqa: BLE001 - see execute
             if len(members) == 1:
                 return [(members[0], _error(exc))]
-            # A failure of the whole says nothing of each: its neighbours must not pay for a bad request.
+            # If the joined run fails, run each request alone: a bad request must not fail the others.
             return [pair for index in members for pair in self._run([index], feeds)]
         responses, start = [], 0
         for index in members:
             end = start + (next(iter(feeds[index].values())).shape[0] if self._batched else 0)
             parts = {name: outputs[name][start:end] if self._batched else outputs[name] for name in self._outputs}
-            # Copied out: the engine's memory is overwritten by the next batch.
+            # Copied: the next batch overwrites the engine's memory.
             tensors = [pb_utils.Tensor(name, np.array(part)) for name, part in parts.items()]
             responses.append((index, pb_utils.InferenceResponse(tensors)))
             start = end

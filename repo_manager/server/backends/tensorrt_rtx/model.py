@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tensorrt"))
 from rm_trt_model import EngineModel  # type: ignore[import-not-found]
 
 
-class TritonPythonModel(EngineModel):  # type: ignore[misc]  # its base is not typed from here
+class TritonPythonModel(EngineModel):  # type: ignore[misc]  # the type of its base is unknown here
     """One instance of one version of one model."""
 
     library_name = "tensorrt_rtx"
