@@ -1,13 +1,16 @@
 """Plain English: documents with few relative clauses and semicolons, no sentence or line too long, no archaic words.
 
 The limits are those of the documentation of Kubernetes and httpx, rounded up. Docstrings and messages of the package
-keep to the same limits, except for semicolons, and public functions document their arguments.
+keep to the same limits, except for semicolons, and public functions document their arguments. Its comments have few
+relative clauses and no archaic words.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,7 +105,7 @@ def test_the_check_finds_each_fault() -> None:
     assert relative_fault(["that"] * 4 + ["word"] * 400) == []
 
 
-# The package: docstrings, messages and the arguments of public functions.
+# The package: docstrings, messages, the arguments of public functions, and comments.
 
 MODULES = sorted((ROOT / "repo_manager").rglob("*.py"))
 
@@ -121,6 +124,7 @@ PREFORMATTED = re.compile(r"\S {3,}\S|[├└│►─|]")
 # "Load a model, as `Transport.load`": the arguments are the other function's.
 SAME_ARGUMENTS = re.compile(r"\b([Aa]s|[Ss]ee) `\w+(\.\w+)?`")
 EXPLAINS_NONE = re.compile(r"`None`|\bnone\b|default", re.IGNORECASE)
+DIRECTIVE = re.compile(r"# (noqa(: [A-Z0-9, ]*\d)?|type: ignore(\[[^\]]*\])?|pragma: [\w ]+|fmt: \w+)")
 
 
 def text_of(node: ast.AST) -> str | None:
@@ -164,6 +168,13 @@ def messages_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
         message = text_of(node)
         if message and " " in message and id(node) not in skipped:
             yield getattr(node, "lineno", 0), message
+
+
+def comments_of(source: str) -> Iterator[tuple[int, str]]:
+    """Comments with their lines. Of a directive to a tool, only the reason counts."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], DIRECTIVE.sub("", token.string).strip("#:- ")
 
 
 def arguments_of(docstring: str) -> dict[str, str] | None:
@@ -249,6 +260,18 @@ def test_docstrings_and_messages_have_few_relative_clauses(package: str) -> None
     }
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_comments_are_plain(package: str) -> None:
+    comments = [
+        (f"{path.name}:{line}", prose_of(text))
+        for path in MODULES
+        if package_of(path) == package
+        for line, text in comments_of(path.read_text(encoding="utf-8"))
+    ]
+    found = [f"{place}: archaic: {match[0]}" for place, text in comments for match in ARCHAIC.finditer(text)]
+    assert found + relative_fault(words_of("\n".join(text for _, text in comments))) == []
+
+
 def test_public_functions_document_their_arguments() -> None:
     found = [
         f"{path.name}:{function.lineno} {function.name}: {fault}"
@@ -275,3 +298,8 @@ def test_the_check_of_docstrings_finds_each_fault() -> None:
     assert faults("a, b, c: int | None", section.format("the third. `None`: there is none.")) == []
     tree = ast.parse(f'def f():\n    """It {"word " * 40}.\n\n    Args:\n        a: one.\n    """\n    g(f"a {{b}} c")')
     assert [len(text.split()) for _, text in texts_of(tree) if text] == [42, 1, 2, 3]
+
+
+def test_comments_are_found_without_directives() -> None:
+    source = 'a = "# no"  # yes\n# : two\nb = 1  # type: ignore[a]  # noqa: E501, N8 - a reason\nc = 2  # noqa\n'
+    assert list(comments_of(source)) == [(1, "yes"), (2, "two"), (3, "a reason"), (4, "")]
