@@ -155,7 +155,7 @@ def available_bytes() -> int:
 
 def _first_axis_reason(spec: TensorSpec) -> str | None:
     if spec.shape is None:
-        return None  # not declared: the trial run decides
+        return None  # not declared: the run decides
     if not spec.shape:
         return "is a scalar"
     if isinstance(spec.shape[0], int):

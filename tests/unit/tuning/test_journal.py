@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from repo_manager.tuning.journal import Journal
@@ -21,6 +22,8 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     journal.add_batch("m", BatchTime(4, 1e6))
     again = Journal(tmp_path, FACTS)
     assert again.measured(STATE, 100.0) == MEASURED
+    kinds = [json.loads(line)["kind"] for line in journal.path.read_text().splitlines()]
+    assert kinds == ["facts", "trial", "batch"], "a run of an earlier release goes on from these lines"
     assert again.measured(STATE, 110.0) is None
     assert again.measured({"m": STATE["m"], "other": STATE["m"]}, 100.0) is None
     assert again.curve("m") == (BatchTime(4, 1e6),)
