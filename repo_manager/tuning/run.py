@@ -318,7 +318,7 @@ class TuningRun:
     def _tune(self, model: str, best: MeasuredSetting) -> MeasuredSetting:
         """Search one model's setting, the others as they are in the best."""
         if len(self.subjects.tunable) > 1:
-            self._tell(f"{model} is tuned now: {best.busy.get(model, 0.0):.3g} s of its work in each second")
+            self._tell(f"{model} is tuned now: {best.busy.get(model, 0.0):.3g} of its requests wait or run on average")
         space, today = self._spaces[model], best.of(model)
 
         def evaluate(setting: Setting, held: MeasuredSetting | None, margin: float) -> MeasuredSetting:
