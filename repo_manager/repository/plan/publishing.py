@@ -94,16 +94,16 @@ def check_model(view: ModelView, config: ModelConfig, *, appears_at_once: bool) 
     existing = view.parsed_config()
     if existing.name not in ("", view.name):
         raise RepositoryError(f"{view.config_place} names the model {existing.name!r}, not {view.name!r}")
-    differences = (
-        *same_signature(existing, config),
-        *_label_differences(view, existing, config),
-        *_variant_differences(view, config),
-    )
-    if differences:
+    others = (*same_signature(existing, config), *_variant_differences(view, config))
+    labels = tuple(_label_differences(view, existing, config))
+    if others or labels:
+        way = "Publish under another model name."
+        if not others:
+            way = f"Set the labels first: repo-manager labels {view.name} --output OUTPUT --file FILE."
         raise RepositoryError(
             f"model {view.name!r} in {view.place.parent} serves something else under its one {CONFIG_FILENAME}:\n  "
-            + "\n  ".join(differences),
-            hint="Publish under another model name. For a copy, --with-config brings labels and configuration along.",
+            + "\n  ".join((*others, *labels)),
+            hint=f"{way} For a copy, --with-config brings labels and configuration along.",
         )
     policy = version_policy(existing)
     if isinstance(policy, str) and not appears_at_once:

@@ -135,8 +135,9 @@ def test_labels_are_written_once_and_never_changed(root: Path, put: Put) -> None
     with pytest.raises(RepositoryError, match="other labels"):
         put(labels={"y": ("dog", "cat")})
     put("plain")
-    with pytest.raises(RepositoryError, match="has no labels"):
+    with pytest.raises(RepositoryError, match="has no labels") as refused:
         put("plain", labels={"y": ("cat", "dog")})
+    assert "repo-manager labels plain --output OUTPUT --file FILE" in (refused.value.hint or "")
 
 
 def test_a_model_without_a_configuration_is_refused(root: Path, put: Put) -> None:
