@@ -243,14 +243,14 @@ def conclude(
         return NONE_HOLDS, f"no setting holds {objective_of(options)}; {said}"
     found = f"{best.label} {_held(best.value, options)}"
     fails = today.value is None and not today.is_open
-    if _show(comparisons, options.seeks, is_enough_not_worse=fails):
+    if _show(comparisons, options, is_enough_not_worse=fails):
         own = f"holds none: {today.reason}" if today.value is None else _held(today.value, options)
         return BETTER, f"{found}; today's ({today.label}) {own}"
     if not is_complete:
         return UNDECIDED, f"the budget of {options.budget_s:.0f} s ended; the best so far: {found}"
     if comparisons:
         verdict = "; ".join(each.verdict for each in comparisons)
-        return KEPT, f"{found}, but against today's no difference is shown: {verdict}"
+        return KEPT, f"{found}, but the comparison with today's shows no gain in the objective: {verdict}"
     return KEPT, f"today's setting ({found}) is the best of {len(measured)} that were measured"
 
 
@@ -277,26 +277,26 @@ def _held(value: float, options: TuneOptions) -> str:
     return f"holds {text}" if options.seeks == "throughput" else f"has {text}"
 
 
-def _show(comparisons: Sequence[Comparison], seeks: Objective, *, is_enough_not_worse: bool) -> bool:
+def _show(comparisons: Sequence[Comparison], options: TuneOptions, *, is_enough_not_worse: bool) -> bool:
     """Return whether the comparisons show B better in the objective somewhere, and A nowhere.
 
-    Under the same load the larger rate shows as a shorter p99 or as more throughput. For energy a longer p99 is no
-    loss: the gates hold it.
+    Under the same load the larger rate shows as a shorter p99, as a shorter latency of a gate or as more throughput.
+    Another latency is no evidence: a smaller queue delay shortens the median, and the machine answers no more. For
+    energy a longer p99 is no loss: the gates hold it.
 
     Args:
         comparisons: today's, A, against the best, B.
-        seeks: the objective. Decides the numbers in which A may not be better.
+        options: the objective decides the numbers in which B must and A may not be better.
         is_enough_not_worse: the measurements of the search show that B holds the limits and A does not.
     """
     told = [{number.name: number.better for number in each.numbers if number.shown} for each in comparisons]
-    names = ("inferences per joule",) if seeks == "energy" else ("p99 latency", "throughput")
-    if is_enough_not_worse and all(each.get(name) != "A" for each in told for name in names):
-        return True
-    if seeks == "energy":
-        return any("B" in (each.get(name) for name in names) for each in told)
-    return any("B" in each.values() for each in told) and not any(
-        each.get(name) == "A" for each in told for name in names
-    )
+    names = ("inferences per joule",) if options.seeks == "energy" else ("p99 latency", "throughput")
+    if any(each.get(name) == "A" for each in told for name in names):
+        return options.seeks == "energy" and any("B" in (each.get(name) for name in names) for each in told)
+    if options.seeks == "throughput":
+        gates = (*options.gates, *(gate for own in options.own_gates.values() for gate in own))
+        names = (*names, *(f"{gate.metric} latency" for gate in gates))
+    return is_enough_not_worse or any(each.get(name) == "B" for each in told for name in names)
 
 
 def _distance(measured: MeasuredSetting) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,7 @@ def comparison(**better: str | None) -> Any:
         (comparison(**{"p99 latency": None, "throughput": None}), False, "undecided"),
         (comparison(**{"p99 latency": "B", "throughput": "A"}), True, "kept"),
         (comparison(**{"p99 latency": "A", "p50 latency": "B"}), True, "kept"),
+        (comparison(**{"p99 latency": None, "p50 latency": "B", "mean latency": "B"}), True, "kept"),
     ],
 )
 def test_only_what_the_comparison_shows_is_better(compared: Any, is_complete: bool, outcome: str) -> None:
@@ -46,6 +48,13 @@ def test_only_what_the_comparison_shows_is_better(compared: Any, is_complete: bo
     found, reason = conclude(OPTIONS, [today, best], best, [compared], is_complete=is_complete)
     assert found == outcome
     assert "2 instances" in reason
+
+
+def test_the_latency_of_a_gate_is_evidence() -> None:
+    options = dataclasses.replace(OPTIONS, gates=(parse_slo("mean<20ms"),))
+    today, best = measured(100.0), measured(150.0, instances=2)
+    shorter = comparison(**{"p99 latency": None, "mean latency": "B"})
+    assert conclude(options, [today, best], best, [shorter], is_complete=True)[0] == "better"
 
 
 def test_todays_stays_where_nothing_beat_it() -> None:
