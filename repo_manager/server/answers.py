@@ -27,8 +27,9 @@ _MOST_ENTRIES = 200_000
 _QUOTED_CHARACTERS = 200
 _GRPC_PREAMBLE = re.compile(
     r"^failed to connect to all addresses; last error: \w+: (?:(?:ipv[46]|unix):\S+: )?"
-    r"(?:Failed to connect to remote host: )?"
+    r"(?:Failed to connect to remote host: |connect: )?"
 )
+_GRPC_NUMBER = re.compile(r" \(\d+\)$")  # grpcio 1.67 ends a reason with the number of the system's error
 _NOBODY = re.compile(r"refused|timed out|no route|unreachable|resol|getaddrinfo|name or service", re.IGNORECASE)
 """In a connection's error: there is nobody whose protocol could be another one."""
 
@@ -49,7 +50,7 @@ def out_of_reach(endpoint: ServerUrl, what: str, reason: str) -> ServerUnreachab
     elif not endpoint.tls and not _NOBODY.search(reason) and _answers_in_tls(endpoint):
         hint = f"It answers in TLS. With TLS: {endpoint.protocol}s://{endpoint.address}"
     # gRPC puts the address and several prefixes before the reason. Our message already has the address.
-    plain = without_number(_GRPC_PREAMBLE.sub("", reason)).strip() or reason
+    plain = _GRPC_NUMBER.sub("", without_number(_GRPC_PREAMBLE.sub("", reason)).strip()) or reason
     return ServerUnreachableError(f"{endpoint} cannot be reached: {what}: {plain}", hint=hint)
 
 

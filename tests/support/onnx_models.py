@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from packaging.version import Version
 
 FLOAT = onnx.TensorProto.FLOAT
+
+
+def runtime_is_older_than(version: str) -> bool:
+    """Return whether this ONNX Runtime lacks what a test needs."""
+    return Version(importlib.metadata.version("onnxruntime")) < Version(version)
 
 
 def weight(shape: Sequence[int], *, sparse: bool = False, axis: int = 1, seed: int = 0) -> np.ndarray:

@@ -215,6 +215,8 @@ def test_samples_are_used(tmp_path: Path) -> None:
 
 def test_sizes_are_found_where_one_axis_is_long_and_another_is_the_batch(tmp_path: Path) -> None:
     """A state's free axis is the batch; the signal's has to be longer than its padding."""
+    if onnx_models.runtime_is_older_than("1.24"):
+        pytest.skip("ONNX Runtime before 1.24 runs a reflection that is longer than its signal")
     weights = {"pads": np.array([0, 40, 0, 40]), "w": onnx_models.weight((8, 8))}
     nodes = [
         helper.make_node("Pad", ["signal", "pads"], ["padded"], mode="reflect"),

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.onnx_models import runtime_is_older_than
 
 from repo_manager.errors import ModelError
 from repo_manager.onnx_model.draft import opset_of
@@ -220,6 +221,8 @@ def feed(case: Case, *, bodies: bool) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("bodies", [False, True], ids=["main graph", "bodies"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_raising_the_opset_keeps_the_numbers(tmp_path, case, bodies):
+    if str(case) == "AveragePool counts padding" and runtime_is_older_than("1.29"):
+        pytest.skip("ONNX Runtime before 1.29 counts the padding otherwise below opset 19")
     for opset in case.opsets:
         source = tmp_path / f"{opset}.onnx"
         onnx.save(build(case, opset, bodies=bodies), source)
