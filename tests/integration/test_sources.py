@@ -147,7 +147,8 @@ def test_an_interrupted_fetch_goes_on_and_a_changed_object_begins_anew(
         limit[0] = 2 * _MIB
         with pytest.raises(KeyboardInterrupt), open_source(url):
             pass
-        store.put("model.plan", content)
+        if content is not first:  # a second write of the same bytes may fall into another second: another object
+            store.put("model.plan", content)
         asked.clear()
         limit[0] = 1 << 40
         with open_source(url) as source:
