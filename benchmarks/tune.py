@@ -1,14 +1,15 @@
 """`tune` against the exhaustive grid of the same settings, and beside Triton Model Analyzer.
 
     python benchmarks/tune.py --out DIR [--models NAME ...] [--runs 10] [--budget S] [--sample N] [--minutes N]
-        [--kept N] [--analyzer PATH] [--quick]
+        [--rounds N] [--kept N] [--analyzer PATH] [--quick]
 
 Five models, made here: a tiny MLP, a CNN of about a millisecond, a CNN of about twenty, one whose single request gains
 from threads, and one that gains from instances only (a long chain of small products). Each is published with one
 instance, batches of at most 4 and no queue delay, which is right for none of them. The grid measures the largest rate
-that holds the limit for every setting of the space. The largest of many noisy values is too large, so the grid's best
-and every setting that a run of `tune` chose are measured again, in turn, and the medians are compared. The bars, for
-each model:
+that holds the limit for every setting of the space. The largest of many noisy values is too large, and what a machine
+does in one hour says little about the next. So the grid's best and each other setting that a run of `tune` chose are
+measured again afterwards, one right after the other, in `--rounds` pairs with alternating order. The median of the
+ratios of the pairs counts. The bars, for each model:
 
 - a run of `tune` reaches 95 % of the grid's best in at most 15 % of the grid's time, in at least nine of ten runs.
   Without `--budget`, it gets this time, less what a server takes to end;
@@ -239,35 +240,40 @@ class Bench:
                 "searched_s": result.seconds,
             }
 
-        line = self.record.once(tuned, kind=kind, model=self.name, run=number)
-        best = self.best()
-        if kind != "kept" and best is not None and best != _setting(line["setting"]):
-            self.beside(_setting(line["setting"]), number)
+        self.record.once(tuned, kind=kind, model=self.name, run=number)
 
-    def beside(self, setting: Setting, number: int | str) -> None:
-        """Measure a setting and the grid's best once more, one after the other."""
-        best = self.best()
-        assert best is not None
+    def again(self) -> None:
+        """Measure each chosen setting again, and the grid's best right before or after it."""
+        best, chosen = self.best(), self.chosen_settings()
+        if best is None or not chosen:
+            return
         with self.serving() as run:
-            for each in (best, setting):
-                self.held(run, each, None, kind="again", number=number)
+            for number in range(self.chosen.rounds):
+                for setting in chosen:
+                    pair = (best, setting) if number % 2 == 0 else (setting, best)
+                    for each in pair:
+                        self.held(run, each, None, kind="again", beside=setting.label, number=number)
+
+    def chosen_settings(self) -> list[Setting]:
+        """Return the settings chosen by anyone, without the grid's best."""
+        lines = [line for kind in ("run", "third", "analyzer") for line in self.lines(kind) if "setting" in line]
+        return [each for each in dict.fromkeys(_setting(line["setting"]) for line in lines) if each != self.best()]
 
     def held(self, run: TuningRun, setting: Setting, against: float | None, **key: Any) -> None:
         """Measure a setting's rate, if the record lacks it."""
         measure = functools.partial(_held, run, setting, against)
         self.record.once(measure, model=self.name, label=setting.label, **key)
 
-    def again(self, label: str) -> float:
-        """Return the median of a setting's repeated measurements, in requests a second."""
-        values = [line["value"] for line in self.record.lines(kind="again", model=self.name, label=label)]
-        return statistics.median(values) if values else 0.0
-
-    def reached(self, line: Mapping[str, Any]) -> float:
-        """Return a chosen setting's share of the grid's best."""
-        best = self.best()
+    def reached(self, line: Mapping[str, Any]) -> list[float]:
+        """Return a chosen setting's shares of the grid's best, one from each pair of measurements."""
+        best, label = self.best(), line["label"]
         assert best is not None
-        truth = self.again(best.label)
-        return 1.0 if _setting(line["setting"]) == best or not truth else self.again(line["label"]) / truth
+        if _setting(line["setting"]) == best:
+            return [1.0]
+        pairs: dict[int, dict[str, float]] = {}
+        for each in self.record.lines(kind="again", model=self.name, beside=label):
+            pairs.setdefault(each["number"], {})[each["label"]] = each["value"]
+        return [pair[label] / pair[best.label] for pair in pairs.values() if len(pair) == 2 and pair[best.label]]
 
     def kept(self, number: int) -> None:
         """Make the best setting today's, tune so many times, and restore the former one."""
@@ -288,8 +294,6 @@ class Bench:
         line = self.record.once(lambda: run_analyzer(self, mode), kind="analyzer", model=self.name, mode=mode)
         if self.best() is None:
             return
-        if "setting" in line:
-            self.beside(_setting(line["setting"]), mode)
         self.run(mode, "third", line["seconds"] * ANALYZER_TIME_SHARE - SPARE_S)
 
 
@@ -403,8 +407,12 @@ def report(bench: Bench) -> Iterator[str]:
         f"{name}: {len(bench.settings())} settings ({measured}) take {grid_s:.0f} s; the best, {best.label}, holds "
         f"{value:.4g}/s"
     )
-    if runs:
-        reached = [bench.reached(line) for line in runs]
+    for setting in bench.chosen_settings():
+        pairs = bench.reached({"setting": vars(setting), "label": setting.label})
+        if pairs:
+            yield f"{name}: {setting.label} holds {_spread(pairs)} of the grid's best in {len(pairs)} pairs"
+    if runs and all(bench.reached(line) for line in runs):
+        reached = [statistics.median(bench.reached(line)) for line in runs]
         shares = [line["seconds"] / grid_s for line in runs]
         held = sum(one >= TRUTH_SHARE and share <= TIME_SHARE for one, share in zip(reached, shares, strict=True))
         yield (
@@ -429,12 +437,14 @@ def _beside_analyzer(bench: Bench, line: Mapping[str, Any]) -> str:
     if not runs:
         return f"{name} took {line['seconds']:.0f} s, and tune has no run beside it"
     (run,) = runs
-    share, ours = run["seconds"] / line["seconds"], bench.reached(run)
+    share = run["seconds"] / line["seconds"]
     if "failed" in line:
         return (
             f"{name} chose nothing in {line['seconds']:.0f} s, tune took {share:.0%} of that: {line['failed'][-200:]!r}"
         )
-    theirs = bench.reached(line)
+    if not (bench.reached(line) and bench.reached(run)):
+        return f"{name} took {line['seconds']:.0f} s, tune {share:.0%} of that; their choices are not compared yet"
+    theirs, ours = statistics.median(bench.reached(line)), statistics.median(bench.reached(run))
     return (
         f"{name} chose {line['label']} in {line['seconds']:.0f} s, which reaches {theirs:.1%} of the grid's best; "
         f"tune chose {run['label']}, which reaches {ours:.1%}, in {share:.0%} of that time: "
@@ -452,6 +462,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where everything that was measured is kept")
     parser.add_argument("--models", nargs="*", choices=MODELS)
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs that compare a choice with the grid's best")
     parser.add_argument("--kept", type=int, default=0, help="runs that begin with the best setting")
     parser.add_argument("--budget", type=float, help="seconds a run of tune may take [default: 15 %% of the grid's]")
     parser.add_argument("--sample", type=int, default=0, help="settings measured to their end [default: all]")
@@ -489,6 +500,8 @@ def measure(benches: list[Bench], chosen: argparse.Namespace) -> None:
     for mode in chosen.modes if chosen.analyzer is not None else ():
         for bench in benches:
             bench.analyzer(mode)
+    for bench in benches:
+        bench.again()
     for bench in benches if chosen.kept else ():
         bench.kept(chosen.kept)
 
