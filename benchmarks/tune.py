@@ -113,13 +113,18 @@ def cnn(channels: int, depth: int, size: int) -> onnx.ModelProto:
 
 
 MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], float]] = {
-    "mlp": (lambda: chain(64, 2), 10),
-    "cnn_1ms": (lambda: cnn(16, 3, 32), 20),
+    "mlp": (lambda: chain(64, 2), 100),
+    "cnn_1ms": (lambda: cnn(16, 3, 32), 100),
     "cnn_20ms": (lambda: cnn(32, 5, 96), 300),
     "threads": (lambda: cnn(64, 3, 64), 200),
-    "instances": (lambda: chain(48, 300), 40),
+    "instances": (lambda: chain(48, 300), 100),
 }
-"""Name -> how it is made, and the limit of its p99 in milliseconds."""
+"""Name -> how it is made, and the limit of its p99 in milliseconds.
+
+Server and client share the cores here, and stop each other for tens of milliseconds at half of the largest rate. A
+limit below these pauses measures the pauses: with 10 ms the same setting of the MLP held 6,250 to 8,500 requests a
+second within minutes, with 100 ms 12,000 to 13,000.
+"""
 
 
 class TimeUpError(Exception):
