@@ -49,15 +49,23 @@ class ShadowWatch:
         self._looks = _Looks(gates)
 
     def watch(self, seconds: float) -> tuple[GateResult, ...]:
-        """Mirror for some time. Return how the gates stand over all time so far."""
+        """Mirror for some time. Return how the gates stand over all time so far.
+
+        A decision ends it and is the result. The answers on their way at that moment are not judged: another look has
+        wider intervals and could leave a decided gate undecided.
+        """
+        decision: tuple[GateResult, ...] = ()
 
         def decided() -> bool:
+            nonlocal decision
             results = self._looks.judge(self._mirror.evidence())
             outcome = worst_outcome(results)
-            return outcome is Outcome.FAIL or (self._until_decided and bool(results) and outcome is Outcome.PASS)
+            if outcome is Outcome.FAIL or (self._until_decided and bool(results) and outcome is Outcome.PASS):
+                decision = results
+            return bool(decision)
 
         self._mirror.run(seconds, decided)
-        return self._looks.judge(self._mirror.evidence(), now=True)
+        return decision or self._looks.judge(self._mirror.evidence(), now=True)
 
     def requests(self) -> int:
         """Return how many mirrored requests the new version got."""
