@@ -23,7 +23,19 @@ __all__ = ["SigningKey", "check_key", "key_kind", "make_signature", "signed_file
 
 MAX_SIGNATURE_BYTES = 16 << 20
 _MAX_KEY_BYTES = 1 << 20
-_KEY_HINT = "Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem; openssl ec -in KEY.pem -pubout"
+_NEW_PAIR = "openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem; openssl ec -in KEY.pem -pubout -out KEY.pub"
+_KIND_HINT = f"Use an elliptic curve key. To make a pair: {_NEW_PAIR}"
+_PRIVATE_HINT = f"Give the path of your private key. Only if you have none yet, make a pair: {_NEW_PAIR}"
+_PUBLIC_HINT = (
+    "Give the path of the signer's public key, or of a root certificate. If you have the private key, this writes the "
+    "public one: openssl pkey -in KEY.pem -pubout -out KEY.pub"
+)
+_CERTIFICATE_HINT = "Give the path of the certificate."
+_LOCKED_HINT = "Give its password: --password-file FILE (sign only), or REPO_MANAGER_KEY_PASSWORD."
+_LOCKED_WITH_CERTIFICATE_HINT = "Sign with the bare key, or give an unencrypted key file only you can read."
+_PASSWORD_HINT = "Check the password: the first line of --password-file, or REPO_MANAGER_KEY_PASSWORD."
+_OPEN_HINT = "Leave out --password-file, and unset REPO_MANAGER_KEY_PASSWORD."
+_NO_PASSWORD, _NEEDLESS_PASSWORD = "Password was not given", "Password was given but"
 # Errors of the package and its dependencies for bad keys and bundles. They have no common base class.
 _VENDOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
@@ -54,7 +66,7 @@ def key_kind(path: Path) -> str:
     Raises:
         UsageError: it cannot be read, is neither, or is a private key.
     """
-    text = _read_pem(path)
+    text = _read_pem(path, _PUBLIC_HINT)
     if "PRIVATE KEY-----" in text:
         raise UsageError(
             f"{path} is a private key; a signature is checked with the public one",
@@ -64,7 +76,7 @@ def key_kind(path: Path) -> str:
         return "certificate"
     if "-----BEGIN PUBLIC KEY-----" in text:
         return "key"
-    raise UsageError(f"{path} is no public key and no certificate in PEM format", hint=_KEY_HINT)
+    raise UsageError(f"{path} is no public key and no certificate in PEM format", hint=_PUBLIC_HINT)
 
 
 def make_signature(folder: Path, key: SigningKey) -> bytes:
@@ -125,7 +137,8 @@ def verify_signature(folder: Path, content: bytes, key: Path) -> None:
         else:
             config.use_certificate_verifier(certificate_chain=[key])
     except _VENDOR_ERRORS as exc:
-        raise UsageError(f"{key} cannot check signatures: {_reason(exc)}", hint=_KEY_HINT) from exc
+        hint = _KIND_HINT if _is_of_other_kind(exc) else _PUBLIC_HINT
+        raise UsageError(f"{key} cannot check signatures: {_reason(exc)}", hint=hint) from exc
     with work_folder("repo-manager-verify-") as work:
         file = Path(work) / "signature.json"
         file.write_bytes(content)
@@ -165,7 +178,7 @@ def _signer(key: SigningKey) -> Any:
     signing, hashing = require("model_signing.signing"), require("model_signing.hashing")
     require("OpenSSL")
     signer = signing.Config().set_hashing_config(_every_file(hashing))
-    _read_pem(key.path)
+    _read_pem(key.path, _PRIVATE_HINT)
     try:
         if key.certificate is None:
             password = None if key.password is None else key.password.encode()
@@ -175,7 +188,7 @@ def _signer(key: SigningKey) -> Any:
                 private_key=key.path, signing_certificate=key.certificate, certificate_chain=_chain(key)
             )
     except _VENDOR_ERRORS as exc:
-        raise UsageError(f"{key.path} cannot sign: {_reason(exc)}", hint=_KEY_HINT) from exc
+        raise UsageError(f"{key.path} cannot sign: {_reason(exc)}", hint=_hint(exc, key)) from exc
     return signer
 
 
@@ -209,32 +222,50 @@ def _chain(key: SigningKey) -> tuple[Path, ...]:
     if key.password is not None:
         raise UsageError(
             "an encrypted key cannot be used with a certificate",
-            hint="Sign with the bare key, or give an unencrypted key file only you can read.",
+            hint=_LOCKED_WITH_CERTIFICATE_HINT,
         )
     own = () if key.certificate is None else (key.certificate,)
     for path in (*own, *key.chain):
-        if "-----BEGIN CERTIFICATE-----" not in _read_pem(path):
-            raise UsageError(f"{path} is no certificate in PEM format")
+        if "-----BEGIN CERTIFICATE-----" not in _read_pem(path, _CERTIFICATE_HINT):
+            raise UsageError(f"{path} is no certificate in PEM format", hint=_CERTIFICATE_HINT)
     # The package cannot read an empty chain. The certificate itself adds nothing to the chain.
     return key.chain or own
 
 
-def _read_pem(path: Path) -> str:
+def _read_pem(path: Path, hint: str) -> str:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_KEY_BYTES:
-            raise UsageError(f"{path} is not a key file", hint=_KEY_HINT)
+            raise UsageError(f"{path} is not a key file", hint=hint)
         return path.read_text(encoding="ascii", errors="replace")
     except OSError as exc:
         raise UsageError(f"{path}: the key cannot be read: {exc.strerror or exc}") from exc
 
 
+def _hint(exc: Exception, key: SigningKey) -> str:
+    """Return the next step with a private key that cannot sign. A new pair comes last: nobody trusts it yet."""
+    text = str(exc)
+    if _NO_PASSWORD in text:
+        return _LOCKED_HINT if key.certificate is None else _LOCKED_WITH_CERTIFICATE_HINT
+    if _NEEDLESS_PASSWORD in text:
+        return _OPEN_HINT
+    if "incorrect password" in text.lower():
+        return _PASSWORD_HINT
+    return _KIND_HINT if _is_of_other_kind(exc) else _PRIVATE_HINT
+
+
+def _is_of_other_kind(exc: Exception) -> bool:
+    return "'curve'" in str(exc) or "Unsupported key for curve" in str(exc)
+
+
 def _reason(exc: Exception) -> str:
     """A vendor's message on one line. A password's question in our words."""
     text = " ".join(str(exc).split()) or type(exc).__name__
-    if "Password was not given" in text:
+    if _NO_PASSWORD in text:
         return "it is encrypted, and no password was given (--password-file or REPO_MANAGER_KEY_PASSWORD)"
+    if _NEEDLESS_PASSWORD in text:
+        return "a password was given, and it is not encrypted"
     if text.startswith("Key mismatch"):
         return "it was made with another key"
-    if "'curve'" in text:
+    if _is_of_other_kind(exc):
         return "it is no elliptic curve key (P-256, P-384 or P-521)"
     return text[:500]

@@ -392,10 +392,12 @@ def test_a_dry_run_writes_nothing(root: Path, put: Publish, keys: dict[str, Path
 
 def test_an_encrypted_key_needs_its_password(root: Path, put: Publish, keys: dict[str, Path]) -> None:
     put()
-    with pytest.raises(UsageError, match="no password was given"):
+    with pytest.raises(UsageError, match="no password was given") as raised:
         sign_version(root, "m", 1, keys["locked"])
+    assert raised.value.hint == "Give its password: --password-file FILE (sign only), or REPO_MANAGER_KEY_PASSWORD."
     with pytest.raises(UsageError, match="Incorrect password") as raised:
         sign_version(root, "m", 1, SigningKey(keys["locked"], "guess"))
+    assert (raised.value.hint or "").startswith("Check the password")
     assert "guess" not in str(raised.value)
     assert "guess" not in repr(SigningKey(keys["locked"], "guess"))
     sign_version(root, "m", 1, SigningKey(keys["locked"], PASSWORD))
@@ -403,15 +405,38 @@ def test_an_encrypted_key_needs_its_password(root: Path, put: Publish, keys: dic
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
-    [("ed", "no elliptic curve key"), ("a.pub", "private key"), ("none", "is not a key file")],
+    ("name", "reason", "first_step"),
+    [
+        ("ed", "no elliptic curve key", "Use an elliptic curve key"),
+        ("a.pub", "private key", "Give the path of your private key. Only if you have none yet, make a pair"),
+        ("none", "is not a key file", "Give the path of your private key. Only if you have none yet, make a pair"),
+    ],
 )
 def test_what_is_no_key_for_signing_is_told(
-    name: str, reason: str, root: Path, put: Publish, keys: dict[str, Path], tmp_path: Path
+    name: str, reason: str, first_step: str, root: Path, put: Publish, keys: dict[str, Path], tmp_path: Path
 ) -> None:
     put()
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises(UsageError, match=reason) as raised:
         sign_version(root, "m", 1, keys.get(name, tmp_path / "none"))
+    assert (raised.value.hint or "").startswith(first_step)
+
+
+def test_a_password_for_a_key_without_one(root: Path, put: Publish, keys: dict[str, Path]) -> None:
+    put()
+    with pytest.raises(UsageError, match="it is not encrypted") as raised:
+        sign_version(root, "m", 1, SigningKey(keys["a"], PASSWORD))
+    assert (raised.value.hint or "").startswith("Leave out --password-file")
+
+
+def test_no_password_is_asked_for_where_a_certificate_rules_it_out(
+    root: Path, put: Publish, keys: dict[str, Path], tmp_path: Path
+) -> None:
+    put()
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_text("-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(UsageError, match="it is encrypted") as raised:
+        sign_version(root, "m", 1, SigningKey(keys["locked"], certificate=certificate))
+    assert (raised.value.hint or "").startswith("Sign with the bare key")
 
 
 @pytest.mark.parametrize(
@@ -420,8 +445,9 @@ def test_what_is_no_key_for_signing_is_told(
 def test_a_policy_whose_key_cannot_be_used_refuses(
     name: str, reason: str, signed: Path, keys: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises(UsageError, match=reason) as raised:
         check_signature(signed, "m", 1, [keys.get(name, tmp_path / "none")])
+    assert ("-genkey" in (raised.value.hint or "")) == (name == "ed.pub")  # a new pair would not check old signatures
 
 
 def test_no_key_at_all_is_an_error(signed: Path) -> None:
