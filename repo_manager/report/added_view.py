@@ -111,9 +111,13 @@ def images_view(made: Any, repository: str | None = None) -> list[RenderableType
         (f"{each.name}:{each.version}", "makes the input of images" if each is made.preprocess else "takes images")
         for each in made.beside
     ]
-    name = f"{made.ensemble.added.name}:{made.ensemble.added.version}"
-    command = next_command("deploy", name, repository=repository)
-    return [key_values([*pairs, ("proof", proof)]), Text(f"To serve both: {command}")]
+    # A deploy of the ensemble brings the versions selected by config.pbtxt. Beside an older one, a new one is not.
+    newer = [each for each in (made.preprocess, made.added) if each is not None and each.version > 1]
+    commands = [
+        next_command("deploy", f"{each.name}:{each.version}", repository=repository)
+        for each in (*newer, made.ensemble.added)
+    ]
+    return [key_values([*pairs, ("proof", proof)]), Text(f"To serve both: {' && '.join(commands)}")]
 
 
 _MATCHED = {"map": "--map", "name": "its name", "type and dims": "type and dims", "input": "nothing else fits"}
