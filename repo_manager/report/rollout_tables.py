@@ -198,7 +198,12 @@ def _fleet_view(rollout: Rollout) -> list[RenderableType]:
     views: list[RenderableType] = [Text(head, style="green")]
     views.append(make_table(None, ["server", "before", "plan", "ready", "proof"], rows))
     if rollout.unavailable and rollout.action != "undeploy":
-        views.append(Text("A silent server serves the version when it starts again: the repository says so."))
+        views.append(
+            Text(
+                "A silent server is left unchanged. Run the same command again once it answers, unless a new start "
+                "loaded the model."
+            )
+        )
     checks = (check for server in rollout.servers for check in server.checks)
     seen = dict.fromkeys(check for check in checks if str(check.outcome) != "passed")
     return [*views, *_notes(*(server.plan for server in rollout.servers)), *checks_view(tuple(seen))]
@@ -303,7 +308,8 @@ def _short_proof(server: ServerResult) -> str:
     if server.smoke is None:
         return "-"
     reloaded = "reloaded, " if server.reloaded else ""
-    return f"{reloaded}{server.smoke.reference}, {server.smoke.latency_ns / 1e6:.1f} ms"
+    against = server.smoke.describe_reference() if server.smoke.reference == "none" else server.smoke.reference
+    return f"{reloaded}{against}, {server.smoke.latency_ns / 1e6:.1f} ms"
 
 
 def _proof(server: ServerResult) -> str:
@@ -325,7 +331,8 @@ def _proof(server: ServerResult) -> str:
     asked = "one inference" if smoke.requests == 1 else f"{smoke.requests} requests"
     if smoke.responses != smoke.requests:
         asked += f" ({smoke.responses} responses)"
-    return f"{asked} in {smoke.latency_ns / 1e6:.1f} ms against {smoke.reference}: {compared}"
+    against = f", {smoke.describe_reference()}" if smoke.reference == "none" else f" against {smoke.reference}"
+    return f"{asked} in {smoke.latency_ns / 1e6:.1f} ms{against}: {compared}"
 
 
 def traffic_view(traffic: Traffic) -> list[RenderableType]:

@@ -276,7 +276,7 @@ def _verdict(what: str, cause: BaseException, undone: _Undone, touched: int) -> 
         server = "the server does" if touched == 1 else "the servers do"
         return ServerUnreachableError(
             f"{what}\nconfig.pbtxt is as it was before, but {server} not answer any more: " + "; ".join(undone.silent),
-            hint="A server started again serves its previous versions. A running one may serve both: "
+            hint="A server whose start loads the model has its previous versions then. A running one may serve both: "
             "run the same command again once it answers.",
         )
     left = f"{'; '.join(sorted(undone.left))}." if undone.left else ""

@@ -117,8 +117,8 @@ class Rollout(Summarized):
         version: the version served now. `None`: none is, because the model was undeployed.
         target: address of the roll-out: the servers' URLs, `k8s://...` or `kserve://...`.
         servers: one result for each server, Deployment or InferenceService, in the order given.
-        unavailable: silent servers, left out, within `max_unavailable`. They serve the right version when they start,
-            because the repository says so.
+        unavailable: silent servers, left unchanged, within `max_unavailable`. They serve the right version after a
+            start that loads the model, or after the same roll-out again.
         batch: how many servers at a time.
         changed: whether anything had to be done on any of them. `False` for a dry run.
         dry_run: whether this is the plan alone.

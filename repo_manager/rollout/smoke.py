@@ -64,6 +64,10 @@ class SmokeResult:
     responses: int = 1
     note: str = ""
 
+    def describe_reference(self) -> str:
+        """Return what the answers were compared with, in words."""
+        return "no reference" if self.reference == "none" else f"{self.reference} reference"
+
 
 def smoke_test(
     client: TritonClient,

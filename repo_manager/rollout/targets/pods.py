@@ -89,7 +89,7 @@ class PodProver:
                 result = smoke_test(client, self._folder, self._name, self._version, config, timeout_s=self._timeout_s)
             except ServerRefusedError as exc:
                 raise ServerRefusedError(f"pod {pod}: {exc.message}", hint=exc.hint) from exc
-        self._report(f"pod {pod}: {self._name}:{self._version} answers ({result.reference} reference)")
+        self._report(f"pod {pod}: {self._name}:{self._version} answers ({result.describe_reference()})")
         return result.latency_ns
 
     def _index_of(self, pod: str, client: TritonClient) -> int:

@@ -120,7 +120,7 @@ class TritonPart:
         if smoke.reference == "readiness":
             self.note(f"{what} is ready; it was not asked: {smoke.note}")
         else:
-            self.note(f"{what} answers ({smoke.reference} reference, {smoke.latency_ns / 1e6:.1f} ms)")
+            self.note(f"{what} answers ({smoke.describe_reference()}, {smoke.latency_ns / 1e6:.1f} ms)")
         self.relatives.prove(self._state.ready)
 
     def finish(self) -> None:
