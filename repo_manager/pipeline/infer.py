@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repo_manager.errors import InputError, RepositoryError, ServerUnreachableError, UsageError
+from repo_manager.errors import InputError, RepositoryError, ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.files import work_folder
 from repo_manager.loadtest.inputs.images import is_images, read_images
 from repo_manager.loadtest.options import LoadTestOptions
@@ -26,7 +27,7 @@ from repo_manager.rollout.comparison import OutputComparison, compare_recorded, 
 from repo_manager.rollout.reference import Reference, recorded_reference
 from repo_manager.rollout.smoke import requests_of
 from repo_manager.server.client import TritonClient
-from repo_manager.server.exchange import Response, SequencePart, ask, kind_of, new_sequence_id
+from repo_manager.server.exchange import ModelKind, Response, SequencePart, ask, kind_of, new_sequence_id
 from repo_manager.server.records import running_server
 from repo_manager.server.transport import ClientOptions
 from repo_manager.settings import load_settings
@@ -144,9 +145,10 @@ def infer(
         part = _part(options, new_sequence_id(kind) if kind.sequence else None)
         parameters, timeout_s = options.parameters, options.timeout_s
         asked = ask(client, name, version, requests, kind, sequence=part, parameters=parameters, timeout_s=timeout_s)
-        for response in asked:
-            answers.append(_answer(response, labels, facts.max_batch_size > 0, options.top))
-            on_answer(answers[-1])
+        with _says_which(source, len(requests), answers, kind):
+            for response in asked:
+                answers.append(_answer(response, labels, facts.max_batch_size > 0, options.top))
+                on_answer(answers[-1])
     return Inference(
         model=name,
         version=version,
@@ -157,6 +159,17 @@ def infer(
         answers=tuple(answers),
         comparisons=() if reference is None else _comparisons(reference, answers, served),
     )
+
+
+@contextlib.contextmanager
+def _says_which(source: str, count: int, answers: Sequence[Answer], kind: ModelKind) -> Iterator[None]:
+    """Let a refusal name the request's source. Responses of a decoupled model do not tell which request failed."""
+    try:
+        yield
+    except ServerRefusedError as exc:
+        place = "" if kind.decoupled or count == 1 else f", request {len(answers) + 1} of {count}"
+        exc.message = f"{source}{place}: {exc.message}"
+        raise
 
 
 def _recorded(

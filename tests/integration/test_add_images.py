@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,15 @@ def test_images_are_served_as_calibration_reads_them(
     with TritonClient.connect(server.grpc_url) as client:
         assert deploy(repository, "net_ensemble", 1, client).ready == (1,)
         broken = np.array([[b"no image"]], object)
-        with pytest.raises(ServerRefusedError, match="the image: cannot be read as an image"):
+        with pytest.raises(ServerRefusedError, match="the image: cannot be read as an image: its format is not known"):
             client.infer("net_ensemble", None, {"IMAGE": broken})
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(images / "0.png", mixed)
+    (mixed / "1.png").write_bytes(b"no image")
+    for data, place in ((mixed, "mixed, request 2 of 2: "), (mixed / "1.png", "1.png: ")):
+        with pytest.raises(ServerRefusedError, match=f"{place}grpc://.*the image: cannot be read as an image"):
+            infer(repository, "net_ensemble", to=server.grpc_url, options=InferOptions(data=str(data)))
     served = infer(repository, "net_ensemble", to=server.grpc_url, options=InferOptions(data=str(images)))
     apart = infer(repository, "net", to=server.grpc_url, options=InferOptions(data=str(images)))
     for one, other in zip(served.answers, apart.answers, strict=True):

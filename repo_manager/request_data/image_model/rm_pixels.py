@@ -91,6 +91,8 @@ def pixels_of(pillow: ModuleType, image: Path | BinaryIO, recipe: ImageRecipe) -
             mode = _MODES[recipe.color]
             opened.load()
             found = opened.copy() if opened.mode == mode else opened.convert(mode)
+    except pillow.UnidentifiedImageError as exc:  # its text names the open file object; the caller names the source
+        raise UnreadableImage("cannot be read as an image: its format is not known") from exc
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as exc:
         raise UnreadableImage(f"cannot be read as an image: {exc}") from exc
     if recipe.resize is not None:
