@@ -28,6 +28,7 @@ _WARMUP_TOGETHER_S = 1.0  # several load tests do not start at the same moment
 _BLOCK_S = (0.6, 3.0)
 _SETTLE_S = 0.2
 _REQUESTS_OF_A_BLOCK = 30
+_WAITS = 2.0  # limits that the last answers of a block wait on an overloaded side
 _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # (smallest gain, pairs of blocks)
 _STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # (low, high) of each search, as shares of the rate to beat
@@ -287,37 +288,47 @@ class Loads:
                     found[model] = found.get(model, 0.0) + spent_ns / 1e9 / told[-1].duration_s
         return found
 
-    def proof_s(self, rate: float | None) -> tuple[float, float]:
+    def proof_s(self, rate: float | None, gain: float) -> tuple[float, float]:
         """Return the times of the shortest and the longest comparison, with the load of its copies, in seconds.
 
         Args:
             rate: requests a second, of all models together. `None`: not known yet.
+            gain: ratio of the best to today's in the search so far, 1 or more.
         """
         most = max(pairs for _, pairs in _PAIRS)
-        return (_FEWEST_PAIRS + 1) * self._pair_s(rate), (most + 1) * self._pair_s(rate)
+        return (_FEWEST_PAIRS + 1) * self._pair_s(rate, gain), (most + 1) * self._pair_s(rate, gain)
 
-    def _block_s(self, rate: float | None) -> float:
-        """Return the length of a block of the comparison, in seconds: as many requests as give an interval."""
+    def _block_s(self, rate: float | None, gain: float) -> float:
+        """Return the length of a block of the comparison, in seconds.
+
+        It has as many requests as give an interval, and enough time for the queue of an overloaded side to grow beyond
+        the limit: at `gain` times its largest rate, the last request answered after t seconds has waited
+        t * (1 - 1 / gain).
+        """
         if rate is None:
             return _BLOCK_S[0]
-        return min(max(_REQUESTS_OF_A_BLOCK / (rate * min(self.mix.values())), _BLOCK_S[0]), _BLOCK_S[1])
+        enough_s = _REQUESTS_OF_A_BLOCK / (rate * min(self.mix.values()))
+        limits = [limit for name in self.mix if (limit := self._options.latency_ns(name)) is not None]
+        if limits and gain > 1 and self._options.seeks == "throughput":
+            enough_s = max(enough_s, _WAITS * min(limits) / 1e9 / (1 - 1 / gain))
+        return min(max(enough_s, _BLOCK_S[0]), _BLOCK_S[1])
 
-    def _pair_s(self, rate: float | None) -> float:
-        return 2 * (self._block_s(rate) + 2 * _SETTLE_S)
+    def _pair_s(self, rate: float | None, gain: float) -> float:
+        return 2 * (self._block_s(rate, gain) + 2 * _SETTLE_S)
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Comparison, ...]:
         """Hold today's and the best set against each other, both served, in paired blocks.
 
         Args:
             rate: requests a second, of all models together.
-            gain: the search's ratio of the best to today's: a large one takes fewer pairs to show. Their number is
-                fixed before the first of them.
+            gain: the search's ratio of the best to today's: a large one takes fewer and shorter pairs to show. Their
+                number is fixed before the first of them.
             seconds: longest time for it, in seconds.
         """
-        fit = int(max(seconds, 0.0) / self._pair_s(rate))
+        fit = int(max(seconds, 0.0) / self._pair_s(rate, gain))
         enough = next(pairs for least, pairs in _PAIRS if gain >= least)
         pairs = min(max(fit, _FEWEST_PAIRS), enough)
-        plan = ComparePlan(pairs=pairs, block_s=self._block_s(rate), settle_s=_SETTLE_S)
+        plan = ComparePlan(pairs=pairs, block_s=self._block_s(rate, gain), settle_s=_SETTLE_S)
         couples = [
             (self.options_of(TODAY, name, rate=(rate * share,)), self.options_of(WINNER, name, rate=(rate * share,)))
             for name, share in self.mix.items()

@@ -235,16 +235,26 @@ class TuningRun:
             for model in self._order():
                 self._best = self._tune(model, self._best)
         except BudgetEndedError:
-            self._best = next((each for each in reversed(self._results) if each.is_better), today)
+            self._best = self._last_better()
             return False
         return True
+
+    def _last_better(self) -> MeasuredSetting:
+        return next((each for each in reversed(self._results) if each.is_better), self._results[0])
 
     @property
     def _reserve_s(self) -> float:
         """What the comparison at the end may take, in seconds."""
         rate = self.loads.rate or (self._results[0].value if self._options.seeks == "throughput" else None)
-        shortest, longest = self.loads.proof_s(rate)
+        shortest, longest = self.loads.proof_s(rate, self._gain(self._last_better()))
         return max(min(self._options.budget_s * _PROOF_SHARE, longest), shortest)
+
+    def _gain(self, best: MeasuredSetting) -> float:
+        """Return the ratio of the best to today's in the search. 1 where today's or the best holds nothing."""
+        held = self._results[0].value
+        if held is None or best.value is None:
+            return 1.0
+        return best.value / held if self._options.seeks == "throughput" else held / best.value
 
     def _accuracy(self, best: MeasuredSetting, copy: str) -> Accuracy | None:
         """Score the best settings on the held-out data. A set of copies with these settings already stays."""
@@ -516,12 +526,8 @@ class TuningRun:
 
     def _proof(self, best: MeasuredSetting) -> tuple[Comparison, ...]:
         """Hold today's and the best settings against each other, both served, in paired blocks."""
-        rate, held = self.loads.rate or best.value, self._results[0].value
+        rate, gain = self.loads.rate or best.value, self._gain(best)
         assert rate is not None
-        assert best.value is not None
-        gain = 1.0
-        if held is not None:
-            gain = best.value / held if self._options.seeks == "throughput" else held / best.value
         for attempt in range(1, _ATTEMPTS + 1):
             self.copies.unload(CANDIDATE)
             self.copies.load(TODAY, {})
