@@ -274,3 +274,30 @@ def test_a_better_setting_counts_although_the_budget_ends_before_its_largest_rat
     found = surface.measured("candidate", 104.0)
     assert found.value is not None
     assert 104.0 <= found.value < 9000.0
+
+
+@pytest.mark.parametrize(
+    ("gain", "seconds"),
+    [
+        (1.5, 1.2),  # the last answers of an overloaded side waited 0.4 s, twice the limit
+        (1.25, 2.0),
+        (1.01, 3.0),  # an overload by 1 % takes too long to show
+        (10.0, 0.6),
+        (1.0, 0.6),
+    ],
+)
+def test_a_block_of_the_proof_lasts_until_an_overload_shows(tmp_path: Path, gain: float, seconds: float) -> None:
+    text = CONFIG.format(batch=8, instances=1, batching="dynamic_batching { }")
+    options = TuneOptions(gates=(parse_slo("p99<200ms"),))
+    _, loads = simulated(
+        subjects_of({"m": text}, ["m"]),
+        options,
+        tmp_path,
+        cores=2,
+        rate_of=lambda _: 100.0,
+        batch_ms=lambda _model, _size: 1.0,
+        seed=0,
+    )
+    shortest_s, longest_s = loads.proof_s(1000.0, gain)
+    assert shortest_s == pytest.approx(7 * 2 * (seconds + 0.4))
+    assert longest_s == pytest.approx(21 * 2 * (seconds + 0.4))
