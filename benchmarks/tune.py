@@ -8,8 +8,8 @@ from threads, and one that gains from instances only (a long chain of small prod
 instance, batches of at most 4 and no queue delay, which is right for none of them. The grid measures the largest rate
 that holds the limit for every setting of the space. The largest of many noisy values is too large, and what a machine
 does in one hour says little about the next. So the grid's best and each other setting that a run of `tune` chose are
-measured again afterwards, one right after the other, in `--rounds` pairs with alternating order. The median of the
-ratios of the pairs counts. The bars, for each model:
+served side by side afterwards, and run `--rounds` short blocks of load in turn, as in the race of `tune`. The ratio of
+the rates that half of their blocks hold counts. The bars, for each model:
 
 - a run of `tune` reaches 95 % of the grid's best in at most 15 % of the grid's time, in at least nine of ten runs.
   Without `--budget`, it gets this time, less what a server takes to end. A setting that it found and did not prove
@@ -59,9 +59,11 @@ from repo_manager.server.backend_directory import assemble
 from repo_manager.server.command import environment_of, free_ports
 from repo_manager.server.installation import find_triton
 from repo_manager.triton_config.config import read_config
+from repo_manager.tuning.race import duel
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress
 from repo_manager.tuning.run import TuningRun, tune, tuning_run
-from repo_manager.tuning.scratch import CANDIDATE
+from repo_manager.tuning.scratch import CANDIDATE, WINNER
+from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import AXES, Setting, setting_of
 
 TRUTH_SHARE, TIME_SHARE = 0.95, 0.15
@@ -243,6 +245,7 @@ class Bench:
                 "setting": vars(after.setting),
                 "label": after.label,
                 "found": result.best.label,
+                "duels": [each.text for each in result.duels],
                 "verdicts": [each.verdict for each in result.comparisons],
                 "changes": {name: dict(changes) for name, changes in result.changes.items()},
                 "measured": len(result.trials),
@@ -252,16 +255,30 @@ class Bench:
         self.record.once(tuned, kind=kind, model=self.name, run=number)
 
     def again(self) -> None:
-        """Measure each chosen setting again, and the grid's best right before or after it."""
+        """Run the grid's best and each other chosen setting in turn."""
         best, chosen = self.best(), self.chosen_settings()
         if best is None or not chosen:
             return
         with self.serving() as run:
-            for number in range(self.chosen.rounds):
-                for setting in chosen:
-                    pair = (best, setting) if number % 2 == 0 else (setting, best)
-                    for each in pair:
-                        self.held(run, each, None, kind="again", beside=setting.label, number=number)
+            for setting in chosen:
+                in_turn = functools.partial(self._in_turn, run, best, setting)
+                self.record.once(in_turn, kind="in turn", model=self.name, label=setting.label)
+
+    def _in_turn(self, run: TuningRun, best: Setting, setting: Setting) -> dict[str, Any]:
+        sides, copies = (best, setting), (WINNER, CANDIDATE)
+        today = run.subjects.today()[self.name]
+        for copy, each in zip(copies, sides, strict=True):
+            run.copies.load(copy, {self.name: each.changes(today)})
+        value = max(line["value"] for kind in ("grid", "bounded") for line in self.lines(kind))
+        found = duel(
+            *(MeasuredSetting(each, True, value, "", 0.0, state={self.name: each}) for each in sides),
+            lambda side, rate: run.loads.block(copies[side], rate),
+            rate=value,
+            is_rate_sought=True,
+            rounds=(self.chosen.rounds, self.chosen.rounds),
+        )
+        assert found is not None
+        return {"ratio": found.ratio, "error": found.error, "best": found.best, "levels": found.levels}
 
     def chosen_settings(self) -> list[Setting]:
         """Return the settings chosen by anyone, without the grid's best."""
@@ -273,16 +290,12 @@ class Bench:
         measure = functools.partial(_held, run, setting, against)
         self.record.once(measure, model=self.name, label=setting.label, **key)
 
-    def reached(self, line: Mapping[str, Any]) -> list[float]:
-        """Return a chosen setting's shares of the grid's best, one from each pair of measurements."""
-        best, label = self.best(), line["label"]
-        assert best is not None
-        if _setting(line["setting"]) == best:
-            return [1.0]
-        pairs: dict[int, dict[str, float]] = {}
-        for each in self.record.lines(kind="again", model=self.name, beside=label):
-            pairs.setdefault(each["number"], {})[each["label"]] = each["value"]
-        return [pair[label] / pair[best.label] for pair in pairs.values() if len(pair) == 2 and pair[best.label]]
+    def reached(self, line: Mapping[str, Any]) -> float | None:
+        """Return a chosen setting's share of the grid's best. `None`: it is not measured yet."""
+        if _setting(line["setting"]) == self.best():
+            return 1.0
+        known = self.record.lines(kind="in turn", model=self.name, label=line["label"])
+        return known[0]["ratio"] if known else None
 
     def kept(self, number: int) -> None:
         """Make the best setting today's, tune so many times, and restore the former one."""
@@ -416,16 +429,19 @@ def report(bench: Bench) -> Iterator[str]:
         f"{name}: {len(bench.settings())} settings ({measured}) take {grid_s:.0f} s; the best, {best.label}, holds "
         f"{value:.4g}/s"
     )
-    for setting in bench.chosen_settings():
-        pairs = bench.reached({"setting": vars(setting), "label": setting.label})
-        if pairs:
-            yield f"{name}: {setting.label} holds {_spread(pairs)} of the grid's best in {len(pairs)} pairs"
-    if runs and all(bench.reached(line) for line in runs):
-        reached = [statistics.median(bench.reached(line)) for line in runs]
+    for line in bench.lines("in turn"):
+        share = f"{line['ratio']:.1%} of the grid's best (+-{line['error']:.1%})"
+        yield f"{name}: {line['label']} holds {share}, in turn with it"
+    reached = [bench.reached(line) for line in runs]
+    compared = [share for share in reached if share is not None]
+    if len(compared) < len(runs):
+        yield f"{name}: the choices of {len(runs) - len(compared)} of {len(runs)} runs are not compared yet"
+    if compared:
         shares = [line["seconds"] / grid_s for line in runs]
-        held = sum(one >= TRUTH_SHARE and share <= TIME_SHARE for one, share in zip(reached, shares, strict=True))
+        both = zip(reached, shares, strict=True)
+        held = sum(one is not None and one >= TRUTH_SHARE and share <= TIME_SHARE for one, share in both)
         yield (
-            f"{name}: tune reaches {_spread(reached)} of it in {_spread(shares)} of the time "
+            f"{name}: tune reaches {_spread(compared)} of it in {_spread(shares)} of the time "
             f"({statistics.median(line['seconds'] for line in runs):.0f} s): {held} of {len(runs)} runs hold the bar "
             f"({TRUTH_SHARE:.0%} in {TIME_SHARE:.0%}, {RUNS_SHARE:.0%} of the runs): "
             f"{'held' if held >= RUNS_SHARE * len(runs) else 'MISSED'}"
@@ -451,9 +467,9 @@ def _beside_analyzer(bench: Bench, line: Mapping[str, Any]) -> str:
         return (
             f"{name} chose nothing in {line['seconds']:.0f} s, tune took {share:.0%} of that: {line['failed'][-200:]!r}"
         )
-    if not (bench.reached(line) and bench.reached(run)):
+    theirs, ours = bench.reached(line), bench.reached(run)
+    if theirs is None or ours is None:
         return f"{name} took {line['seconds']:.0f} s, tune {share:.0%} of that; their choices are not compared yet"
-    theirs, ours = statistics.median(bench.reached(line)), statistics.median(bench.reached(run))
     return (
         f"{name} chose {line['label']} in {line['seconds']:.0f} s, which reaches {theirs:.1%} of the grid's best; "
         f"tune chose {run['label']}, which reaches {ours:.1%}, in {share:.0%} of that time: "
@@ -471,7 +487,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where everything that was measured is kept")
     parser.add_argument("--models", nargs="*", choices=MODELS)
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3, help="pairs that compare a choice with the grid's best")
+    parser.add_argument("--rounds", type=int, default=16, help="blocks of a choice in turn with the grid's best")
     parser.add_argument("--kept", type=int, default=0, help="runs that begin with the best setting")
     parser.add_argument("--budget", type=float, help="seconds a run of tune may take [default: 15 %% of the grid's]")
     parser.add_argument("--sample", type=int, default=0, help="settings measured to their end [default: all]")

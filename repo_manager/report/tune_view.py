@@ -48,9 +48,11 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     ]
     views: list[RenderableType] = [Text(_HEADLINES[result.outcome], style="bold"), Text(result.reason)]
     views.append(key_values(pairs))
-    rows = [[each.label, _value(result, each), _better(result, each), each.reason] for each in result.trials]
+    rows = [[each.label, _value(result, each), _better(result, each), each.reason] for each in _settings(result)]
     if rows:
         views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
+    if result.duels:
+        views.append(Text("\nIn turn under load:\n" + "\n".join(f"  {each.text}" for each in result.duels)))
     if result.left_out:
         views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
     if result.comparisons:
@@ -82,7 +84,7 @@ def tune_page(result: Tuning) -> str:
                 "reason": measured.reason,
                 "seconds": f"{measured.seconds:.1f}",
             }
-            for measured in result.trials
+            for measured in _settings(result)
         ],
         figures=[*_front(result), *_curves(result)],
         effects=_effects(result),
@@ -103,9 +105,15 @@ def _steps(result: Tuning) -> list[str]:
     beaten = sum(not each.is_better for each in result.trials)
     if beaten:
         steps.append(f"{beaten} other settings did not beat the best one before them; the table says why.")
+    steps += [f"In turn under load: {each.text}." for each in result.duels]
     for each in result.comparisons:
         steps.append(f"The proof, both served and measured in {each.plan.pairs} pairs at {each.level}: {each.verdict}.")
     return steps
+
+
+def _settings(result: Tuning) -> list[MeasuredSetting]:
+    """Return every setting measured, in order. The best one as the race left it."""
+    return [result.best if each.state == result.best.state else each for each in result.trials]
 
 
 def _better(result: Tuning, measured: MeasuredSetting) -> str:

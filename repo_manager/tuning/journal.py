@@ -9,10 +9,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from repo_manager.tuning.race import RaceBlock
 from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import BatchTime, Setting
 
@@ -91,6 +92,30 @@ class Journal:
     def add_measured(self, measured: MeasuredSetting) -> None:
         """Write a measured setting, with the facts behind it."""
         self._write({"kind": "trial", **dataclasses.asdict(measured)})
+
+    def race(self, states: Sequence[Mapping[str, Setting]]) -> list[dict[str, Any]]:
+        """Return the blocks of a race known, in order of time: `side`, `rate`, and the fields of `RaceBlock`.
+
+        Args:
+            states: the settings of the best one before the race, and those of its rival.
+        """
+        wanted = _as_read(_plain(states))
+        return [line for line in self._lines if line["kind"] == "race" and line["states"] == wanted]
+
+    def add_block(self, states: Sequence[Mapping[str, Setting]], side: int, rate: float, block: RaceBlock) -> None:
+        """Write a block of a race.
+
+        Args:
+            states: as in `race`.
+            side: 0 for the best one, 1 for its rival.
+            rate: requests a second.
+            block: what it showed.
+        """
+        self._write({"kind": "race", "states": _plain(states), "side": side, "rate": rate, **dataclasses.asdict(block)})
+
+
+def _plain(states: Sequence[Mapping[str, Setting]]) -> list[dict[str, Any]]:
+    return [{name: dataclasses.asdict(setting) for name, setting in state.items()} for state in states]
 
 
 def _as_read(value: Any) -> Any:

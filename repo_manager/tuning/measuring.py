@@ -10,10 +10,12 @@ from typing import Any
 from repo_manager.gates import Outcome, worst
 from repo_manager.loadtest.compare import ComparePlan, Comparison, compare_together
 from repo_manager.loadtest.judge import parse_slo
+from repo_manager.loadtest.metrics import metric_of
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport, Progress, SearchStep
 from repo_manager.loadtest.run import run_load_test
-from repo_manager.loadtest.search import DECISIONS, LoadSpace, conclude, decided, next_level
+from repo_manager.loadtest.search import DECISIONS, FAILS, HOLDS, LoadSpace, conclude, decided, next_level
+from repo_manager.tuning.race import RaceBlock
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.search import is_open
@@ -23,12 +25,15 @@ __all__ = ["BudgetEndedError", "HeldLoad", "Inputs", "Loads"]
 
 _CURVE_S = 0.6
 _WINDOWS = 12
+_WINDOWS_OF_A_BLOCK = 3
 _WARMUP_S = 0.3
 _WARMUP_TOGETHER_S = 1.0  # several load tests do not start at the same moment
 _BLOCK_S = (0.6, 3.0)
 _SETTLE_S = 0.2
 _REQUESTS_OF_A_BLOCK = 30
 _WAITS = 2.0  # limits that the last answers of a block wait on an overloaded side
+_RACE_GAIN = 1.1  # overload that a block of a race shows
+_BLOCK_COST_S = 0.6  # of a block of a race: its warm-up, and the connections of its client
 _FEWEST_PAIRS = 6
 _PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # (smallest gain, pairs of blocks)
 _STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # (low, high) of each search, as shares of the rate to beat
@@ -258,20 +263,57 @@ class Loads:
         return HeldLoad(found.holds, found.reason, tuple(rows), self._busy(copy, latest), found.fails)
 
     def _level_together(self, copy: str, label: str, total: float) -> tuple[SearchStep, dict[str, LoadPoint]]:
-        options = [
-            self.options_of(copy, name, **{**self._level(), "rate": (total * share,), "warmup_s": _WARMUP_TOGETHER_S})
-            for name, share in self.mix.items()
-        ]
-        with ThreadPoolExecutor(len(options)) as threads:
-            points = [report.points[0] for report in threads.map(run_load_test, options)]
-        judged = [
-            (name, *decided(point, self._options.gates_of(name), 1))
-            for name, point in zip(self.mix, points, strict=True)
-        ]
+        points = self._points(copy, total, self._level())
+        judged = [(name, *decided(point, self._options.gates_of(name), 1)) for name, point in points.items()]
         outcome = worst(each for _, each, _ in judged)
         reason = "; ".join(f"{name}: {why}" for name, each, why in judged if each is outcome)
-        step = SearchStep(total, label, DECISIONS[outcome], reason, points[0].duration_s)
-        return step, dict(zip(self.mix, points, strict=True))
+        step = SearchStep(total, label, DECISIONS[outcome], reason, next(iter(points.values())).duration_s)
+        return step, points
+
+    def _points(self, copy: str, total: float, level: Mapping[str, Any]) -> dict[str, LoadPoint]:
+        """Put all models under load at once, each with its share of the rate."""
+        rates = {name: {**level, "rate": (total * share,)} for name, share in self.mix.items()}
+        if len(rates) == 1:  # runs in this thread, so Ctrl-C reaches it
+            ((name, one),) = rates.items()
+            return {name: run_load_test(self.options_of(copy, name, **one), progress=self.check_budget).points[0]}
+        options = [
+            self.options_of(copy, name, **{**one, "warmup_s": _WARMUP_TOGETHER_S}) for name, one in rates.items()
+        ]
+        with ThreadPoolExecutor(len(options)) as threads:
+            reports = list(threads.map(run_load_test, options))
+        return {name: report.points[0] for name, report in zip(rates, reports, strict=True)}
+
+    def block(self, copy: str, rate: float) -> RaceBlock:
+        """Run one block of a race.
+
+        Args:
+            copy: the served set to put under load.
+            rate: requests a second, of all models together.
+
+        Raises:
+            BudgetEndedError: the budget ended first.
+        """
+        seconds = self._block_s(rate, _RACE_GAIN)
+        points = self._points(copy, rate, {"duration_s": seconds, "window_s": seconds / _WINDOWS_OF_A_BLOCK})
+        held = all(self._is_within(name, point) for name, point in points.items())
+        rows = tuple(
+            {**_row(point, None, name if len(points) > 1 else ""), "decision": HOLDS if held else FAILS}
+            for name, point in points.items()
+        )
+        row = rows[0]
+        numbers = {"latency": row["p99_ns"], "energy": row["joules_per_inference"]}
+        return RaceBlock(held, numbers.get(self._options.seeks), rows)
+
+    def block_s(self, rate: float) -> float:
+        """Return how long a block of a race takes, in seconds."""
+        return self._block_s(rate, _RACE_GAIN) + _BLOCK_COST_S
+
+    def _is_within(self, model: str, point: LoadPoint) -> bool:
+        """Return whether the numbers of a level are within the gates, whatever their intervals."""
+        if point.outcome in ("failed", "overloaded"):
+            return False
+        values = [(metric_of(gate.metric).get(point), gate) for gate in self._options.gates_of(model)]
+        return all(value is not None and (value < gate.limit) == gate.below for value, gate in values)
 
     def _busy(self, copy: str, points: Mapping[str, Sequence[LoadPoint]]) -> dict[str, float]:
         """Return each tunable model's time in the queue and computing, by second, at the largest load with counters."""
@@ -295,8 +337,7 @@ class Loads:
             rate: requests a second, of all models together. `None`: not known yet.
             gain: ratio of the best to today's in the search so far, 1 or more.
         """
-        most = max(pairs for _, pairs in _PAIRS)
-        return (_FEWEST_PAIRS + 1) * self._pair_s(rate, gain), (most + 1) * self._pair_s(rate, gain)
+        return (_FEWEST_PAIRS + 1) * self._pair_s(rate, gain), (_enough_pairs(gain) + 1) * self._pair_s(rate, gain)
 
     def _block_s(self, rate: float | None, gain: float) -> float:
         """Return the length of a block of the comparison, in seconds.
@@ -326,14 +367,17 @@ class Loads:
             seconds: longest time for it, in seconds.
         """
         fit = int(max(seconds, 0.0) / self._pair_s(rate, gain))
-        enough = next(pairs for least, pairs in _PAIRS if gain >= least)
-        pairs = min(max(fit, _FEWEST_PAIRS), enough)
+        pairs = min(max(fit, _FEWEST_PAIRS), _enough_pairs(gain))
         plan = ComparePlan(pairs=pairs, block_s=self._block_s(rate, gain), settle_s=_SETTLE_S)
         couples = [
             (self.options_of(TODAY, name, rate=(rate * share,)), self.options_of(WINNER, name, rate=(rate * share,)))
             for name, share in self.mix.items()
         ]
         return compare_together(couples, plan=plan)
+
+
+def _enough_pairs(gain: float) -> int:
+    return next(pairs for least, pairs in _PAIRS if gain >= least)
 
 
 def _rows(report: LoadTestReport) -> tuple[Mapping[str, Any], ...]:

@@ -20,6 +20,7 @@ from repo_manager.server.transport import ClientOptions
 from repo_manager.triton_config.config import ModelConfig, parse_config
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import HeldLoad, Loads
+from repo_manager.tuning.race import RaceBlock
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import TuningRun
 from repo_manager.tuning.scratch import Changes, Copies
@@ -121,27 +122,46 @@ class Surface(Loads):
         low, high = (rates[0] / 1024, 1e7) if len(rates) == 1 else rates
         space = LoadSpace("rate", rates[0], low, high)
         steps: list[SearchStep] = []
+        answered: list[float] = []
         while len(steps) < 40 and (size := next_level(space, steps)) is not None:
             self.check_budget()
-            steps.append(self._level(state, size))
+            step, seen = self._level(state, size)
+            steps.append(step)
+            answered.append(min(seen, size))
         found = conclude(space, (parse_slo("p99<1s"),), steps)
         rows = tuple(
-            {"label": step.label, "level": step.level, "p99_ns": None, "decision": step.decision} for step in steps
+            {
+                "label": step.label,
+                "level": step.level,
+                "p99_ns": None,
+                "decision": step.decision,
+                "throughput_per_s": each,
+            }
+            for step, each in zip(steps, answered, strict=True)
         )
         return HeldLoad(found.holds, found.reason, rows, self.busy(state), found.fails)
 
     rates_together = _rates
 
-    def _level(self, state: State, rate: float) -> SearchStep:
+    def _level(self, state: State, rate: float) -> tuple[SearchStep, float]:
         """Decide a level as intervals would: early where it is clear, not at all within their reach."""
-        distance = self.seen(state) / rate - 1
+        seen = self.seen(state)
+        distance = seen / rate - 1
         whole_s = self._tuned.level_s * self.patience
         seconds = whole_s * (0.25 if abs(distance) > 0.2 else 0.5 if abs(distance) > 0.08 else 1.0)
         if distance > 0 and self._stalls and self._random.random() < self._stalls / self.patience:
             distance, seconds = 0.0, whole_s
         self._fake.spent_s += seconds + _WARMUP_S
         decision = UNDECIDED if abs(distance) < 0.01 else HOLDS if distance > 0 else FAILS
-        return SearchStep(rate, f"rate {rate:g}/s", decision, f"capacity {distance:+.1%}", seconds)
+        return SearchStep(rate, f"rate {rate:g}/s", decision, f"capacity {distance:+.1%}", seconds), seen
+
+    def block(self, copy: str, rate: float) -> RaceBlock:
+        """One block, held or not."""
+        self.check_budget()
+        self._fake.spent_s += self.block_s(rate)
+        held = self.seen(self._fake.state(copy)) > rate
+        row = {"label": f"rate {rate:g}/s", "level": rate, "p99_ns": None, "decision": HOLDS if held else FAILS}
+        return RaceBlock(held, None, (row,))
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Any, ...]:
         """Pairs of blocks, with a mean as noisy as that of twenty."""

@@ -277,16 +277,18 @@ def test_a_better_setting_counts_although_the_budget_ends_before_its_largest_rat
 
 
 @pytest.mark.parametrize(
-    ("gain", "seconds"),
+    ("gain", "seconds", "pairs"),
     [
-        (1.5, 1.2),  # the last answers of an overloaded side waited 0.4 s, twice the limit
-        (1.25, 2.0),
-        (1.01, 3.0),  # an overload by 1 % takes too long to show
-        (10.0, 0.6),
-        (1.0, 0.6),
+        (1.5, 1.2, 12),  # the last answers of an overloaded side waited 0.4 s, twice the limit
+        (1.25, 2.0, 20),
+        (1.01, 3.0, 20),  # an overload by 1 % takes too long to show
+        (10.0, 0.6, 8),
+        (1.0, 0.6, 20),
     ],
 )
-def test_a_block_of_the_proof_lasts_until_an_overload_shows(tmp_path: Path, gain: float, seconds: float) -> None:
+def test_a_block_of_the_proof_lasts_until_an_overload_shows(
+    tmp_path: Path, gain: float, seconds: float, pairs: int
+) -> None:
     text = CONFIG.format(batch=8, instances=1, batching="dynamic_batching { }")
     options = TuneOptions(gates=(parse_slo("p99<200ms"),))
     _, loads = simulated(
@@ -300,4 +302,4 @@ def test_a_block_of_the_proof_lasts_until_an_overload_shows(tmp_path: Path, gain
     )
     shortest_s, longest_s = loads.proof_s(1000.0, gain)
     assert shortest_s == pytest.approx(7 * 2 * (seconds + 0.4))
-    assert longest_s == pytest.approx(21 * 2 * (seconds + 0.4))
+    assert longest_s == pytest.approx((pairs + 1) * 2 * (seconds + 0.4))
