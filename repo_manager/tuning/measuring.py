@@ -355,7 +355,9 @@ class Loads:
         return min(max(enough_s, _BLOCK_S[0]), _BLOCK_S[1])
 
     def _pair_s(self, rate: float | None, gain: float) -> float:
-        return 2 * (self._block_s(rate, gain) + 2 * _SETTLE_S)
+        """Return the time of two blocks, with what an overloaded side still has to answer at the end of its own."""
+        block_s = self._block_s(rate, gain)
+        return 2 * (block_s + 2 * _SETTLE_S) + block_s * (1 - 1 / max(gain, 1.0))
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Comparison, ...]:
         """Hold today's and the best set against each other, both served, in paired blocks.

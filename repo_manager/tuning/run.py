@@ -36,6 +36,7 @@ _PROOF_SHARE = 0.25
 _RACE_SHARE = 0.2
 _ENERGY_SHARE = 0.9
 _ATTEMPTS = 2
+_LIVE_S = 2.0
 _ANY_ENERGY = 0.0  # baseline for today's setting in its first measurement with energy
 
 
@@ -260,14 +261,18 @@ class TuningRun:
                 found = self._duel(rival, rate)
             except (BudgetEndedError, ServerRefusedError):  # two at a time may not fit where one did
                 return
+            except ServerUnreachableError:
+                if not self.copies.revive():
+                    raise
+                return
             if found is None:
                 return
+            if found.is_won:
+                self._best = self._winner_of(found, rival)
             self._duels.append(found)
             self._tell(found.text)
             if self.loads.rate is None:
                 rate = found.level
-            if found.is_won:
-                self._best = self._winner_of(found, rival)
 
     def _winner_of(self, found: Duel, rival: MeasuredSetting) -> MeasuredSetting:
         """Return a rival in the place of the best setting, with a value by the ratio of the two."""
@@ -291,6 +296,8 @@ class TuningRun:
                 return RaceBlock(line["is_held"], line["number"], tuple(line["rows"]))
             known.clear()
             block = self.loads.block(copies[side], level)
+            if not block.is_held:  # perhaps because the server has ended
+                self.copies.client.wait_live(_LIVE_S)
             self._journal.add_block(states, side, level, block)
             return block
 
@@ -416,8 +423,7 @@ class TuningRun:
         return self._options.budget_s - (self._clock() - self._began)
 
     def _tell(self, text: str) -> None:
-        held = next((each for each in reversed(self._results) if each.is_better and each.value is not None), None)
-        best = ""
+        held, best = self._best if self._duels else self._last_better() if self._results else None, ""
         if held is not None and held.value is not None:
             best = f"{held.label}: {value_text(self._options.seeks, held.value)}"
         self._told(TuneProgress(text, max(self._left_s(), 0.0), best))

@@ -49,7 +49,7 @@ class _Copies(Copies):
     keeps_instances = True
 
     def __init__(self, subjects: Subjects, cores: int, load_s: float) -> None:
-        client: Any = SimpleNamespace(unload=lambda *_args, **_more: None)
+        client: Any = SimpleNamespace(unload=lambda *_args, **_more: None, wait_live=lambda _: None)
         super().__init__(subjects, client, ("grpc://nowhere:1", None, ClientOptions()), cores)
         self.load_s, self.spent_s = load_s, 0.0
         self.asked: list[State] = []
