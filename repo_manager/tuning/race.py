@@ -2,7 +2,7 @@
 
 The search asks each setting for a few seconds only. On a busy machine such an answer is off by 10 % or more, so the
 search ends at a good setting that was lucky, and others as good look worse. In a race the best one and a rival are
-served side by side, and run short blocks of load in turn. What the machine does meanwhile meets both.
+served side by side, and run short blocks of load in turn. Whatever slows the machine slows both.
 
 For the largest rate each one climbs its own staircase (Dixon and Mood, 1948): the next block of a setting has more load
 if the last one held the limits, and less if not. The rate that half of the blocks hold is the maximum of the likelihood
