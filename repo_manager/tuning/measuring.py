@@ -276,9 +276,8 @@ class Loads:
         if len(rates) == 1:  # runs in this thread, so Ctrl-C reaches it
             ((name, one),) = rates.items()
             return {name: run_load_test(self.options_of(copy, name, **one), progress=self.check_budget).points[0]}
-        options = [
-            self.options_of(copy, name, **{**one, "warmup_s": _WARMUP_TOGETHER_S}) for name, one in rates.items()
-        ]
+        together = {"warmup_s": _WARMUP_TOGETHER_S}
+        options = [self.options_of(copy, name, **{**one, **together}) for name, one in rates.items()]
         with ThreadPoolExecutor(len(options)) as threads:
             reports = list(threads.map(run_load_test, options))
         return {name: report.points[0] for name, report in zip(rates, reports, strict=True)}
@@ -296,12 +295,9 @@ class Loads:
         seconds = self._block_s(rate, _RACE_GAIN)
         points = self._points(copy, rate, {"duration_s": seconds, "window_s": seconds / _WINDOWS_OF_A_BLOCK})
         held = all(self._is_within(name, point) for name, point in points.items())
-        rows = tuple(
-            {**_row(point, None, name if len(points) > 1 else ""), "decision": HOLDS if held else FAILS}
-            for name, point in points.items()
-        )
-        row = rows[0]
-        numbers = {"latency": row["p99_ns"], "energy": row["joules_per_inference"]}
+        told = {"decision": HOLDS if held else FAILS}
+        rows = tuple({**_row(each, None, name if len(points) > 1 else ""), **told} for name, each in points.items())
+        numbers = {"latency": rows[0]["p99_ns"], "energy": rows[0]["joules_per_inference"]}
         return RaceBlock(held, numbers.get(self._options.seeks), rows)
 
     def block_s(self, rate: float) -> float:
