@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from repo_manager.triton_config.compare import changed_fields
 from repo_manager.triton_config.ensembles import is_ensemble
 from repo_manager.tuning.answers import Answers, HeldOut
 from repo_manager.tuning.curves import Curves, latency_limit
+from repo_manager.tuning.finals import Race
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Inputs, Loads
-from repo_manager.tuning.race import FEWEST_ROUNDS, MOST_RIVALS, MOST_ROUNDS, Duel, RaceBlock, duel, rivals_of
+from repo_manager.tuning.race import MOST_RIVALS, MOST_ROUNDS, rivals_of
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
 from repo_manager.tuning.scratch import CANDIDATE, SEALED, TODAY, WINNER, copies_of, tuning_directory
 from repo_manager.tuning.search import MeasuredSetting, descend, likely_good
@@ -36,7 +36,6 @@ _PROOF_SHARE = 0.25
 _RACE_SHARE = 0.2
 _ENERGY_SHARE = 0.9
 _ATTEMPTS = 2
-_LIVE_S = 2.0
 _ANY_ENERGY = 0.0  # baseline for today's setting in its first measurement with energy
 
 
@@ -182,7 +181,7 @@ class TuningRun:
         self._results: list[MeasuredSetting] = []
         self._curves: dict[str, tuple[BatchTime, ...]] = {}
         self._spaces: dict[str, Space] = {}
-        self._duels: list[Duel] = []
+        self._race = Race(options, loads, journal, self._changes_of, lambda: self._left_s() - self._proof_s, self._tell)
         self._recorded = False
         self._best: MeasuredSetting
 
@@ -215,7 +214,8 @@ class TuningRun:
             self._recorded = True
         self.prepare()
         is_complete = self._search()
-        self._race()
+        self.loads.is_over = lambda: self._left_s() < self._proof_s
+        self._best = self._race.best_of(self._best, self._results)
         today, best = self._results[0], self._best
         comparisons: tuple[Comparison, ...] = ()
         if best.state != today.state and best.value is not None:
@@ -247,67 +247,6 @@ class TuningRun:
 
     def _last_better(self) -> MeasuredSetting:
         return next((each for each in reversed(self._results) if each.is_better), self._results[0])
-
-    def _race(self) -> None:
-        """Let the settings nearest to the best one take turns with it, and keep the better one each time."""
-        if self._best.value is None:
-            return
-        self.loads.is_over = lambda: self._left_s() < self._proof_s
-        rate = self.loads.rate or self._best.value
-        for rival in rivals_of(self._best, self._results, self._options.seeks)[:MOST_RIVALS]:
-            if self._left_s() < self._proof_s + FEWEST_ROUNDS * 2 * self.loads.block_s(rate):
-                return
-            try:
-                found = self._duel(rival, rate)
-            except (BudgetEndedError, ServerRefusedError):  # two at a time may not fit where one did
-                return
-            except ServerUnreachableError:
-                if not self.copies.revive():
-                    raise
-                return
-            if found is None:
-                return
-            if found.is_won:
-                self._best = self._winner_of(found, rival)
-            self._duels.append(found)
-            self._tell(found.text)
-            if self.loads.rate is None:
-                rate = found.level
-
-    def _winner_of(self, found: Duel, rival: MeasuredSetting) -> MeasuredSetting:
-        """Return a rival in the place of the best setting, with a value by the ratio of the two."""
-        value = self._best.value
-        assert value is not None
-        ratio = found.ratio if self._options.seeks == "throughput" else 1 / found.ratio
-        reason = f"{found.ratio:.2f} times as good as {found.best} in {found.rounds} rounds in turn with it"
-        return dataclasses.replace(rival, is_better=True, value=float(f"{value * ratio:.4g}"), reason=reason)
-
-    def _duel(self, rival: MeasuredSetting, rate: float) -> Duel | None:
-        """Serve the best setting and a rival, and put them under load in turn. Known blocks are not repeated."""
-        sides, copies = (self._best, rival), (WINNER, CANDIDATE)
-        states = tuple(each.state for each in sides)
-        known = deque(self._journal.race(states))
-        for copy, state in zip(copies, states, strict=True):
-            self.copies.load(copy, self._changes_of(state))
-
-        def run(side: int, level: float) -> RaceBlock:
-            if known and (known[0]["side"], known[0]["rate"]) == (side, level):
-                line = known.popleft()
-                return RaceBlock(line["is_held"], line["number"], tuple(line["rows"]))
-            known.clear()
-            block = self.loads.block(copies[side], level)
-            if not block.is_held:  # perhaps because the server has ended
-                self.copies.client.wait_live(_LIVE_S)
-            self._journal.add_block(states, side, level, block)
-            return block
-
-        return duel(
-            *sides,
-            run,
-            rate=rate,
-            is_rate_sought=self._options.seeks == "throughput",
-            has_time=lambda level: bool(known) or self._left_s() > self._proof_s + 2 * self.loads.block_s(level),
-        )
 
     @property
     def _race_s(self) -> float:
@@ -366,7 +305,7 @@ class TuningRun:
             curves=self._curves,
             settings=sum(space.size for space in self._spaces.values()),
             left_out=(*self._answers.notes, *self._left_out(is_complete=is_complete)),
-            duels=tuple(self._duels),
+            duels=tuple(self._race.duels),
             comparisons=comparisons,
             is_complete=is_complete,
             seconds=self._clock() - self._began,
@@ -423,7 +362,7 @@ class TuningRun:
         return self._options.budget_s - (self._clock() - self._began)
 
     def _tell(self, text: str) -> None:
-        held, best = self._best if self._duels else self._last_better() if self._results else None, ""
+        held, best = self._race.best or (self._last_better() if self._results else None), ""
         if held is not None and held.value is not None:
             best = f"{held.label}: {value_text(self._options.seeks, held.value)}"
         self._told(TuneProgress(text, max(self._left_s(), 0.0), best))

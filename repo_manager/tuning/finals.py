@@ -1,0 +1,123 @@
+"""The race on real copies: which settings take turns, for how long, and what its blocks leave in the journal.
+
+It is separate from `race.py` because the journal and the load on the copies both need what a duel is made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.tuning.journal import Journal
+from repo_manager.tuning.measuring import BudgetEndedError, Loads
+from repo_manager.tuning.race import FEWEST_ROUNDS, MOST_RIVALS, Duel, RaceBlock, duel, rivals_of
+from repo_manager.tuning.result import TuneOptions
+from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
+from repo_manager.tuning.search import MeasuredSetting
+from repo_manager.tuning.space import Setting
+
+__all__ = ["Race"]
+
+_LIVE_S = 2.0
+
+
+class Race:
+    """Lets the settings nearest to the best one take turns with it.
+
+    Args:
+        options: goal and limits of the search.
+        loads: puts load on the copies.
+        journal: keeps each block. Those already in it are not repeated.
+        changes_of: returns the changes to the configurations that make settings from today's.
+        spare_s: returns the time left for the race, in seconds.
+        tell: called with each duel in words.
+
+    Attributes:
+        duels: the duels so far.
+        best: the best setting after them. `None` before the first one.
+    """
+
+    def __init__(
+        self,
+        options: TuneOptions,
+        loads: Loads,
+        journal: Journal,
+        changes_of: Callable[[Mapping[str, Setting]], Changes],
+        spare_s: Callable[[], float],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._options, self._loads, self._journal = options, loads, journal
+        self._changes_of, self._spare_s, self._tell = changes_of, spare_s, tell
+        self.duels: list[Duel] = []
+        self.best: MeasuredSetting | None = None
+
+    def best_of(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> MeasuredSetting:
+        """Return the setting that wins, `best` where no other one does.
+
+        Args:
+            best: the best setting of the search.
+            measured: every measurement of the search.
+
+        Raises:
+            ServerError: a server elsewhere has ended, or the own one does not start again.
+        """
+        if best.value is None:
+            return best
+        rate = self._loads.rate or best.value
+        for rival in rivals_of(best, measured, self._options.seeks)[:MOST_RIVALS]:
+            if self._spare_s() < FEWEST_ROUNDS * 2 * self._loads.block_s(rate):
+                break
+            found = self._duel(best, rival, rate)
+            if found is None:
+                break
+            self.best = best = self._winner_of(found, best, rival) if found.is_won else best
+            self.duels.append(found)
+            self._tell(found.text)
+            rate = self._loads.rate or found.level
+        return best
+
+    def _winner_of(self, found: Duel, best: MeasuredSetting, rival: MeasuredSetting) -> MeasuredSetting:
+        """Return a rival in the place of the best setting, with a value by the ratio of the two."""
+        assert best.value is not None
+        ratio = found.ratio if self._options.seeks == "throughput" else 1 / found.ratio
+        reason = f"{found.ratio:.2f} times as good as {found.best} in {found.rounds} rounds in turn with it"
+        return dataclasses.replace(rival, is_better=True, value=float(f"{best.value * ratio:.4g}"), reason=reason)
+
+    def _duel(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float) -> Duel | None:
+        """Serve two settings, and put them under load in turn. `None` where that cannot be done to its end."""
+        try:
+            return self._in_turn(best, rival, rate)
+        except (BudgetEndedError, ServerRefusedError):  # two at a time may not fit where one did
+            return None
+        except ServerUnreachableError:
+            if not self._loads.copies.revive():
+                raise
+            return None
+
+    def _in_turn(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float) -> Duel | None:
+        copies, served, states = self._loads.copies, (WINNER, CANDIDATE), (best.state, rival.state)
+        known = deque(self._journal.race(states))
+        for copy, state in zip(served, states, strict=True):
+            copies.load(copy, self._changes_of(state))
+
+        def run(side: int, level: float) -> RaceBlock:
+            if known and (known[0]["side"], known[0]["rate"]) == (side, level):
+                line = known.popleft()
+                return RaceBlock(line["is_held"], line["number"], tuple(line["rows"]))
+            known.clear()
+            block = self._loads.block(served[side], level)
+            if not block.is_held:  # perhaps because the server has ended
+                copies.client.wait_live(_LIVE_S)
+            self._journal.add_block(states, side, level, block)
+            return block
+
+        return duel(
+            best,
+            rival,
+            run,
+            rate=rate,
+            is_rate_sought=self._options.seeks == "throughput",
+            has_time=lambda level: bool(known) or self._spare_s() > 2 * self._loads.block_s(level),
+        )
