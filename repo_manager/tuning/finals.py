@@ -79,11 +79,15 @@ class Race:
         return best
 
     def _winner_of(self, found: Duel, best: MeasuredSetting, rival: MeasuredSetting) -> MeasuredSetting:
-        """Return a rival in the place of the best setting, with a value by the ratio of the two."""
+        """Return a rival in the place of the best setting, with a value by the ratio of the two.
+
+        A rate is never above the one that half of its own blocks hold: the ratio of a winner is often too large.
+        """
         assert best.value is not None
-        ratio = found.ratio if self._options.seeks == "throughput" else 1 / found.ratio
+        is_rate = self._options.seeks == "throughput"
+        value = min(best.value * found.ratio, found.level) if is_rate else best.value / found.ratio
         reason = f"{found.ratio:.2f} times as good as {found.best} in {found.rounds} rounds in turn with it"
-        return dataclasses.replace(rival, is_better=True, value=float(f"{best.value * ratio:.4g}"), reason=reason)
+        return dataclasses.replace(rival, is_better=True, value=float(f"{value:.4g}"), reason=reason)
 
     def _duel(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float) -> Duel | None:
         """Serve two settings, and put them under load in turn. `None` where that cannot be done to its end."""
