@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Loads
-from repo_manager.tuning.race import FEWEST_ROUNDS, MOST_RIVALS, Duel, RaceBlock, duel, rivals_of
+from repo_manager.tuning.race import FEWEST_ROUNDS, MOST_ROUNDS, Duel, RaceBlock, duel, rivals_of
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
 from repo_manager.tuning.search import MeasuredSetting
@@ -53,6 +53,18 @@ class Race:
         self.duels: list[Duel] = []
         self.best: MeasuredSetting | None = None
 
+    def longest_s(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> float:
+        """Return how long a race takes at most, in seconds. 0 where no setting is near the best one.
+
+        Args:
+            best: the best setting so far.
+            measured: every measurement so far.
+        """
+        if best.value is None:
+            return 0.0
+        rivals = len(rivals_of(best, measured, self._options.seeks))
+        return rivals * MOST_ROUNDS * 2 * self._loads.block_s(self._loads.rate or best.value)
+
     def best_of(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> MeasuredSetting:
         """Return the setting that wins, `best` where no other one does.
 
@@ -66,7 +78,7 @@ class Race:
         if best.value is None:
             return best
         rate = self._loads.rate or best.value
-        for rival in rivals_of(best, measured, self._options.seeks)[:MOST_RIVALS]:
+        for rival in rivals_of(best, measured, self._options.seeks):
             if self._spare_s() < FEWEST_ROUNDS * 2 * self._loads.block_s(rate):
                 break
             found = self._duel(best, rival, rate)

@@ -82,7 +82,7 @@ class Duel:
 
 
 def rivals_of(best: MeasuredSetting, measured: Sequence[MeasuredSetting], seeks: str) -> list[MeasuredSetting]:
-    """Return the settings that may be better than the best one, the most promising first.
+    """Return the few settings that may be better than the best one, the most promising first.
 
     Args:
         best: the best setting of the search. It holds a value.
@@ -99,7 +99,7 @@ def rivals_of(best: MeasuredSetting, measured: Sequence[MeasuredSetting], seeks:
     assert own is not None
     near = [pair for pair in found.values() if pair[0] >= own * _NEAR]
     near.sort(key=lambda pair: (-pair[0], _cost(pair[1])))
-    return [each for _, each in near]
+    return [each for _, each in near[:MOST_RIVALS]]
 
 
 def _score(measured: MeasuredSetting, seeks: str) -> float | None:

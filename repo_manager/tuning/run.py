@@ -23,7 +23,6 @@ from repo_manager.tuning.curves import Curves, latency_limit
 from repo_manager.tuning.finals import Race
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Inputs, Loads
-from repo_manager.tuning.race import MOST_RIVALS, MOST_ROUNDS, rivals_of
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress, Tuning, conclude, objective_of, value_text
 from repo_manager.tuning.scratch import CANDIDATE, SEALED, TODAY, WINNER, copies_of, tuning_directory
 from repo_manager.tuning.search import MeasuredSetting, descend, likely_good
@@ -250,13 +249,8 @@ class TuningRun:
 
     @property
     def _race_s(self) -> float:
-        """What the search leaves to the race, in seconds. Nothing where no setting is near the best one."""
-        best = self._last_better()
-        rate = self.loads.rate or best.value
-        if rate is None or best.value is None:
-            return 0.0
-        rivals = len(rivals_of(best, self._results, self._options.seeks)[:MOST_RIVALS])
-        return min(self._options.budget_s * _RACE_SHARE, rivals * MOST_ROUNDS * 2 * self.loads.block_s(rate))
+        """What the search leaves to the race, in seconds."""
+        return min(self._options.budget_s * _RACE_SHARE, self._race.longest_s(self._last_better(), self._results))
 
     @property
     def _proof_s(self) -> float:
