@@ -59,10 +59,9 @@ from repo_manager.server.backend_directory import assemble
 from repo_manager.server.command import environment_of, free_ports
 from repo_manager.server.installation import find_triton
 from repo_manager.triton_config.config import read_config
-from repo_manager.tuning.race import duel
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress
 from repo_manager.tuning.run import TuningRun, tune, tuning_run
-from repo_manager.tuning.scratch import CANDIDATE, WINNER
+from repo_manager.tuning.scratch import CANDIDATE
 from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import AXES, Setting, setting_of
 
@@ -221,12 +220,15 @@ class Bench:
                 self.held(run, setting, None, kind="grid")
             for setting in settings:
                 if not self.record.lines(kind="grid", model=self.name, label=setting.label):
-                    best = max(line["value"] for kind in ("grid", "bounded") for line in self.lines(kind))
-                    self.held(run, setting, best or None, kind="bounded")
+                    self.held(run, setting, self.most()["value"] or None, kind="bounded")
+
+    def most(self) -> dict[str, Any]:
+        """Return the line of the grid with the largest rate."""
+        return max((*self.lines("grid"), *self.lines("bounded")), key=lambda line: line["value"])
 
     def best(self) -> Setting | None:
         """Return the best setting of the grid. `None` where none holds the limit."""
-        line = max((*self.lines("grid"), *self.lines("bounded")), key=lambda line: line["value"])
+        line = self.most()
         return _setting(line["setting"]) if line["value"] else None
 
     def grid_s(self) -> float:
@@ -265,18 +267,9 @@ class Bench:
                 self.record.once(in_turn, kind="in turn", model=self.name, label=setting.label)
 
     def _in_turn(self, run: TuningRun, best: Setting, setting: Setting) -> dict[str, Any]:
-        sides, copies = (best, setting), (WINNER, CANDIDATE)
-        today = run.subjects.today()[self.name]
-        for copy, each in zip(copies, sides, strict=True):
-            run.copies.load(copy, {self.name: each.changes(today)})
-        value = max(line["value"] for kind in ("grid", "bounded") for line in self.lines(kind))
-        found = duel(
-            *(MeasuredSetting(each, True, value, "", 0.0, state={self.name: each}) for each in sides),
-            lambda side, rate: run.loads.block(copies[side], rate),
-            rate=value,
-            is_rate_sought=True,
-            rounds=(self.chosen.rounds, self.chosen.rounds),
-        )
+        value, rounds = self.most()["value"], (self.chosen.rounds, self.chosen.rounds)
+        sides = [MeasuredSetting(each, True, value, "", 0.0, state={self.name: each}) for each in (best, setting)]
+        found = run.race.between(*sides, rate=value, rounds=rounds)
         assert found is not None
         return {"ratio": found.ratio, "error": found.error, "best": found.best, "levels": found.levels}
 
@@ -422,12 +415,11 @@ def report(bench: Bench) -> Iterator[str]:
     if best is None:
         yield f"{name}: no setting of the grid holds p99<{bench.limit_ms:g}ms"
         return
-    value = max(line["value"] for kind in ("grid", "bounded") for line in bench.lines(kind))
     grid_s, runs = bench.grid_s(), bench.lines("run")
     measured = f"{len(bench.lines('grid'))} measured to their end, {len(bench.lines('bounded'))} bounded"
     yield (
         f"{name}: {len(bench.settings())} settings ({measured}) take {grid_s:.0f} s; the best, {best.label}, holds "
-        f"{value:.4g}/s"
+        f"{bench.most()['value']:.4g}/s"
     )
     for line in bench.lines("in turn"):
         share = f"{line['ratio']:.1%} of the grid's best (+-{line['error']:.1%})"

@@ -15,7 +15,7 @@ from repo_manager.tuning.measuring import BudgetEndedError, Loads
 from repo_manager.tuning.race import FEWEST_ROUNDS, MOST_ROUNDS, Duel, RaceBlock, duel, rivals_of
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
-from repo_manager.tuning.search import MeasuredSetting
+from repo_manager.tuning.search import MARGIN, MeasuredSetting
 from repo_manager.tuning.space import Setting
 
 __all__ = ["Race"]
@@ -70,7 +70,7 @@ class Race:
 
         Args:
             best: the best setting of the search.
-            measured: every measurement of the search.
+            measured: every measurement of the search, today's setting first.
 
         Raises:
             ServerError: a server elsewhere has ended, or the own one does not start again.
@@ -81,7 +81,8 @@ class Race:
         for rival in rivals_of(best, measured, self._options.seeks):
             if self._spare_s() < FEWEST_ROUNDS * 2 * self._loads.block_s(rate):
                 break
-            found = self._duel(best, rival, rate)
+            # A change of today's setting needs a gain, as in the search.
+            found = self._duel(best, rival, rate, MARGIN if best.state == measured[0].state else 0.0)
             if found is None:
                 break
             self.best = best = self._winner_of(found, best, rival) if found.is_won else best
@@ -101,10 +102,10 @@ class Race:
         reason = f"{found.ratio:.2f} times as good as {found.best} in {found.rounds} rounds in turn with it"
         return dataclasses.replace(rival, is_better=True, value=float(f"{value:.4g}"), reason=reason)
 
-    def _duel(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float) -> Duel | None:
-        """Serve two settings, and put them under load in turn. `None` where that cannot be done to its end."""
+    def _duel(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float, margin: float) -> Duel | None:
+        """Let two settings take turns. `None` where that cannot be done to its end."""
         try:
-            return self._in_turn(best, rival, rate)
+            return self.between(best, rival, rate, has_time=lambda time_s: self._spare_s() > time_s, margin=margin)
         except (BudgetEndedError, ServerRefusedError):  # two at a time may not fit where one did
             return None
         except ServerUnreachableError:
@@ -112,7 +113,33 @@ class Race:
                 raise
             return None
 
-    def _in_turn(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float) -> Duel | None:
+    def between(
+        self,
+        best: MeasuredSetting,
+        rival: MeasuredSetting,
+        rate: float,
+        *,
+        has_time: Callable[[float], bool] = lambda _: True,
+        rounds: tuple[int, int] = (FEWEST_ROUNDS, MOST_ROUNDS),
+        margin: float = 0.0,
+    ) -> Duel | None:
+        """Serve two settings, and put them under load in turn. `benchmarks/tune.py` compares any two by it.
+
+        Args:
+            best: the best setting so far.
+            rival: the one that may take its place.
+            rate: of the first block, in requests a second.
+            has_time: whether there are so many seconds for one more round.
+            rounds: smallest and largest number of them.
+            margin: share by which the rival must be better.
+
+        Returns:
+            `None` when the time ended before the smallest number of rounds.
+
+        Raises:
+            BudgetEndedError: the budget ended within a block.
+            ServerError: one of the two does not load, or the server has ended.
+        """
         copies, served, states = self._loads.copies, (WINNER, CANDIDATE), (best.state, rival.state)
         known = deque(self._journal.race(states))
         for copy, state in zip(served, states, strict=True):
@@ -135,5 +162,7 @@ class Race:
             run,
             rate=rate,
             is_rate_sought=self._options.seeks == "throughput",
-            has_time=lambda level: bool(known) or self._spare_s() > 2 * self._loads.block_s(level),
+            has_time=lambda level: bool(known) or has_time(2 * self._loads.block_s(level)),
+            rounds=rounds,
+            margin=margin,
         )

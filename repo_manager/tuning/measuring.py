@@ -30,12 +30,12 @@ _WARMUP_S = 0.3
 _WARMUP_TOGETHER_S = 1.0  # several load tests do not start at the same moment
 _BLOCK_S = (0.6, 3.0)
 _SETTLE_S = 0.2
+_LAST_ANSWERS_S = 1.0  # longest time that the answers to the last requests of a block are counted with
 _REQUESTS_OF_A_BLOCK = 30
 _WAITS = 2.0  # limits that the last answers of a block wait on an overloaded side
 _RACE_GAIN = 1.1  # overload that a block of a race shows
 _BLOCK_COST_S = 0.6  # of a block of a race: its warm-up, and the connections of its client
 _FEWEST_PAIRS = 6
-_PAIRS = ((1.6, 8), (1.3, 12), (0.0, 20))  # (smallest gain, pairs of blocks)
 _STEPS_UP = ((1.0, 1.0), (1.07, 1.15), (1.25, 64.0))  # (low, high) of each search, as shares of the rate to beat
 _MOST_LEVELS = 40
 _PATIENCE = 2.0
@@ -345,15 +345,15 @@ class Loads:
         if rate is None:
             return _BLOCK_S[0]
         enough_s = _REQUESTS_OF_A_BLOCK / (rate * min(self.mix.values()))
-        limits = [limit for name in self.mix if (limit := self._options.latency_ns(name)) is not None]
-        if limits and gain > 1 and self._options.seeks == "throughput":
-            enough_s = max(enough_s, _WAITS * min(limits) / 1e9 / (1 - 1 / gain))
+        limit_s = self._options.tightest_s(self.mix)
+        if limit_s and gain > 1 and self._options.seeks == "throughput":
+            enough_s = max(enough_s, _WAITS * limit_s / (1 - 1 / gain))
         return min(max(enough_s, _BLOCK_S[0]), _BLOCK_S[1])
 
     def _pair_s(self, rate: float | None, gain: float) -> float:
-        """Return the time of two blocks, with what an overloaded side still has to answer at the end of its own."""
-        block_s = self._block_s(rate, gain)
-        return 2 * (block_s + 2 * _SETTLE_S) + block_s * (1 - 1 / max(gain, 1.0))
+        """Return the time of two blocks, with the last answers of each, and with the queue of an overloaded side."""
+        block_s, last_s = self._block_s(rate, gain), min(self._options.tightest_s(self.mix), _LAST_ANSWERS_S)
+        return 2 * (block_s + 2 * _SETTLE_S + last_s) + (block_s + _SETTLE_S) * (1 - 1 / max(gain, 1.0))
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Comparison, ...]:
         """Hold today's and the best set against each other, both served, in paired blocks.
@@ -375,7 +375,7 @@ class Loads:
 
 
 def _enough_pairs(gain: float) -> int:
-    return next(pairs for least, pairs in _PAIRS if gain >= least)
+    return 8 if gain >= 1.6 else 12 if gain >= 1.3 else 20
 
 
 def _rows(report: LoadTestReport) -> tuple[Mapping[str, Any], ...]:

@@ -133,6 +133,7 @@ def duel(
     is_rate_sought: bool,
     has_time: Callable[[float], bool] = lambda _: True,
     rounds: tuple[int, int] = (FEWEST_ROUNDS, MOST_ROUNDS),
+    margin: float = 0.0,
 ) -> Duel | None:
     """Let two settings take turns until one is clearly better, or for the largest number of rounds.
 
@@ -144,6 +145,7 @@ def duel(
         is_rate_sought: whether the largest rate is sought.
         has_time: whether there is time for one more round, by its rate.
         rounds: smallest and largest number of them.
+        margin: share by which the rival must be better, however little it takes of the machine.
 
     Returns:
         `None` when the time ended before the smallest number of rounds.
@@ -163,7 +165,7 @@ def duel(
         return None
     costs = _cost(rival)[:2], _cost(best)[:2]  # instances and threads
     needed = 0.0 if costs[0] == costs[1] else _EQUAL if costs[0] > costs[1] else -_EQUAL
-    is_won = not sides[1].is_out and (sides[0].is_out or gain > needed)
+    is_won = not sides[1].is_out and (sides[0].is_out or gain > (math.log1p(margin) if margin else needed))
     return Duel(
         best=best.label,
         rival=rival.label,

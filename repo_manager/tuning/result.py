@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +147,10 @@ class TuneOptions:
     def latency_ns(self, model: str) -> float | None:
         """Return the lowest upper limit of a latency among the gates of a model, in nanoseconds. `None` has none."""
         return min((gate.limit for gate in self.gates_of(model) if metric_of(gate.metric).is_latency), default=None)
+
+    def tightest_s(self, models: Iterable[str]) -> float:
+        """Return the lowest of these upper limits among several models, in seconds. 0: none of them has one."""
+        return min((limit for name in models if (limit := self.latency_ns(name)) is not None), default=0.0) / 1e9
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,7 @@ class TuningRun:
         subjects: the models to tune.
         copies: of it.
         loads: puts load on them.
+        race: lets two settings take turns.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class TuningRun:
         self._results: list[MeasuredSetting] = []
         self._curves: dict[str, tuple[BatchTime, ...]] = {}
         self._spaces: dict[str, Space] = {}
-        self._race = Race(options, loads, journal, self._changes_of, lambda: self._left_s() - self._proof_s, self._tell)
+        self.race = Race(options, loads, journal, self._changes_of, lambda: self._left_s() - self._proof_s, self._tell)
         self._recorded = False
         self._best: MeasuredSetting
 
@@ -214,7 +215,7 @@ class TuningRun:
         self.prepare()
         is_complete = self._search()
         self.loads.is_over = lambda: self._left_s() < self._proof_s
-        self._best = self._race.best_of(self._best, self._results)
+        self._best = self.race.best_of(self._best, self._results)
         today, best = self._results[0], self._best
         comparisons: tuple[Comparison, ...] = ()
         if best.state != today.state and best.value is not None:
@@ -250,7 +251,7 @@ class TuningRun:
     @property
     def _race_s(self) -> float:
         """What the search leaves to the race, in seconds."""
-        return min(self._options.budget_s * _RACE_SHARE, self._race.longest_s(self._last_better(), self._results))
+        return min(self._options.budget_s * _RACE_SHARE, self.race.longest_s(self._last_better(), self._results))
 
     @property
     def _proof_s(self) -> float:
@@ -299,7 +300,7 @@ class TuningRun:
             curves=self._curves,
             settings=sum(space.size for space in self._spaces.values()),
             left_out=(*self._answers.notes, *self._left_out(is_complete=is_complete)),
-            duels=tuple(self._race.duels),
+            duels=tuple(self.race.duels),
             comparisons=comparisons,
             is_complete=is_complete,
             seconds=self._clock() - self._began,
@@ -356,7 +357,7 @@ class TuningRun:
         return self._options.budget_s - (self._clock() - self._began)
 
     def _tell(self, text: str) -> None:
-        held, best = self._race.best or (self._last_better() if self._results else None), ""
+        held, best = self.race.best or (self._last_better() if self._results else None), ""
         if held is not None and held.value is not None:
             best = f"{held.label}: {value_text(self._options.seeks, held.value)}"
         self._told(TuneProgress(text, max(self._left_s(), 0.0), best))

@@ -201,6 +201,7 @@ class Api:
         """Call the API server, and translate errors.
 
         Raises:
+            OutOfTimeError: no answer in what was left of --timeout.
             ServerUnreachableError: no answer in time, or no connection.
             ServerRefusedError: it refuses, or its answer is none.
         """
@@ -354,6 +355,12 @@ class Api:
         except RepoManagerError:
             raise
         except TimeoutError as exc:
+            if timeout_s < self._timeout_s:
+                raise OutOfTimeError(
+                    f"the Kubernetes API server did not answer within {timeout_s:.3g} s, all that was left "
+                    f"of --timeout: {what}",
+                    hint="Give it longer with --timeout.",
+                ) from exc
             raise ServerUnreachableError(
                 f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}", hint=REACH
             ) from exc

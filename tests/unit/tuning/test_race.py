@@ -41,6 +41,7 @@ def raced(
     drift: Callable[[int], float] = lambda _: 1.0,
     sides: tuple[MeasuredSetting, MeasuredSetting] | None = None,
     rounds: tuple[int, int] = (5, 10),
+    margin: float = 0.0,
 ) -> Duel:
     """Race two settings of known rates on a noisy machine, whose speed also drifts from block to block."""
     drawn, blocks = random.Random(seed), [0]
@@ -50,7 +51,8 @@ def raced(
         seen = capacities[side] * drift(blocks[0]) * (1 + drawn.gauss(0, noise))
         return RaceBlock(seen > rate, None, (row(rate, min(rate, seen)),))
 
-    found = duel(*(sides or (measured(), measured(batch=8))), run, rate=start, is_rate_sought=True, rounds=rounds)
+    both = sides or (measured(), measured(batch=8))
+    found = duel(*both, run, rate=start, is_rate_sought=True, rounds=rounds, margin=margin)
     assert found is not None
     return found
 
@@ -92,6 +94,29 @@ def test_a_clear_difference_ends_it_early() -> None:
 def test_of_equals_the_one_with_fewer_instances_wins(instances: tuple[int, int], wins: bool) -> None:
     sides = (measured(instances[0]), measured(instances[1]))
     assert raced((100.0, 100.0), noise=0.0, sides=sides).is_won is wins
+
+
+@pytest.mark.parametrize(("rate", "instances", "wins"), [(100.0, 1, False), (115.0, 2, True)])
+def test_todays_setting_loses_its_place_to_a_gain_only(rate: float, instances: int, wins: bool) -> None:
+    sides = (measured(2), measured(instances, batch=8))
+    assert raced((100.0, rate), noise=0.0, sides=sides, margin=0.04).is_won is wins
+
+
+def test_a_race_against_todays_setting_has_the_margin_of_the_search(tmp_path: Path) -> None:
+    text, levels = CONFIG.replace("max_batch_size: 4", "max_batch_size: 32"), {32: 1000.0, 64: 1010.0}
+    run, _ = simulated(
+        subjects_of({"m": text}, ["m"]),
+        TuneOptions(gates=(parse_slo("p99<100ms"),), budget_s=600.0, search=("max_batch_size",)),
+        tmp_path,
+        cores=2,
+        rate_of=lambda state: levels.get(state["m"].max_batch_size, 500.0),
+        batch_ms=lambda _model, size: float(size) ** 0.5,
+        seed=0,
+        noise=0.001,
+    )
+    result = run.go()
+    assert [each.is_won for each in result.duels] == [False]
+    assert result.outcome == "kept"
 
 
 @pytest.mark.parametrize(
@@ -193,14 +218,14 @@ def test_a_setting_that_was_unlucky_in_the_search_wins_the_race(tmp_path: Path) 
     assert won >= 3
 
 
-def won_by_race(folder: Path) -> tuple[Tuning, Any, TuningRun, int]:
+def won_by_race(folder: Path) -> tuple[Tuning, Any, int]:
     for seed in range(40):
         place = folder / str(seed)
         place.mkdir()
         run, surface = flat(place, seed)
         result = run.go()
         if any(each.is_won for each in result.duels):
-            return result, surface, run, seed
+            return result, surface, seed
     raise AssertionError("no race was won by a rival")
 
 
@@ -218,7 +243,7 @@ def test_the_winner_of_a_race_has_a_value_by_its_ratio(tmp_path: Path) -> None:
 
 
 def test_a_second_run_repeats_no_block_of_a_race(tmp_path: Path) -> None:
-    result, surface, _, seed = won_by_race(tmp_path)
+    result, surface, seed = won_by_race(tmp_path)
     again, second = flat(tmp_path / str(seed), seed)
     assert again.go().duels == result.duels
     assert second.now() < surface.now() / 3  # the proof is measured again

@@ -301,6 +301,7 @@ def test_a_block_of_the_proof_lasts_until_an_overload_shows(
         seed=0,
     )
     shortest_s, longest_s = loads.proof_s(1000.0, gain)
-    pair_s = 2 * (seconds + 0.4) + seconds * (1 - 1 / gain)  # the overloaded side answers what has queued
+    # The last answers of each side take up to the limit, and the overloaded one answers what has queued.
+    pair_s = 2 * (seconds + 0.4 + 0.2) + (seconds + 0.2) * (1 - 1 / gain)
     assert shortest_s == pytest.approx(7 * pair_s)
     assert longest_s == pytest.approx((pairs + 1) * pair_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
+from repo_manager.rollout.calls import OutOfTimeError
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
+from repo_manager.rollout.targets.api import Api
 
 TARGET = "k8s://models/rel"
 QUICK = RolloutOptions(load_timeout_s=20.0)
@@ -90,6 +93,14 @@ def test_a_cluster_that_does_not_answer(repository: Path, tmp_path: Path, monkey
     monkeypatch.setenv("KUBECONFIG", str(served.kubeconfig))
     with pytest.raises(ServerUnreachableError, match="gave no answer"):
         deploy(repository, "scale", 2, TARGET)
+
+
+def test_a_call_cut_short_by_the_deadline_of_everything_says_so(deployed: FakeCluster, api: Api) -> None:
+    ended = threading.Event()
+    deployed.refuse = lambda _method, _path: ended.wait(30) and None
+    with api.within(lambda _: 0.2), pytest.raises(OutOfTimeError, match=r"0\.2 s, all that was left of --timeout"):
+        api.deployments("models", {})
+    ended.set()
 
 
 def test_without_the_extra_its_name_is_told(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
