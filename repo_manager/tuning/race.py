@@ -24,14 +24,16 @@ from repo_manager.tuning.search import MeasuredSetting
 
 __all__ = ["FEWEST_ROUNDS", "MOST_RIVALS", "MOST_ROUNDS", "Duel", "RaceBlock", "duel", "rivals_of"]
 
-MOST_RIVALS = 5
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 10
+MOST_RIVALS = 8
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 20
 _NEAR = 0.85  # share of the best's value that makes another setting a rival
 _FIRST_STEP, _STEP = 0.1, 0.05
 _WIDTH = 0.05  # of the logistic curve: a load so much larger is held in 27 % of the blocks instead of 50 %
 _REACH = 0.2  # beyond the smallest and the largest level: the rate is somewhere there if no block failed, or each did
-_CLEAR = 2.5  # standard errors
+_CLEAR = 2.0  # standard errors
+_INDIFFERENT = 0.05  # the wrong one of two so near to each other is no loss
 _EQUAL = 0.01
+_OPEN = 1.05  # share of a load with an undecided answer, as a guess of the rate held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _score(measured: MeasuredSetting, seeks: str) -> float | None:
         return None
     smallest = min(float(level["level"]) for level in asked)
     answered = {level.get("model"): float(level["throughput_per_s"]) for level in asked if level["level"] == smallest}
-    return min(smallest, sum(answered.values()))
+    return min(smallest, sum(answered.values())) * (_OPEN if measured.is_open else 1.0)
 
 
 def _cost(measured: MeasuredSetting) -> tuple[int, ...]:
@@ -135,7 +137,10 @@ def duel(
     rounds: tuple[int, int] = (FEWEST_ROUNDS, MOST_ROUNDS),
     margin: float = 0.0,
 ) -> Duel | None:
-    """Let two settings take turns until one is clearly better, or for the largest number of rounds.
+    """Let two settings take turns until the one ahead is clearly no worse by 5 %, or for the largest number of rounds.
+
+    What counts is to end with a setting that is nearly the best, not to know which of two equals is better. So two of
+    them take turns for as long as the wrong one could still be chosen at a loss: an indifference zone (Bechhofer, 1954).
 
     Args:
         best: the best setting so far.
@@ -159,7 +164,7 @@ def duel(
             sides[each].add(run(each, sides[each].level))
         (own, own_error), (other, other_error) = (side.goodness() for side in sides)
         gain, error = other - own, math.hypot(own_error, other_error)
-        if number + 1 >= rounds[0] and abs(gain) > _CLEAR * error:
+        if number + 1 >= rounds[0] and abs(gain) + _INDIFFERENT > _CLEAR * error:
             break
     if sides[0].rounds < rounds[0]:
         return None

@@ -201,7 +201,7 @@ class Api:
         """Call the API server, and translate errors.
 
         Raises:
-            OutOfTimeError: no answer in what was left of --timeout.
+            OutOfTimeError: no answer in time, and --timeout is over.
             ServerUnreachableError: no answer in time, or no connection.
             ServerRefusedError: it refuses, or its answer is none.
         """
@@ -355,15 +355,12 @@ class Api:
         except RepoManagerError:
             raise
         except TimeoutError as exc:
-            if timeout_s < self._timeout_s:
-                raise OutOfTimeError(
-                    f"the Kubernetes API server did not answer within {timeout_s:.3g} s, all that was left "
-                    f"of --timeout: {what}",
-                    hint="Give it longer with --timeout.",
-                ) from exc
-            raise ServerUnreachableError(
-                f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}", hint=REACH
-            ) from exc
+            silent = f"The Kubernetes API server did not answer within {timeout_s:.3g} s: {what}"
+            try:
+                self._limit(self._timeout_s)
+            except OutOfTimeError as out:  # the call had only what was left of --timeout
+                raise out.waiting_for(silent) from exc
+            raise ServerUnreachableError(silent, hint=REACH) from exc
         except self._errors.ApiError as exc:
             raise self._refusal(what, exc.status.code, exc.status.message or str(exc), named=_names(exc)) from exc
         except transport.HTTPStatusError as exc:  # a plain-text answer: the path is not served, or not yet

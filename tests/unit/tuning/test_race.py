@@ -29,7 +29,7 @@ def measured(
 
 
 def row(level: float, answered: float, **more: Any) -> dict[str, Any]:
-    return {"level": level, "throughput_per_s": answered, "p99_ns": 1e6, "joules_per_inference": None, **more}
+    return {"level": level, "throughput_per_s": answered, "p99_ns": 1e6, "joules_per_inference": None, "decision": "fails", **more}
 
 
 def raced(
@@ -166,8 +166,9 @@ def test_rivals_are_near_the_best_whether_they_lost_or_were_overtaken() -> None:
     far = measured(batch=8, value=None, levels=(row(104.0, 60.0),))
     early = measured(batch=2, value=None, levels=(row(50.0, 50.0),))  # lost against a former best
     unknown = measured(batch=1, value=None)
-    found = rivals_of(best, [unknown, early, far, overtaken, lost, best], "throughput")
-    assert [each.setting.max_batch_size for each in found] == [32, 16]
+    undecided = measured(batch=24, value=None, levels=(row(97.0, 97.0, decision="undecided"),))
+    found = rivals_of(best, [unknown, early, far, overtaken, lost, undecided, best], "throughput")
+    assert [each.setting.max_batch_size for each in found] == [24, 32, 16]
 
 
 def test_rivals_of_several_models_are_scored_by_their_sum() -> None:

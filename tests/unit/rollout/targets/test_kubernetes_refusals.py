@@ -17,7 +17,7 @@ from repo_manager.errors import (
     ServerUnreachableError,
     UsageError,
 )
-from repo_manager.rollout.calls import OutOfTimeError
+from repo_manager.rollout.calls import Deadline, OutOfTimeError
 from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets.api import Api
@@ -98,7 +98,8 @@ def test_a_cluster_that_does_not_answer(repository: Path, tmp_path: Path, monkey
 def test_a_call_cut_short_by_the_deadline_of_everything_says_so(deployed: FakeCluster, api: Api) -> None:
     ended = threading.Event()
     deployed.refuse = lambda _method, _path: ended.wait(30) and None
-    with api.within(lambda _: 0.2), pytest.raises(OutOfTimeError, match=r"0\.2 s, all that was left of --timeout"):
+    deadline = Deadline(0.2)
+    with api.within(deadline.remaining_s), pytest.raises(OutOfTimeError, match=r"0\.2 s of --timeout: The Kubernetes"):
         api.deployments("models", {})
     ended.set()
 
