@@ -60,18 +60,20 @@ def is_damaged(folder: Path) -> bool:
     return spoilt or not (folder / "config.pbtxt").exists()
 
 
-@pytest.mark.parametrize(("store", "least"), [("disk", 1000), ("objects", 400)])
+@pytest.mark.parametrize(("store", "stride", "least"), [("disk", 1, 1000), ("objects", 3, 130)])
 def test_triton_loads_whatever_a_death_at_any_call_left(
-    store: str, least: int, repository: Path, server: EmbeddedServer, tmp_path: Path
+    store: str, stride: int, least: int, repository: Path, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     """After each death the operation's own checks hold; hundreds of deaths leave a dozen different models, and each
     loads as its config.pbtxt says.
+
+    In object storage every third call: `test_repository_power_loss` tries each subset of the unanswered writes there.
     """
     left = tmp_path / "left"
     left.mkdir()
-    points = run("crash_points", store, 1, left)
+    points = run("crash_points", store, stride, left)
     assert points.keys() == OPERATIONS.keys()
-    assert min(points.values()) > 3, points
+    assert min(points.values()) > 3 // stride, points
     assert sum(points.values()) >= least, points
     folders = sorted(left.iterdir())
     whole = [folder for folder in folders if not is_damaged(folder)]

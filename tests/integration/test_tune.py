@@ -27,7 +27,7 @@ from repo_manager.tuning.run import tuning_run
 from repo_manager.tuning.scratch import CANDIDATE
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-TUNE = ("tune", "m", "--slo", "p50<2s", "--search", "preferred", "--budget", "100s", "--json")
+TUNE = ("tune", "m", "--slo", "p50<2s", "--rate", "40", "--search", "preferred", "--budget", "100s", "--json")
 """For a model without an engine it measures only today's setting, with enough time on any machine."""
 
 
