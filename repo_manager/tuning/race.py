@@ -139,8 +139,8 @@ def duel(
 ) -> Duel | None:
     """Let two settings take turns until the one ahead is clearly no worse by 5 %, or for the largest number of rounds.
 
-    What counts is to end with a setting that is nearly the best, not to know which of two equals is better. So two of
-    them take turns for as long as the wrong one could still be chosen at a loss: an indifference zone (Bechhofer, 1954).
+    What counts is to end with a setting that is nearly the best, not to know which of two equals is better. So they
+    take turns for as long as the wrong choice may be a loss: the indifference zone of Bechhofer (1954).
 
     Args:
         best: the best setting so far.

@@ -29,7 +29,14 @@ def measured(
 
 
 def row(level: float, answered: float, **more: Any) -> dict[str, Any]:
-    return {"level": level, "throughput_per_s": answered, "p99_ns": 1e6, "joules_per_inference": None, "decision": "fails", **more}
+    return {
+        "level": level,
+        "throughput_per_s": answered,
+        "p99_ns": 1e6,
+        "joules_per_inference": None,
+        "decision": "fails",
+        **more,
+    }
 
 
 def raced(
