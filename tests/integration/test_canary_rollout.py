@@ -14,6 +14,7 @@ import pytest
 from support.proxies import TcpProxy
 from support.python_models import write_python_model
 from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.waiting import PAUSE_S
 
 from repo_manager.client import VersionedClient
 from repo_manager.errors import (
@@ -303,6 +304,7 @@ class Traffic:
                 self.versions.append(self._client.infer({"x": X}).version)
             except RepoManagerError as exc:
                 self.errors.append(str(exc))
+            self._stop.wait(PAUSE_S)
 
     def __enter__(self) -> Traffic:
         for thread in self._threads:
@@ -436,6 +438,7 @@ def test_requests_that_name_no_version_are_told(
         with TritonClient.connect(server.grpc_url) as other:
             while not stop.is_set():
                 other.infer(model, None, {"x": X})
+                stop.wait(PAUSE_S)
 
     thread = threading.Thread(target=ask)
     thread.start()

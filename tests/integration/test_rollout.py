@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from support.serving import SCALING_CONFIG, scaling_model, write_model
-from support.waiting import eventually
+from support.waiting import PAUSE_S, eventually
 
 from repo_manager.errors import RollbackFailedError, RolloutUndoneError, ServerRefusedError, ServerUnreachableError
 from repo_manager.pipeline.adding import add
@@ -106,6 +106,7 @@ class Load:
                     self.answers.append((time.monotonic(), answer(client, name)))
                 except ServerRefusedError as exc:
                     self.errors.append(str(exc))
+                self._stop.wait(PAUSE_S)
 
     def __enter__(self) -> Load:
         for thread in self._threads:

@@ -23,6 +23,7 @@ from support.fake_cluster import ServedCluster
 from support.kserve_controller import Controller
 from support.serving import SCALING_CONFIG, scaling_model, write_model
 from support.triton_deployment import publish_scaling, triton_deployment
+from support.waiting import PAUSE_S
 
 from repo_manager.errors import (
     GateError,
@@ -191,6 +192,7 @@ def _traffic(url: str, name: str) -> Iterator[None]:
             while not stop.is_set():
                 with contextlib.suppress(ServerRefusedError):  # not loaded yet
                     client.infer(name, None, {"x": X})
+                stop.wait(PAUSE_S)
 
     thread = threading.Thread(target=ask, name=TRAFFIC)
     thread.start()

@@ -14,6 +14,7 @@ import pytest
 from support.certificates import make_key_pair
 from support.proxies import TcpProxy
 from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.waiting import PAUSE_S
 
 from repo_manager.errors import RepoManagerError, RepositoryError
 from repo_manager.errors import ServerUnreachableError as Unreachable
@@ -59,6 +60,7 @@ class Asking:
                     self.answers.append(answer(client, name))
                 except RepoManagerError as exc:
                     self.errors.append(str(exc))
+                self._stop.wait(PAUSE_S)
 
     def __enter__(self) -> Asking:
         self._thread.start()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.python_models import write_python_model
+from support.waiting import PAUSE_S
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError
 from repo_manager.pipeline.adding_files import FilesOptions, add_files
@@ -163,6 +164,7 @@ def test_no_request_fails_while_an_ensemble_or_a_part_of_it_changes(models: Path
                     answers.add(ask(own))
                 except Exception as exc:  # noqa: BLE001 - whatever it is, it is a failed request
                     failures.append(str(exc))
+                ended.wait(PAUSE_S)
 
     threads = [threading.Thread(target=load, args=(ask,)) for ask in (answer, answer, asked_code)]
     for thread in threads:
