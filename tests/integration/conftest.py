@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.serving import running_server
 
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
@@ -35,7 +36,7 @@ def server(repository: Path, request: pytest.FixtureRequest) -> Iterator[Embedde
     A module with complete configurations sets `AUTO_COMPLETE = False`: each load is a second faster.
     """
     auto_complete = getattr(request.module, "AUTO_COMPLETE", True)
-    with EmbeddedServer(ServerOptions(repository=str(repository), auto_complete=auto_complete)) as running:
+    with running_server(ServerOptions(repository=str(repository), auto_complete=auto_complete)) as running:
         yield running
 
 
@@ -67,7 +68,7 @@ def start_server() -> Iterator[Callable[[ServerOptions], EmbeddedServer]]:
 
     yield start
     for running in started:
-        running.stop(deadline_s=2.0)
+        running.stop(deadline_s=0.0)
 
 
 class BothProtocols:

@@ -15,6 +15,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support import onnx_models
+from support.serving import running_server
 
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
@@ -26,7 +27,7 @@ AUTO_COMPLETE = False
 
 @pytest.fixture(scope="module")
 def second(repository: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerOptions(repository=str(repository), auto_complete=False)) as running:
+    with running_server(ServerOptions(repository=str(repository), auto_complete=False)) as running:
         yield running
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.serving import scaling_model
+from support.serving import running_server, scaling_model
 
 from repo_manager.errors import ServerError, ServerRefusedError, ServerUnreachableError
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.triton_config.config import parse_config
 from repo_manager.triton_config.problems import Severity
 from repo_manager.triton_config.rules import RULES, check_rules
@@ -267,7 +266,7 @@ def write(root: Path, models: dict[str, str]) -> None:
 @contextlib.contextmanager
 def running(root: Path) -> Iterator[TritonClient]:
     with (
-        EmbeddedServer(ServerOptions(repository=str(root), auto_complete=False, record=False)) as server,
+        running_server(ServerOptions(repository=str(root), auto_complete=False, record=False)) as server,
         TritonClient.connect(server.grpc_url) as connected,
     ):
         yield connected

@@ -19,7 +19,7 @@ from support.helm_cluster import HelmCluster
 from support.manifests import Object, load_objects, of_kind
 from support.manifests_links import check_set
 from support.promql import run_promtool
-from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.serving import SCALING_CONFIG, running_server, scaling_model, write_model
 
 from repo_manager.errors import ServerError
 from repo_manager.pipeline.snapshot import fetch, snapshot
@@ -589,7 +589,7 @@ def good(tmp_path: Path) -> Path:
 
 def test_the_pods_arguments_and_probes_are_tritons(good: Path, arguments: list[str]) -> None:
     container = _container(load_objects(render(_BASE)))
-    with EmbeddedServer(ServerOptions(repository=str(good), extra_args=tuple(arguments))) as server:
+    with running_server(ServerOptions(repository=str(good), extra_args=tuple(arguments))) as server:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             path = container[probe]["httpGet"]["path"]
             with urllib.request.urlopen(server.http_url + path, timeout=5) as answer:
@@ -605,7 +605,7 @@ def test_triton_serves_a_snapshot_through_the_sidecars_link(good: Path, tmp_path
     pinned = snapshot(good).pin
     with fetch(pinned.url, tmp_path / "warm", link=tmp_path / "link"):
         options = ServerOptions(repository=str(tmp_path / "link"), extra_args=tuple(arguments))
-        with EmbeddedServer(options) as server, TritonClient.connect(server.grpc_url) as client:
+        with running_server(options) as server, TritonClient.connect(server.grpc_url) as client:
             assert client.model_ready("scale", 1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.fake_cluster import FakeCluster, ServedCluster
 from support.object_stores import BUCKET, moto_server, s3_environment
+from support.serving import running_server
 from support.triton_deployment import publish_scaling, triton_deployment
 
 from repo_manager.pipeline.snapshot import fetch
@@ -22,7 +23,6 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.targets import api as cluster_api
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +71,7 @@ def test_the_snapshot_is_written_beside_the_repository_and_can_be_served(
     assert json.loads(found[0])["models"] == {"other": [1], "scale": [2]}
     assert not deploy(repository, "scale", 2, target, options=options).changed
     options_of_server = ServerOptions(repository=change.after, load=("*",), auto_complete=False)
-    with EmbeddedServer(options_of_server) as server, TritonClient.connect(server.grpc_url) as client:
+    with running_server(options_of_server) as server, TritonClient.connect(server.grpc_url) as client:
         assert client.model_ready("scale", 2)
         assert client.model_ready("other", 1)
         assert set(client.versions("scale")) == {2}

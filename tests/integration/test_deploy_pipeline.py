@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.serving import running_server
 
 from repo_manager.samples import sample_model
 from repo_manager.server.client import TritonClient
@@ -80,7 +81,7 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
         folder.mkdir()
     staging, production = (ServerOptions(repository=str(folder), auto_complete=False) for folder in folders)
     (tmp_path / "checkout").mkdir()
-    with EmbeddedServer(staging) as first, EmbeddedServer(production) as second:
+    with running_server(staging) as first, running_server(production) as second:
         yield Pipeline(tmp_path / "checkout", first, second)
 
 

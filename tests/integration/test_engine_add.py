@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.serving import running_server
 
 from repo_manager import samples
 from repo_manager.engine.fit import read_plan_header
@@ -26,7 +27,6 @@ from repo_manager.pipeline.adding import AddOptions, add
 from repo_manager.repository.verify import verify
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 
@@ -156,7 +156,7 @@ def test_tritonserver_takes_the_named_configuration(tmp_path: Path) -> None:
         AddOptions(backend="onnxruntime", model_configs={"big": str(overrides)}),
     )
     for arguments, expected in (((), 8), (("--model-config-name=big",), 64)):
-        with EmbeddedServer(ServerOptions(repository=str(root), extra_args=arguments)) as server:
+        with running_server(ServerOptions(repository=str(root), extra_args=arguments)) as server:
             server.wait_ready(60)
             client = TritonClient.connect(server.grpc_url)
             client.load("digits")

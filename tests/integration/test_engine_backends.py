@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.serving import running_server
 from tritonclient.grpc import model_config_pb2
 
 from repo_manager.engine.gpu import find_gpus
 from repo_manager.errors import ServerRefusedError
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU; the message is for those without")
 def test_without_a_gpu_the_load_fails_with_the_next_step(repository: Path) -> None:
-    with EmbeddedServer(ServerOptions(repository=str(repository))) as server:
+    with running_server(ServerOptions(repository=str(repository))) as server:
         server.wait_ready(60)
         client = TritonClient.connect(server.grpc_url)
         for backend in ("tensorrt", "tensorrt_rtx"):

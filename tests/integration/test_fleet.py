@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.serving import SCALING_CONFIG
+from support.serving import SCALING_CONFIG, running_server
 
 from repo_manager.errors import RolloutUndoneError, ServerUnreachableError
 from repo_manager.repository.tags import model_state
@@ -162,7 +162,7 @@ def check_refusal(repository: Path, servers: list[EmbeddedServer], clients: list
             auto_complete=False,
             extra_args=("--grpc-restricted-protocol=model-repository:admin-key=hush",),
         )
-        refusing = stack.enter_context(EmbeddedServer(restricted))
+        refusing = stack.enter_context(running_server(restricted))
         client = stack.enter_context(TritonClient.connect(refusing.grpc_url))
         with pytest.raises(Exception, match="restricted") as caught:
             deploy(repository, "m", 1, [*clients, client], options=in_batches("2"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.serving import running_server
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError, UsageError
 from repo_manager.gates import Outcome
@@ -77,7 +78,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         write_model(repository, name, body)
     write_model(repository, "wide", "pass", "-1")
     options = ServerOptions(repository=str(repository), load=(*BODIES, "wide"))
-    with EmbeddedServer(options) as running:
+    with running_server(options) as running:
         yield running
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support.json_documents import check_document
+from support.serving import running_server
 
 from repo_manager.errors import ServerError, UsageError
 from repo_manager.loadtest.compare import ComparePlan, compare
@@ -109,7 +110,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedS
     write_model(repository, "inner", None, ENSEMBLE.format(first="quick", second="slow"))
     write_model(repository, "outer", None, ENSEMBLE.format(first="inner", second="quick"))
     models = ("counted", "streams", "outer", "choosy")
-    with EmbeddedServer(ServerOptions(repository=str(repository), load=models)) as running:
+    with running_server(ServerOptions(repository=str(repository), load=models)) as running:
         yield running, folder
 
 

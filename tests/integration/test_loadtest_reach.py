@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.certificates import make_certificates
+from support.serving import running_server
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.loadtest.compare import ComparePlan, compare
@@ -88,7 +89,7 @@ def target(repository: Path, certificates: Path) -> Iterator[EmbeddedServer]:
         "--grpc-restricted-protocol=inference:key=secret",
     )
     options = ServerOptions(repository=str(repository), load=("gray",), extra_args=arguments, auto_complete=False)
-    with EmbeddedServer(options) as running:
+    with running_server(options) as running:
         yield running
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.object_stores import BUCKET, moto_server, s3_environment
-from support.serving import SCALING_CONFIG, scaling_model
+from support.serving import SCALING_CONFIG, running_server, scaling_model
 
 from repo_manager.rollout.observe import observe
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 LATEST = "version_policy { latest { num_versions: 1 } }\n"
@@ -70,7 +69,7 @@ def s3_client(bucket: Bucket) -> Iterator[TritonClient]:
         bucket.put(f"m/{version}/model.onnx", scaling_model(float(version)).SerializeToString())
     bucket.put("m/config.pbtxt", config.encode())
     options = ServerOptions(repository=bucket.location, auto_complete=False, environment=s3_environment())
-    with EmbeddedServer(options) as server, TritonClient.connect(server.grpc_url) as client:
+    with running_server(options) as server, TritonClient.connect(server.grpc_url) as client:
         yield client
 
 

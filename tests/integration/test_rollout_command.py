@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.certificates import make_key_pair
-from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.serving import SCALING_CONFIG, running_server, scaling_model, write_model
 
 from repo_manager.cli.main import main
 from repo_manager.onnx_model import runtime
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 POLICY = "version_policy { specific { versions: [1] } }\n"
@@ -58,7 +57,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str,
     root = tmp_path_factory.mktemp("models")
     write_model(root, "m", SCALING_CONFIG + POLICY, {1: scaling_model(2.0), 2: scaling_model(3.0)})
     options = ServerOptions(str(root), auto_complete=False)
-    with EmbeddedServer(options) as first, EmbeddedServer(options) as second:
+    with running_server(options) as first, running_server(options) as second:
         yield root, first.grpc_url, second.http_url
 
 

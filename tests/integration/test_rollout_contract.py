@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from support.fake_cluster import ServedCluster
 from support.kserve_controller import Controller
-from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.serving import SCALING_CONFIG, running_server, scaling_model, write_model
 from support.triton_deployment import publish_scaling, triton_deployment
 from support.waiting import PAUSE_S
 
@@ -136,7 +136,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
     """An empty repository, and two servers of it."""
     root = tmp_path_factory.mktemp("contract")
     options = ServerOptions(repository=str(root), auto_complete=False)
-    with EmbeddedServer(options) as first, EmbeddedServer(options) as second:
+    with running_server(options) as first, running_server(options) as second:
         yield root, [first, second]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.python_models import write_python_model
+from support.serving import running_server
 from support.waiting import PAUSE_S
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError
@@ -21,7 +22,6 @@ from repo_manager.rollout.options import RolloutOptions
 from repo_manager.rollout.result import Rollout
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.integration
 FIRST = "version_policy { specific { versions: [1] } }\n"
@@ -40,7 +40,7 @@ def models(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(models: Path) -> Iterator[TritonClient]:
     with (
-        EmbeddedServer(ServerOptions(repository=str(models), auto_complete=False)) as server,
+        running_server(ServerOptions(repository=str(models), auto_complete=False)) as server,
         TritonClient.connect(server.grpc_url) as connected,
     ):
         yield connected

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.object_stores import BUCKET, moto_server, s3_environment, tiny_config, tiny_files
-from support.serving import scaling_model
+from support.serving import running_server, scaling_model
 
 from repo_manager.cli.main import main
 from repo_manager.repository.location import ObjectRepository, parse_location
@@ -22,7 +22,6 @@ from repo_manager.repository.scan import find_model
 from repo_manager.repository.signing import sign_version
 from repo_manager.rollout.checks import CheckOutcome, check_version
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.triton_config.config import parse_config
 
 pytestmark = pytest.mark.integration
@@ -69,7 +68,7 @@ def served(tmp_path: Path, key: Path) -> Iterator[tuple[Path, list[str]]]:
     publish(root, "m", {"model.onnx": model}, parse_config(config, where="config.pbtxt"), {"precision": "fp32"})
     sign_version(root, "m", 1, key)
     options = ServerOptions(str(root), auto_complete=False)
-    with EmbeddedServer(options) as first, EmbeddedServer(options) as second:
+    with running_server(options) as first, running_server(options) as second:
         yield root, [first.grpc_url, second.http_url]
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from support.serving import running_server
 
 from repo_manager import samples
 from repo_manager.onnx_model.model import load_model
@@ -19,7 +20,6 @@ from repo_manager.repository.configuration import set_served_versions
 from repo_manager.repository.scan import scan
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.sparsity import sparsity_report
 from repo_manager.triton_config.config import read_config
 
@@ -53,7 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonClient]:
     shutil.copytree(REPOSITORY, copy)
     set_served_versions(copy, "digits", (1, 2))
     options = ServerOptions(repository=str(copy), load=("digits", "digits_int8"))
-    with EmbeddedServer(options) as server, TritonClient.connect(server.grpc_url) as client:
+    with running_server(options) as server, TritonClient.connect(server.grpc_url) as client:
         yield client
 
 

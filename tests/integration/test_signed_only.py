@@ -11,7 +11,7 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.serving import scaling_model
+from support.serving import running_server, scaling_model
 
 from repo_manager.errors import ConfigError, RepositoryError, RolloutUndoneError, UsageError
 from repo_manager.pipeline.serve_options import ServeOptions, server_options
@@ -151,7 +151,7 @@ def attacked(tmp_path: Path, key: Path) -> tuple[Path, dict[str, str], Path]:
 @pytest.fixture
 def servers(attacked: tuple[Path, dict[str, str], Path]) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
     options = ServerOptions(str(attacked[0]), auto_complete=False)
-    with EmbeddedServer(options) as first, EmbeddedServer(options) as second:
+    with running_server(options) as first, running_server(options) as second:
         yield first, second
 
 
@@ -191,7 +191,7 @@ def test_nothing_unsigned_runs_in_sixty_attempts(
         options = server_options(ServeOptions(root, load=load, signed_by=keys))
         assert options.load == ("good",)
         assert set(models.values()) <= set(options.refused)
-    with EmbeddedServer(options) as server, TritonClient.connect(server.grpc_url) as client:
+    with running_server(options) as server, TritonClient.connect(server.grpc_url) as client:
         assert {each.name for each in client.statistics()} == {"good"}
         assert set(server.failures) == set(options.refused)
     assert not marker.exists()
@@ -237,7 +237,7 @@ def test_signed_python_code_stays_signed_while_it_is_served(tmp_path: Path, key:
     publish(root, "code", sources, parse_config(PYTHON, where="config.pbtxt"), {"precision": "fp32"})
     sign_version(root, "code", 1, key)
     policy = RolloutOptions(signed_by=(key.with_suffix(".pub"),))
-    with EmbeddedServer(ServerOptions(str(root), auto_complete=False)) as server:
+    with running_server(ServerOptions(str(root), auto_complete=False)) as server:
         for _ in range(2):
             assert deploy(root, "code", 1, server.grpc_url, options=policy).ready == (1,)
     assert server_options(ServeOptions(root, signed_by=policy.signed_by)).load == ("code",)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from support.serving import scaling_model
+from support.serving import running_server, scaling_model
 
 from repo_manager.errors import RepositoryError, RolloutUndoneError
 from repo_manager.pipeline.recording import EmbeddedRun, embedded_run
@@ -29,7 +29,6 @@ from repo_manager.rollout.deploy import deploy
 from repo_manager.rollout.options import RolloutOptions
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.guard import StubGuard, stubs_of
 from repo_manager.triton_config.config import parse_config
 from repo_manager.tuning.result import TuneOptions
@@ -134,7 +133,7 @@ class Signed:
 @pytest.fixture
 def signed(tmp_path: Path) -> Iterator[Signed]:
     made = Signed(tmp_path)
-    with EmbeddedServer(ServerOptions(str(made.root), auto_complete=False)) as server:
+    with running_server(ServerOptions(str(made.root), auto_complete=False)) as server:
         made.url = server.grpc_url
         yield made
 
@@ -176,7 +175,7 @@ def sealed(tmp_path: Path) -> Iterator[Signed]:
     options = sealed_options(ServeOptions(made.root, load=("all",), signed_by=made.keys), sealed)
     assert set(options.load) == {"both", "code", "graph"}
     made.exchange_all()
-    with EmbeddedServer(options) as server:
+    with running_server(options) as server:
         made.url = server.grpc_url
         made.guard = StubGuard(server.pid, server.http_url, server.client_options)
         made.stubs = lambda: [stub.pid for stub in stubs_of(server.pid)]

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.json_documents import check_document
-from support.serving import SCALING_CONFIG, scaling_model, write_model
+from support.serving import SCALING_CONFIG, running_server, scaling_model, write_model
 from support.waiting import eventually
 
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions, free_ports
-from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.server.process import start_ticks
 from repo_manager.tuning.measuring import HeldLoad
 from repo_manager.tuning.result import TuneOptions
@@ -166,7 +165,7 @@ def test_on_a_server_elsewhere_copies_come_and_go_and_others_are_served(
     models: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "other", "steady", SCALING_CONFIG.replace('"m"', '"steady"'), {1: scaling_model(3.0)})
-    with EmbeddedServer(ServerOptions(str(tmp_path / "other"), load=("steady",), auto_complete=False)) as server:
+    with running_server(ServerOptions(str(tmp_path / "other"), load=("steady",), auto_complete=False)) as server:
         header = next(iter(server.client_options.headers.items()))
         (tmp_path / "header").write_text(f"{header[0]}: {header[1]}\n", encoding="utf-8")
         to = ("--to", server.grpc_url, "--header-file", str(tmp_path / "header"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from support.serving import SCALING_CONFIG, onnx_model, scaling_model, write_model
+from support.serving import SCALING_CONFIG, onnx_model, running_server, scaling_model, write_model
 
 from repo_manager.accuracy.evaluate import AccuracyOptions
 from repo_manager.errors import GateError, UsageError
@@ -20,7 +20,6 @@ from repo_manager.loadtest.compare import ComparePlan, compare_together
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.server.client import TritonClient
 from repo_manager.server.command import ServerOptions
-from repo_manager.server.embedded import EmbeddedServer
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.run import tune, tuning_run
 from repo_manager.tuning.scratch import CANDIDATE, TODAY, copies_of
@@ -84,7 +83,7 @@ def test_an_ensemble_is_tuned_by_its_parts_under_its_own_load(models: Path) -> N
 def test_an_ensemble_is_copied_to_a_server_elsewhere(models: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with (
-        EmbeddedServer(ServerOptions(str(tmp_path / "other"), auto_complete=False)) as server,
+        running_server(ServerOptions(str(tmp_path / "other"), auto_complete=False)) as server,
         contextlib.ExitStack() as stack,
     ):
         subjects = read_subjects(models, {"whole": 1}, {}, stack)
@@ -155,7 +154,7 @@ def test_for_energy_larger_batches_win_where_executions_cost(models: Path, tmp_p
     """Requests that wait for others share an execution and its joule."""
     (tmp_path / "other").mkdir()
     with (
-        EmbeddedServer(ServerOptions(str(tmp_path / "other"), auto_complete=False)) as server,
+        running_server(ServerOptions(str(tmp_path / "other"), auto_complete=False)) as server,
         metrics_of(server.metrics_url) as metrics_url,
     ):
         sought = options(

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from repo_manager.server.command import ServerOptions
+from repo_manager.server.embedded import EmbeddedServer
+
+
+@contextlib.contextmanager
+def running_server(options: ServerOptions) -> Iterator[EmbeddedServer]:
+    """Run a tritonserver, and kill it at the end: an orderly end takes up to five seconds, and has its own tests."""
+    with EmbeddedServer(options) as server:
+        try:
+            yield server
+        finally:
+            server.stop(deadline_s=0.0)
 
 
 def onnx_model(
