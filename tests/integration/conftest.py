@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,19 +57,9 @@ def any_client(request: pytest.FixtureRequest, server: EmbeddedServer) -> Iterat
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[[ServerOptions], EmbeddedServer]]:
-    """Start servers, and stop them at the test's end in any case."""
-    started: list[EmbeddedServer] = []
-
-    def start(options: ServerOptions) -> EmbeddedServer:
-        running = EmbeddedServer(options)
-        started.append(running)
-        running.start()
-        running.wait_ready()
-        return running
-
-    yield start
-    for running in started:
-        running.stop(deadline_s=0.0)
+    """Start servers, and kill them at the test's end in any case."""
+    with contextlib.ExitStack() as stack:
+        yield lambda options: stack.enter_context(running_server(options))
 
 
 class BothProtocols:
