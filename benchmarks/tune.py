@@ -8,8 +8,8 @@ from threads, and one that gains from instances only (a long chain of small prod
 instance, batches of at most 4 and no queue delay, which is right for none of them. The grid measures the largest rate
 that holds the limit for every setting of the space. The largest of many noisy values is too large, and what a machine
 does in one hour says little about the next. So the grid's best and each other setting that a run of `tune` chose are
-served side by side afterwards, and run `--rounds` short blocks of load in turn, as in the race of `tune`. The ratio of
-the rates that half of their blocks hold counts. The bars, for each model:
+served side by side afterwards, and run short blocks of load in turn, as in the race of `tune`, until `--rounds` of each
+count. The ratio of their rates in these counts. The bars, for each model:
 
 - a run of `tune` reaches 95 % of the grid's best in at most 15 % of the grid's time, in at least nine of ten runs.
   Without `--budget`, it gets this time, less what a server takes to end. A setting that it found and did not prove
@@ -59,6 +59,7 @@ from repo_manager.server.backend_directory import assemble
 from repo_manager.server.command import environment_of, free_ports
 from repo_manager.server.installation import find_triton
 from repo_manager.triton_config.config import read_config
+from repo_manager.tuning.race import side_of
 from repo_manager.tuning.result import BETTER, TuneOptions, TuneProgress
 from repo_manager.tuning.run import TuningRun, tune, tuning_run
 from repo_manager.tuning.scratch import CANDIDATE
@@ -247,7 +248,7 @@ class Bench:
                 "setting": vars(after.setting),
                 "label": after.label,
                 "found": result.best.label,
-                "duels": [each.text for each in result.duels],
+                "finalists": [each.text for each in result.finalists],
                 "verdicts": [each.verdict for each in result.comparisons],
                 "changes": {name: dict(changes) for name, changes in result.changes.items()},
                 "measured": len(result.trials),
@@ -267,11 +268,12 @@ class Bench:
                 self.record.once(in_turn, kind="in turn", model=self.name, label=setting.label)
 
     def _in_turn(self, run: TuningRun, best: Setting, setting: Setting) -> dict[str, Any]:
-        value, rounds = self.most()["value"], (self.chosen.rounds, self.chosen.rounds)
-        sides = [MeasuredSetting(each, True, value, "", 0.0, state={self.name: each}) for each in (best, setting)]
-        found = run.race.between(*sides, rate=value, rounds=rounds)
-        assert found is not None
-        return {"ratio": found.ratio, "error": found.error, "best": found.best, "levels": found.levels}
+        value = self.most()["value"]
+        one, two = (MeasuredSetting(each, True, value, "", 0.0, state={self.name: each}) for each in (best, setting))
+        sides = side_of(value, is_rate_sought=True), side_of(value, is_rate_sought=True)
+        found = run.race.between((one, two), sides, rounds=(self.chosen.rounds, 2 * self.chosen.rounds))
+        levels = [side.rows for side in sides]
+        return {"ratio": found.ratio, "error": found.error, "best": one.label, "levels": levels}
 
     def chosen_settings(self) -> list[Setting]:
         """Return the settings chosen by anyone, without the grid's best."""

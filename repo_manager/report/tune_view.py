@@ -51,8 +51,8 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     rows = [[each.label, _value(result, each), _better(result, each), each.reason] for each in _settings(result)]
     if rows:
         views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
-    if result.duels:
-        views.append(Text("\nIn turn under load:\n" + "\n".join(f"  {each.text}" for each in result.duels)))
+    if result.finalists:
+        views.append(Text("\nIn turn under load:\n" + "\n".join(f"  {each.text}" for each in result.finalists)))
     if result.left_out:
         views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
     if result.comparisons:
@@ -105,7 +105,7 @@ def _steps(result: Tuning) -> list[str]:
     beaten = sum(not each.is_better for each in result.trials)
     if beaten:
         steps.append(f"{beaten} other settings did not beat the best one before them; the table says why.")
-    steps += [f"In turn under load: {each.text}." for each in result.duels]
+    steps += [f"In turn under load: {each.text}." for each in result.finalists]
     for each in result.comparisons:
         steps.append(f"The proof, both served and measured in {each.plan.pairs} pairs at {each.level}: {each.verdict}.")
     return steps

@@ -6,13 +6,27 @@ It is separate from `race.py` because the journal and the load on the copies bot
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Loads
-from repo_manager.tuning.race import FEWEST_ROUNDS, MOST_ROUNDS, Duel, RaceBlock, duel, rivals_of
+from repo_manager.tuning.race import (
+    ROUNDS,
+    Bout,
+    Finalist,
+    RaceBlock,
+    Side,
+    Standings,
+    bout,
+    cost_of,
+    rivals_of,
+    score_of,
+    side_of,
+)
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
 from repo_manager.tuning.search import MARGIN, MeasuredSetting
@@ -21,6 +35,9 @@ from repo_manager.tuning.space import Setting
 __all__ = ["Race"]
 
 _LIVE_S = 2.0
+_USUAL_ROUNDS = 6  # of each rival
+_EQUAL = 0.02
+_WITHIN = 1.96
 
 
 class Race:
@@ -35,8 +52,9 @@ class Race:
         tell: called with each duel in words.
 
     Attributes:
-        duels: the duels so far.
-        best: the best setting after them. `None` before the first one.
+        finalists: what it said of each setting, the winner first. Empty before it, and where there was no rival.
+        best: the winner. `None` before it.
+        waiting: how many settings near the best one had no turn.
     """
 
     def __init__(
@@ -50,8 +68,10 @@ class Race:
     ) -> None:
         self._options, self._loads, self._journal = options, loads, journal
         self._changes_of, self._spare_s, self._tell = changes_of, spare_s, tell
-        self.duels: list[Duel] = []
+        self._known: dict[str, deque[Mapping[str, Any]]] = {}
+        self.finalists: tuple[Finalist, ...] = ()
         self.best: MeasuredSetting | None = None
+        self.waiting = 0
 
     def longest_s(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> float:
         """Return how long a race takes at most, in seconds. 0 where no setting is near the best one.
@@ -63,7 +83,7 @@ class Race:
         if best.value is None:
             return 0.0
         rivals = len(rivals_of(best, measured, self._options.seeks))
-        return rivals * MOST_ROUNDS * 2 * self._loads.block_s(self._loads.rate or best.value)
+        return rivals * _USUAL_ROUNDS * 2 * self._loads.block_s(self._loads.rate or best.value)
 
     def best_of(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> MeasuredSetting:
         """Return the setting that wins, `best` where no other one does.
@@ -77,35 +97,75 @@ class Race:
         """
         if best.value is None:
             return best
-        rate = self._loads.rate or best.value
-        for rival in rivals_of(best, measured, self._options.seeks):
-            if self._spare_s() < FEWEST_ROUNDS * 2 * self._loads.block_s(rate):
+        settings = [best, *rivals_of(best, measured, self._options.seeks)]
+        scores = [score_of(each, self._options.seeks) for each in settings]
+        standings = Standings([each for each in scores if each is not None])
+        sides = [self._side(score) for score in scores]
+        while (rival := standings.challenger) is not None:
+            leader = standings.leader
+            pair = (settings[leader], settings[rival])
+            found = self._bout(pair, (sides[leader], sides[rival]))
+            if found is None or not found.gains:
                 break
-            # A change of today's setting needs a gain, as in the search.
-            found = self._duel(best, rival, rate, MARGIN if best.state == measured[0].state else 0.0)
-            if found is None:
-                break
-            self.best = best = self._winner_of(found, best, rival) if found.is_won else best
-            self.duels.append(found)
-            self._tell(found.text)
-            rate = self._loads.rate or found.level
-        return best
+            standings.add(leader, rival, found.gains)
+            standings.out |= {at for at in (leader, rival) if sides[at].is_out}
+            if len(standings.out) == len(settings):
+                return best
+            self._tell(
+                f"{pair[1].label} is {found.ratio:.2f} times as good as {pair[0].label} in {found.rounds} rounds"
+            )
+        return self._conclude(settings, standings, sides, is_todays=best.state == measured[0].state)
 
-    def _winner_of(self, found: Duel, best: MeasuredSetting, rival: MeasuredSetting) -> MeasuredSetting:
-        """Return a rival in the place of the best setting, with a value by the ratio of the two.
+    def _side(self, score: float | None) -> Side:
+        assert score is not None
+        return side_of(self._loads.rate or float(f"{score:.4g}"), is_rate_sought=self._options.seeks == "throughput")
 
-        A rate is never above the one that half of its own blocks hold: the ratio of a winner is often too large.
+    def _conclude(
+        self, settings: Sequence[MeasuredSetting], standings: Standings, sides: Sequence[Side], *, is_todays: bool
+    ) -> MeasuredSetting:
+        """Return the winner, with a value by the standings. The first setting is the best one of the search.
+
+        A rate is never above the one that half of its own blocks hold.
+
+        Args:
+            settings: the settings of the race.
+            standings: what it showed.
+            sides: their blocks.
+            is_todays: the first one is today's. A change of it needs a gain, as in the search.
         """
-        assert best.value is not None
+        raced = [at for at, side in enumerate(sides) if side.rounds]
+        self.waiting = len(sides) - max(len(raced), 1)
+        gains, _ = standings.against(0)
+        within = [at for at in raced if at not in standings.out]
+        equals = [at for at in within if gains[at] >= max(gains[other] for other in within) - _EQUAL]
+        winner = min(equals, key=lambda at: (cost_of(settings[at])[:2], -gains[at]), default=0)
+        if is_todays and 0 not in standings.out and gains[winner] - gains[0] < math.log1p(MARGIN):
+            winner = 0
+        gains, errors = standings.against(winner)
+        self.finalists = tuple(
+            Finalist(
+                settings[at].label,
+                math.exp(gains[at]),
+                math.exp(gains[at] - _WITHIN * errors[at]),
+                math.exp(gains[at] + _WITHIN * errors[at]),
+                sides[at].rounds,
+            )
+            for at in sorted(raced, key=lambda at: (at != winner, -gains[at]))
+        )
+        self.best = settings[0]
+        if winner == 0:
+            return self.best
         is_rate = self._options.seeks == "throughput"
-        value = min(best.value * found.ratio, found.level) if is_rate else best.value / found.ratio
-        reason = f"{found.ratio:.2f} times as good as {found.best} in {found.rounds} rounds in turn with it"
-        return dataclasses.replace(rival, is_better=True, value=float(f"{value:.4g}"), reason=reason)
+        good = math.exp(standings.place(winner))
+        value = min(good, sides[winner].level_held()) if is_rate else 1 / good
+        reason = f"{1 / math.exp(gains[0]):.2f} times as good as {settings[0].label}, in turn with it and others"
+        self.best = dataclasses.replace(settings[winner], is_better=True, value=float(f"{value:.4g}"), reason=reason)
+        return self.best
 
-    def _duel(self, best: MeasuredSetting, rival: MeasuredSetting, rate: float, margin: float) -> Duel | None:
+    def _bout(self, pair: tuple[MeasuredSetting, MeasuredSetting], sides: tuple[Side, Side]) -> Bout | None:
         """Let two settings take turns. `None` where that cannot be done to its end."""
         try:
-            return self.between(best, rival, rate, has_time=lambda time_s: self._spare_s() > time_s, margin=margin)
+            return self.between(pair, sides, has_time=lambda time_s: self._spare_s() > time_s)
         except (BudgetEndedError, ServerRefusedError):  # two at a time may not fit where one did
             return None
         except ServerUnreachableError:
@@ -115,40 +175,33 @@ class Race:
 
     def between(
         self,
-        best: MeasuredSetting,
-        rival: MeasuredSetting,
-        rate: float,
+        pair: tuple[MeasuredSetting, MeasuredSetting],
+        sides: tuple[Side, Side],
         *,
         has_time: Callable[[float], bool] = lambda _: True,
-        rounds: tuple[int, int] = (FEWEST_ROUNDS, MOST_ROUNDS),
-        margin: float = 0.0,
-    ) -> Duel | None:
+        rounds: tuple[int, int] = ROUNDS,
+    ) -> Bout:
         """Serve two settings, and put them under load in turn. `benchmarks/tune.py` compares any two by it.
 
         Args:
-            best: the best setting so far.
-            rival: the one that may take its place.
-            rate: of the first block, in requests a second.
+            pair: the two.
+            sides: their blocks so far.
             has_time: whether there are so many seconds for one more round.
-            rounds: smallest and largest number of them.
-            margin: share by which the rival must be better.
-
-        Returns:
-            `None` when the time ended before the smallest number of rounds.
+            rounds: how many have to count, and the largest number of them.
 
         Raises:
             BudgetEndedError: the budget ended within a block.
             ServerError: one of the two does not load, or the server has ended.
         """
-        copies, served, states = self._loads.copies, (WINNER, CANDIDATE), (best.state, rival.state)
-        known = deque(self._journal.race(states))
+        copies, served, states = self._loads.copies, (WINNER, CANDIDATE), [each.state for each in pair]
+        known = self._known.setdefault(" / ".join(each.label for each in pair), deque(self._journal.race(states)))
         for copy, state in zip(served, states, strict=True):
             copies.load(copy, self._changes_of(state))
 
         def run(side: int, level: float) -> RaceBlock:
             if known and (known[0]["side"], known[0]["rate"]) == (side, level):
                 line = known.popleft()
-                return RaceBlock(line["is_held"], line["number"], tuple(line["rows"]))
+                return RaceBlock(line["is_held"], line["number"], tuple(line["rows"]), line["shift"])
             known.clear()
             block = self._loads.block(served[side], level)
             if not block.is_held:  # perhaps because the server has ended
@@ -156,13 +209,6 @@ class Race:
             self._journal.add_block(states, side, level, block)
             return block
 
-        return duel(
-            best,
-            rival,
-            run,
-            rate=rate,
-            is_rate_sought=self._options.seeks == "throughput",
-            has_time=lambda level: bool(known) or has_time(2 * self._loads.block_s(level)),
-            rounds=rounds,
-            margin=margin,
+        return bout(
+            sides, run, has_time=lambda level: bool(known) or has_time(2 * self._loads.block_s(level)), rounds=rounds
         )

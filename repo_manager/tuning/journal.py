@@ -100,7 +100,7 @@ class Journal:
             states: the settings of the best one before the race, and those of its rival.
         """
         wanted = _as_read(_plain(states))
-        return [line for line in self._lines if line["kind"] == "race" and line["states"] == wanted]
+        return [line for line in self._lines if line["kind"] == "race" and line["states"] == wanted and "shift" in line]
 
     def add_block(self, states: Sequence[Mapping[str, Setting]], side: int, rate: float, block: RaceBlock) -> None:
         """Write a block of a race.

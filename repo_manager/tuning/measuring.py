@@ -10,12 +10,11 @@ from typing import Any
 from repo_manager.gates import Outcome, worst
 from repo_manager.loadtest.compare import ComparePlan, Comparison, compare_together
 from repo_manager.loadtest.judge import parse_slo
-from repo_manager.loadtest.metrics import metric_of
 from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport, Progress, SearchStep
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.loadtest.search import DECISIONS, FAILS, HOLDS, LoadSpace, conclude, decided, next_level
-from repo_manager.tuning.race import RaceBlock
+from repo_manager.tuning.race import RaceBlock, judged
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.search import is_open
@@ -294,22 +293,15 @@ class Loads:
         """
         seconds = self._block_s(rate, _RACE_GAIN)
         points = self._points(copy, rate, {"duration_s": seconds, "window_s": seconds / _WINDOWS_OF_A_BLOCK})
-        held = all(self._is_within(name, point) for name, point in points.items())
+        held, shift = judged(points, self._options.gates_of)
         told = {"decision": HOLDS if held else FAILS}
         rows = tuple({**_row(each, None, name if len(points) > 1 else ""), **told} for name, each in points.items())
         numbers = {"latency": rows[0]["p99_ns"], "energy": rows[0]["joules_per_inference"]}
-        return RaceBlock(held, numbers.get(self._options.seeks), rows)
+        return RaceBlock(held, numbers.get(self._options.seeks), rows, shift)
 
     def block_s(self, rate: float) -> float:
         """Return how long a block of a race takes, in seconds."""
         return self._block_s(rate, _RACE_GAIN) + _BLOCK_COST_S
-
-    def _is_within(self, model: str, point: LoadPoint) -> bool:
-        """Return whether the numbers of a level are within the gates, whatever their intervals."""
-        if point.outcome in ("failed", "overloaded"):
-            return False
-        values = [(metric_of(gate.metric).get(point), gate) for gate in self._options.gates_of(model)]
-        return all(value is not None and (value < gate.limit) == gate.below for value, gate in values)
 
     def _busy(self, copy: str, points: Mapping[str, Sequence[LoadPoint]]) -> dict[str, float]:
         """Return each tunable model's time in the queue and computing, by second, at the largest load with counters."""

@@ -1,12 +1,17 @@
 """A race: the settings that the search found best take turns under load, two at a time.
 
 The search asks each setting for a few seconds only. On a busy machine such an answer is off by 10 % or more, so the
-search ends at a good setting that was lucky, and others as good look worse. In a race the best one and a rival are
-served side by side, and run short blocks of load in turn. Whatever slows the machine slows both.
+search ends at a good setting that was lucky, and others as good look worse. In a race two settings are served side by
+side, and run short blocks of load in turn. Whatever slows the machine slows both.
 
 For the largest rate each one climbs its own staircase (Dixon and Mood, 1948): the next block of a setting has more load
-if the last one held the limits, and less if not. The rate that half of the blocks hold is the maximum of the likelihood
-of a logistic curve over all blocks. Other objectives have a fixed rate, where the number itself is compared.
+if the last one held the limits, and less if not. How far its latency is from the limit tells at which rate the block
+would just have held. Other objectives have a fixed rate, where the number itself is read. The readings of two blocks
+in turn are compared.
+
+Each comparison says how much better one of two is. All of them, and what the search saw, give the likeliest place of
+every setting and its error, by least squares. The next two in turn are the leader, and the one that may be better by
+most (LUCB of Kalyanakrishnan et al., 2012), until no other one may be better by 5 %.
 """
 
 from __future__ import annotations
@@ -20,20 +25,41 @@ from typing import Any
 
 import numpy as np
 
+from repo_manager.gates import Gate
+from repo_manager.loadtest.metrics import metric_of
+from repo_manager.loadtest.result import LoadPoint
+from repo_manager.stats.quantiles import PERCENTILES
 from repo_manager.tuning.search import MeasuredSetting
 
-__all__ = ["FEWEST_ROUNDS", "MOST_RIVALS", "MOST_ROUNDS", "Duel", "RaceBlock", "duel", "rivals_of"]
+__all__ = [
+    "MOST_RIVALS",
+    "ROUNDS",
+    "Bout",
+    "Finalist",
+    "RaceBlock",
+    "Side",
+    "Standings",
+    "bout",
+    "cost_of",
+    "judged",
+    "rivals_of",
+    "score_of",
+    "side_of",
+]
 
 MOST_RIVALS = 8
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 20
+ROUNDS = (2, 6)  # that count in a bout, and at most with those on the way to the rate sought
 _NEAR = 0.85  # share of the best's value that makes another setting a rival
 _FIRST_STEP, _STEP = 0.1, 0.05
-_WIDTH = 0.05  # of the logistic curve: a load so much larger is held in 27 % of the blocks instead of 50 %
-_REACH = 0.2  # beyond the smallest and the largest level: the rate is somewhere there if no block failed, or each did
+_REACH = 0.25  # of a reading: a stall of the machine tells no more
 _CLEAR = 2.0  # standard errors
-_INDIFFERENT = 0.05  # the wrong one of two so near to each other is no loss
-_EQUAL = 0.01
+_INDIFFERENT = 0.03  # the wrong one of two so near to each other is no loss
+_SEEN = 0.12  # standard error of the logarithm of what the search saw of a setting
 _OPEN = 1.05  # share of a load with an undecided answer, as a guess of the rate held
+_SPREAD, _SPREAD_PAIRS = 0.1, 4  # usual standard deviation between the two of a pair, and as how many pairs it counts
+_TELLING = 0.03  # share of a block: the queue of an overloaded block passes a shorter limit at once
+_Array = np.ndarray[Any, np.dtype[np.float64]]
+_SHARES = {**{row.key: row.share for row in PERCENTILES}, "mean": 0.5, "max": 1.0}  # of a block's time, see `judged`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,43 +70,62 @@ class RaceBlock:
         is_held: every number of the block is within the gates, and the server kept up.
         number: the p99 in nanoseconds, or the joules an inference, if these are sought. `None`: it is not known.
         rows: the load level of each model asked, as `MeasuredSetting.levels`.
+        shift: logarithm of the rate at which this block would just have held, divided by its own rate. `None`: its
+            latency does not tell.
     """
 
     is_held: bool
     number: float | None
     rows: tuple[Mapping[str, Any], ...]
+    shift: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Duel:
-    """The best setting and a rival, in turn under load.
+class Finalist:
+    """One setting of a race.
 
     Attributes:
-        best: label of the best setting before it.
-        rival: label of the other one.
-        ratio: how many times better the rival is: its rate divided by the best one's, or the best one's p99 or energy
-            divided by its own.
-        error: standard error of the logarithm of `ratio`.
-        rounds: blocks of each side.
-        is_won: the rival takes the place of the best one.
-        levels: the blocks of the best one, and those of the rival, in order of time.
-        level: the rate that half of the winner's blocks hold, or the fixed rate, in requests a second.
+        label: of the setting.
+        ratio: how many times as good as the winner it is: its rate divided by the winner's, or the winner's p99 or
+            energy divided by its own. 1 for the winner.
+        low: lower end of the 95 % interval of `ratio`.
+        high: upper end of it.
+        rounds: its blocks of load.
     """
 
-    best: str
-    rival: str
+    label: str
     ratio: float
-    error: float
+    low: float
+    high: float
     rounds: int
-    is_won: bool
-    levels: tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]]
-    level: float
 
     @property
     def text(self) -> str:
         """In words."""
-        said = "takes its place" if self.is_won else "does not take its place"
-        return f"{self.rival} is {self.ratio:.2f} times as good as {self.best} ({self.rounds} rounds) and {said}"
+        return f"{self.label}: {self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}] of the winner's, {self.rounds} blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bout:
+    """Two settings in turn under load.
+
+    Attributes:
+        gains: of each round that counts the logarithm of how many times better the second one was.
+        rounds: blocks of each.
+    """
+
+    gains: tuple[float, ...]
+    rounds: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as good the second one is."""
+        return math.exp(statistics.mean(self.gains))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the logarithm of `ratio`. Infinite with a single round."""
+        return statistics.stdev(self.gains) / math.sqrt(len(self.gains)) if len(self.gains) > 1 else math.inf
 
 
 def rivals_of(best: MeasuredSetting, measured: Sequence[MeasuredSetting], seeks: str) -> list[MeasuredSetting]:
@@ -93,18 +138,18 @@ def rivals_of(best: MeasuredSetting, measured: Sequence[MeasuredSetting], seeks:
     """
     found: dict[str, tuple[float, MeasuredSetting]] = {}
     for each in measured:
-        score = _score(each, seeks)
+        score = score_of(each, seeks)
         if score is not None and each.state != best.state:
             known = found.get(each.label)
             found[each.label] = max(known, (score, each), key=lambda pair: pair[0]) if known else (score, each)
-    own = _score(best, seeks)
+    own = score_of(best, seeks)
     assert own is not None
     near = [pair for pair in found.values() if pair[0] >= own * _NEAR]
-    near.sort(key=lambda pair: (-pair[0], _cost(pair[1])))
+    near.sort(key=lambda pair: (-pair[0], cost_of(pair[1])))
     return [each for _, each in near[:MOST_RIVALS]]
 
 
-def _score(measured: MeasuredSetting, seeks: str) -> float | None:
+def score_of(measured: MeasuredSetting, seeks: str) -> float | None:
     """Return how good a setting seems, more is better: also one that was only shown not to beat the best."""
     if seeks != "throughput":
         last = measured.levels[-1] if measured.levels else {}
@@ -120,79 +165,157 @@ def _score(measured: MeasuredSetting, seeks: str) -> float | None:
     return min(smallest, sum(answered.values())) * (_OPEN if measured.is_open else 1.0)
 
 
-def _cost(measured: MeasuredSetting) -> tuple[int, ...]:
+def cost_of(measured: MeasuredSetting) -> tuple[int, ...]:
     """Return what the settings of all models take of the machine, see `Setting.cost`."""
     states = list(measured.state.values()) or [measured.setting]
     return tuple(sum(numbers) for numbers in zip(*(each.cost for each in states), strict=True))
 
 
-def duel(
-    best: MeasuredSetting,
-    rival: MeasuredSetting,
-    run: Callable[[int, float], RaceBlock],
-    *,
-    rate: float,
-    is_rate_sought: bool,
-    has_time: Callable[[float], bool] = lambda _: True,
-    rounds: tuple[int, int] = (FEWEST_ROUNDS, MOST_ROUNDS),
-    margin: float = 0.0,
-) -> Duel | None:
-    """Let two settings take turns until the one ahead is clearly no worse by 5 %, or for the largest number of rounds.
+def judged(points: Mapping[str, LoadPoint], gates_of: Callable[[str], Sequence[Gate]]) -> tuple[bool, float | None]:
+    """Return whether a block's numbers are within the gates, and its `RaceBlock.shift`.
 
-    What counts is to end with a setting that is nearly the best, not to know which of two equals is better. So they
-    take turns for as long as the wrong choice may be a loss: the indifference zone of Bechhofer (1954).
+    Requests come evenly for T seconds, at L times the rate the server answers. One that comes at t is answered
+    t * (L - 1) late. So the quantile q of the latency grows by q * T * (L - 1), the mean by half of T * (L - 1): the
+    distance from the limit tells how far L is from the rate that just holds.
 
     Args:
-        best: the best setting so far.
-        rival: the one that may take its place. One that takes less of the machine needs to be as good only.
-        run: runs a block: of the best one (0) or the rival (1), at a rate in requests a second.
-        rate: of the first block. The fixed one of all blocks if no rate is sought.
-        is_rate_sought: whether the largest rate is sought.
-        has_time: whether there is time for one more round, by its rate.
-        rounds: smallest and largest number of them.
-        margin: share by which the rival must be better, however little it takes of the machine.
-
-    Returns:
-        `None` when the time ended before the smallest number of rounds.
+        points: each model under load, with its level.
+        gates_of: returns the gates of a model.
     """
-    sides: list[_Side] = [(_Staircase if is_rate_sought else _Fixed)(rate) for _ in range(2)]
-    gain = error = 0.0
-    for number in range(rounds[1]):
-        if not has_time(max(side.level for side in sides)):
-            break
-        for each in (0, 1) if number % 2 == 0 else (1, 0):
+    held, shifts = True, []
+    for model, point in points.items():
+        held = held and point.outcome not in ("failed", "overloaded")
+        for gate in gates_of(model):
+            metric = metric_of(gate.metric)
+            value, share = metric.get(point), _SHARES.get(metric.key)
+            held = held and value is not None and (value < gate.limit) == gate.below
+            if share is not None and gate.below:
+                grown_ns = share * point.duration_s * 1e9
+                tells = value is not None and gate.limit > _TELLING * grown_ns
+                shifts.append(math.log((grown_ns + gate.limit) / (grown_ns + value)) if tells and value else None)
+    known = [each for each in shifts if each is not None]
+    if not known or len(known) < len(shifts):
+        return held, None
+    return held, min(*known, math.inf) if held else min(*known, 0.0)
+
+
+class Standings:
+    """What is known of the settings of a race: each one's place, with its error.
+
+    The places are the least squares of what the search saw of each, and of every round of two in turn.
+
+    Args:
+        scores: what the search saw of each setting, more is better, see `rivals_of`.
+    """
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        self._seen = np.log(np.array(scores))
+        self._gains: dict[tuple[int, int], list[float]] = {}
+        self.out: set[int] = set()
+
+    def add(self, own: int, other: int, gains: Sequence[float]) -> None:
+        """Take in the rounds of two: how much better the other one was, as logarithms."""
+        self._gains.setdefault((own, other), []).extend(gains)
+
+    def _places(self) -> tuple[_Array, _Array]:
+        """Return the place of each, and their covariance.
+
+        With few rounds their own spread says little, so the usual one counts, too.
+        """
+        rounds = sum(len(gains) for gains in self._gains.values())
+        squares = sum(statistics.pvariance(gains) * len(gains) for gains in self._gains.values())
+        freedom = _SPREAD_PAIRS + rounds - len(self._gains)
+        variance = (squares + _SPREAD_PAIRS * _SPREAD**2) / freedom
+        weights = np.eye(len(self._seen)) / _SEEN**2
+        sums = self._seen / _SEEN**2
+        for (own, other), gains in self._gains.items():
+            side = np.zeros(len(self._seen))
+            side[own], side[other] = -1.0, 1.0
+            weights += np.outer(side, side) * len(gains) / variance
+            sums += side * sum(gains) / variance
+        covariance = np.linalg.inv(weights)
+        return covariance @ sums, covariance
+
+    def against(self, own: int) -> tuple[_Array, _Array]:
+        """Return how much better than one of them each is, as a logarithm, and its standard error."""
+        places, covariance = self._places()
+        spread = covariance.diagonal() + covariance[own, own] - 2 * covariance[own]
+        return places - places[own], np.sqrt(np.maximum(spread, 0.0))
+
+    def place(self, own: int) -> float:
+        """Return the logarithm of how good one is."""
+        return float(self._places()[0][own])
+
+    @property
+    def leader(self) -> int:
+        """The likeliest best one."""
+        places, _ = self._places()
+        return max(set(range(len(places))) - self.out, key=lambda each: float(places[each]))
+
+    @property
+    def challenger(self) -> int | None:
+        """The one that may be better than the leader by most. `None`: no one may be so by 5 %."""
+        leader = self.leader
+        gains, errors = self.against(leader)
+        may_be = {each: gains[each] + _CLEAR * errors[each] for each in range(len(gains)) if each not in self.out}
+        del may_be[leader]
+        found = max(may_be, key=lambda each: may_be[each], default=None)
+        return None if found is None or may_be[found] < _INDIFFERENT else found
+
+
+def bout(
+    sides: tuple[Side, Side],
+    run: Callable[[int, float], RaceBlock],
+    *,
+    has_time: Callable[[float], bool] = lambda _: True,
+    rounds: tuple[int, int] = ROUNDS,
+) -> Bout:
+    """Let two settings take turns.
+
+    Args:
+        sides: the two, with their earlier blocks.
+        run: runs a block: of the first one (0) or the second (1), at a rate in requests a second.
+        has_time: whether there is time for one more round, by its rate.
+        rounds: how many have to count, and the largest number of them.
+    """
+    before = [side.rounds for side in sides]
+    gains: list[float] = []
+    done = 0
+    while done < rounds[1] and has_time(max(side.level for side in sides)):
+        for each in (0, 1) if done % 2 == 0 else (1, 0):
             sides[each].add(run(each, sides[each].level))
-        (own, own_error), (other, other_error) = (side.goodness() for side in sides)
-        gain, error = other - own, math.hypot(own_error, other_error)
-        if number + 1 >= rounds[0] and abs(gain) + _INDIFFERENT > _CLEAR * error:
+        done += 1
+        read = [
+            [reading if at >= side.first else None for at, reading in enumerate(side.readings)][start:]
+            for side, start in zip(sides, before, strict=True)
+        ]
+        gains = [two - one for one, two in zip(*read, strict=True) if one is not None and two is not None]
+        if len(gains) >= rounds[0] and all(side.is_near for side in sides):
             break
-    if sides[0].rounds < rounds[0]:
-        return None
-    costs = _cost(rival)[:2], _cost(best)[:2]  # instances and threads
-    needed = 0.0 if costs[0] == costs[1] else _EQUAL if costs[0] > costs[1] else -_EQUAL
-    is_won = not sides[1].is_out and (sides[0].is_out or gain > (math.log1p(margin) if margin else needed))
-    return Duel(
-        best=best.label,
-        rival=rival.label,
-        ratio=math.exp(gain),
-        error=error,
-        rounds=sides[0].rounds,
-        is_won=is_won,
-        levels=(tuple(sides[0].rows), tuple(sides[1].rows)),
-        level=sides[is_won].level_held(),
-    )
+    return Bout(tuple(gains), done)
 
 
-class _Side(ABC):
-    """One side of a duel.
+def side_of(level: float, *, is_rate_sought: bool) -> Side:
+    """Return a setting's side, whose first block has a level, in requests a second."""
+    return _Staircase(level) if is_rate_sought else _Fixed(level)
+
+
+class Side(ABC):
+    """One setting in a race.
 
     Args:
         level: rate of its first block, in requests a second.
+
+    Attributes:
+        level: rate of its next block.
+        rows: the load levels of its blocks.
+        readings: of each block the logarithm of what is compared, more is better. `None`: it does not tell.
     """
 
     def __init__(self, level: float) -> None:
         self.level = level
         self.rows: list[Mapping[str, Any]] = []
+        self.readings: list[float | None] = []
         self._blocks: list[RaceBlock] = []
 
     @property
@@ -204,61 +327,70 @@ class _Side(ABC):
         """Take in a block at `level`."""
         self.rows += block.rows
         self._blocks.append(block)
+        self.readings.append(self._reading(block))
 
     @property
     def is_out(self) -> bool:
         """Whether most of its blocks are outside the gates, where that does not decide its rate."""
         return False
 
+    @property
+    def is_near(self) -> bool:
+        """Whether its level is near the rate sought."""
+        return True
+
+    @property
+    def first(self) -> int:
+        """The first block that counts."""
+        return 0
+
     @abstractmethod
-    def goodness(self) -> tuple[float, float]:
-        """Return the logarithm of what is compared, more is better, and its standard error."""
+    def _reading(self, block: RaceBlock) -> float | None:
+        """Return the logarithm of what is compared of a block."""
 
     @abstractmethod
     def level_held(self) -> float:
         """Return the rate that half of its blocks hold, or the fixed one, in requests a second."""
 
 
-class _Staircase(_Side):
+class _Staircase(Side):
     """Seeks the rate that half of its blocks hold."""
 
-    def __init__(self, level: float) -> None:
-        super().__init__(level)
-        self._step = _FIRST_STEP
-        self._levels: list[float] = []
-
     def add(self, block: RaceBlock) -> None:
-        if self._blocks and self._blocks[-1].is_held != block.is_held:
-            self._step = _STEP
         super().add(block)
-        self._levels.append(math.log(self.level))
-        self.level = float(f"{self.level * (1 + self._step if block.is_held else 1 / (1 + self._step)):.4g}")
+        step = _STEP if self.is_near else _FIRST_STEP
+        self.level = float(f"{self.level * (1 + step if block.is_held else 1 / (1 + step)):.4g}")
 
-    def goodness(self) -> tuple[float, float]:
-        levels = np.array(self._levels)
-        signs = np.array([1.0 if block.is_held else -1.0 for block in self._blocks])
-        grid = np.linspace(levels.min() - _REACH, levels.max() + _REACH, 801)
-        distance = (grid[:, None] - levels[None, :]) / _WIDTH
-        at = int((-np.logaddexp(0.0, -signs * distance).sum(axis=1)).argmax())
-        shares = 1 / (1 + np.exp(-distance[at]))
-        return float(grid[at]), float(_WIDTH / math.sqrt(max((shares * (1 - shares)).sum(), 0.1)))
+    @property
+    def is_near(self) -> bool:
+        return len({each.is_held for each in self._blocks}) == 2
+
+    def _reading(self, block: RaceBlock) -> float | None:
+        # A block that does not tell how far it is from the limit is half a step from it on average.
+        half = math.log1p(_STEP) / 2
+        shift = block.shift if block.shift is not None else half if block.is_held else -half
+        return math.log(self.level) + min(max(shift, -_REACH), _REACH)
+
+    @property
+    def first(self) -> int:
+        """The last block on the way from the first level to the rate sought: those before tell the direction only."""
+        turn = next((at for at, each in enumerate(self._blocks) if each.is_held != self._blocks[0].is_held), None)
+        return max(self.rounds - 2, 0) if turn is None else turn - 1
 
     def level_held(self) -> float:
-        return float(f"{math.exp(self.goodness()[0]):.4g}")
+        known = [each for each in self.readings[self.first :] if each is not None]
+        return float(f"{math.exp(statistics.mean(known)):.4g}")
 
 
-class _Fixed(_Side):
+class _Fixed(Side):
     """Has one rate, at which a number is compared. Less of it is better."""
 
     @property
     def is_out(self) -> bool:
         return statistics.mean(block.is_held for block in self._blocks) < 0.5
 
-    def goodness(self) -> tuple[float, float]:
-        logs = [-math.log(block.number) for block in self._blocks if block.number]
-        if len(logs) < 2:
-            return 0.0, math.inf
-        return statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    def _reading(self, block: RaceBlock) -> float | None:
+        return -math.log(block.number) if block.number else None
 
     def level_held(self) -> float:
         return self.level

@@ -16,7 +16,7 @@ from repo_manager.loadtest.options import Arrival
 from repo_manager.loadtest.search import check_gates
 from repo_manager.server.transport import ClientOptions
 from repo_manager.stats.accuracy import Accuracy
-from repo_manager.tuning.race import Duel
+from repo_manager.tuning.race import Finalist
 from repo_manager.tuning.search import MeasuredSetting
 from repo_manager.tuning.space import AXES, BatchTime
 from repo_manager.validation import check_fields
@@ -188,7 +188,7 @@ class Tuning:
         curves: model -> the time of one batch by its size.
         settings: how many settings there are in the space.
         left_out: settings not tried, and why.
-        duels: the best of the search and the settings nearest to it, in turn under load.
+        finalists: the best settings of the search as the race left them, the winner first.
         comparisons: today's against the best, paired, for each model asked. Empty where there was nothing to compare.
         is_complete: the search ended on its own, not by the budget.
         journal: the file with every measurement.
@@ -208,7 +208,7 @@ class Tuning:
     curves: Mapping[str, tuple[BatchTime, ...]]
     settings: int
     left_out: tuple[str, ...]
-    duels: tuple[Duel, ...]
+    finalists: tuple[Finalist, ...]
     comparisons: tuple[Comparison, ...]
     is_complete: bool
     seconds: float

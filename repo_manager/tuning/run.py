@@ -300,7 +300,7 @@ class TuningRun:
             curves=self._curves,
             settings=sum(space.size for space in self._spaces.values()),
             left_out=(*self._answers.notes, *self._left_out(is_complete=is_complete)),
-            duels=tuple(self.race.duels),
+            finalists=self.race.finalists,
             comparisons=comparisons,
             is_complete=is_complete,
             seconds=self._clock() - self._began,
@@ -390,6 +390,8 @@ class TuningRun:
             if left > 0:
                 why = "the search found nothing better on the way to them" if is_complete else "the budget ended"
                 yield f"{of}{left} of {space.size} settings: {why}"
+        if self.race.waiting:
+            yield f"{self.race.waiting} more in turn with the best one: the budget ended"
 
     def evaluate(
         self, state: Mapping[str, Setting], best: MeasuredSetting | None, margin: float, model: str = ""

@@ -7,6 +7,7 @@ setting.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ State = Mapping[str, Setting]
 _PROOF_PAIR_S = 2.0
 _BATCH_S = 0.9
 _WARMUP_S = 0.5
+_WITHOUT_QUEUE = 0.045
 
 
 def subjects_of(configs: Mapping[str, str], tops: Sequence[str]) -> Subjects:
@@ -159,9 +161,12 @@ class Surface(Loads):
         """One block, held or not."""
         self.check_budget()
         self._fake.spent_s += self.block_s(rate)
-        held = self.seen(self._fake.state(copy)) > rate
+        seen = self.seen(self._fake.state(copy))
+        held = seen > rate
         row = {"label": f"rate {rate:g}/s", "level": rate, "p99_ns": None, "decision": HOLDS if held else FAILS}
-        return RaceBlock(held, None, (row,))
+        # Without a queue the latency does not tell how much more it would hold.
+        shift = min(math.log(max(seen, 1.0) / rate), _WITHOUT_QUEUE)
+        return RaceBlock(held, None, (row,), shift)
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Any, ...]:
         """Pairs of blocks, with a mean as noisy as that of twenty."""
