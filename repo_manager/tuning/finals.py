@@ -1,6 +1,6 @@
 """The race on real copies: which settings take turns, for how long, and what its blocks leave in the journal.
 
-It is separate from `race.py` because the journal and the load on the copies both need what a duel is made of.
+It is separate from `race.py` because the journal and the load on the copies both need its blocks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Race:
         tell: called with each duel in words.
 
     Attributes:
-        finalists: what it said of each setting, the winner first. Empty before it, and where there was no rival.
+        finalists: each setting with its place, the winner first. Empty before it, and where there was no rival.
         best: the winner. `None` before it.
         waiting: how many settings near the best one had no turn.
     """
@@ -184,8 +184,8 @@ class Race:
         """Serve two settings, and put them under load in turn. `benchmarks/tune.py` compares any two by it.
 
         Args:
-            pair: the two.
-            sides: their blocks so far.
+            pair: the two settings.
+            sides: their earlier blocks, in the same order.
             has_time: whether there are so many seconds for one more round.
             rounds: how many have to count, and the largest number of them.
 

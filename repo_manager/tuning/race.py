@@ -1,17 +1,17 @@
-"""A race: the settings that the search found best take turns under load, two at a time.
+"""A race: the best settings of the search take turns under load, two at a time.
 
 The search asks each setting for a few seconds only. On a busy machine such an answer is off by 10 % or more, so the
-search ends at a good setting that was lucky, and others as good look worse. In a race two settings are served side by
+search ends at a good and lucky setting, and others as good look worse. In a race two settings are served side by
 side, and run short blocks of load in turn. Whatever slows the machine slows both.
 
 For the largest rate each one climbs its own staircase (Dixon and Mood, 1948): the next block of a setting has more load
-if the last one held the limits, and less if not. How far its latency is from the limit tells at which rate the block
-would just have held. Other objectives have a fixed rate, where the number itself is read. The readings of two blocks
+if the last one held the limits, and less if not. The distance of its latency from the limit tells the rate that the
+block would just have held. Other objectives have a fixed rate, where the number itself is read. The readings of two blocks
 in turn are compared.
 
-Each comparison says how much better one of two is. All of them, and what the search saw, give the likeliest place of
-every setting and its error, by least squares. The next two in turn are the leader, and the one that may be better by
-most (LUCB of Kalyanakrishnan et al., 2012), until no other one may be better by 5 %.
+Each comparison says how much better one of two is. All of them and the values of the search give the likeliest place
+of every setting and its error, by least squares. The next two in turn are the leader and the one with the largest
+possible lead (LUCB of Kalyanakrishnan et al., 2012), until no other one may be better by 5 %.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 MOST_RIVALS = 8
-ROUNDS = (2, 6)  # that count in a bout, and at most with those on the way to the rate sought
-_NEAR = 0.85  # share of the best's value that makes another setting a rival
+ROUNDS = (2, 6)  # of a bout: those to count, and the most with those on the way to the rate sought
+_NEAR = 0.85  # share of the best's value: from here on another setting is a rival
 _FIRST_STEP, _STEP = 0.1, 0.05
 _REACH = 0.25  # of a reading: a stall of the machine tells no more
 _CLEAR = 2.0  # standard errors
 _INDIFFERENT = 0.03  # the wrong one of two so near to each other is no loss
-_SEEN = 0.12  # standard error of the logarithm of what the search saw of a setting
+_SEEN = 0.12  # standard error of the logarithm of a value in the search
 _OPEN = 1.05  # share of a load with an undecided answer, as a guess of the rate held
 _SPREAD, _SPREAD_PAIRS = 0.1, 4  # usual standard deviation between the two of a pair, and as how many pairs it counts
 _TELLING = 0.03  # share of a block: the queue of an overloaded block passes a shorter limit at once
@@ -174,9 +174,9 @@ def cost_of(measured: MeasuredSetting) -> tuple[int, ...]:
 def judged(points: Mapping[str, LoadPoint], gates_of: Callable[[str], Sequence[Gate]]) -> tuple[bool, float | None]:
     """Return whether a block's numbers are within the gates, and its `RaceBlock.shift`.
 
-    Requests come evenly for T seconds, at L times the rate the server answers. One that comes at t is answered
-    t * (L - 1) late. So the quantile q of the latency grows by q * T * (L - 1), the mean by half of T * (L - 1): the
-    distance from the limit tells how far L is from the rate that just holds.
+    Requests come evenly for `T` seconds, at `L` times the rate of the answers. One sent at `t` is `t * (L - 1)` late.
+    So the quantile `q` of the latency grows by `q * T * (L - 1)`, and the mean by half of `T * (L - 1)`. The distance
+    from the limit tells by how much `L` is too large or too small.
 
     Args:
         points: each model under load, with its level.
@@ -214,7 +214,13 @@ class Standings:
         self.out: set[int] = set()
 
     def add(self, own: int, other: int, gains: Sequence[float]) -> None:
-        """Take in the rounds of two: how much better the other one was, as logarithms."""
+        """Take in rounds of two settings.
+
+        Args:
+            own: place of the first one in the scores.
+            other: place of the second one.
+            gains: of each round the logarithm of how many times better the second one was.
+        """
         self._gains.setdefault((own, other), []).extend(gains)
 
     def _places(self) -> tuple[_Array, _Array]:
@@ -366,7 +372,7 @@ class _Staircase(Side):
         return len({each.is_held for each in self._blocks}) == 2
 
     def _reading(self, block: RaceBlock) -> float | None:
-        # A block that does not tell how far it is from the limit is half a step from it on average.
+        # Without a limited latency a block is half a step from the rate sought on average.
         half = math.log1p(_STEP) / 2
         shift = block.shift if block.shift is not None else half if block.is_held else -half
         return math.log(self.level) + min(max(shift, -_REACH), _REACH)
