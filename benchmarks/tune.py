@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import dataclasses
 import functools
 import json
 import os
@@ -248,7 +249,7 @@ class Bench:
                 "setting": vars(after.setting),
                 "label": after.label,
                 "found": result.best.label,
-                "finalists": [each.text for each in result.finalists],
+                "finalists": [dataclasses.asdict(each) for each in result.finalists],
                 "verdicts": [each.verdict for each in result.comparisons],
                 "changes": {name: dict(changes) for name, changes in result.changes.items()},
                 "measured": len(result.trials),

@@ -52,7 +52,10 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     if rows:
         views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
     if result.finalists:
-        views.append(Text("\nIn turn under load:\n" + "\n".join(f"  {each.text}" for each in result.finalists)))
+        columns = ["setting", "of the winner", "95 % interval", "blocks"]
+        views.append(
+            make_table("In turn under load", columns, _race(result), right="of the winner,95 % interval,blocks")
+        )
     if result.left_out:
         views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
     if result.comparisons:
@@ -88,6 +91,7 @@ def tune_page(result: Tuning) -> str:
         ],
         figures=[*_front(result), *_curves(result)],
         effects=_effects(result),
+        race=_race(result),
     )
 
 
@@ -105,10 +109,21 @@ def _steps(result: Tuning) -> list[str]:
     beaten = sum(not each.is_better for each in result.trials)
     if beaten:
         steps.append(f"{beaten} other settings did not beat the best one before them; the table says why.")
-    steps += [f"In turn under load: {each.text}." for each in result.finalists]
+    if result.finalists:
+        steps.append(
+            f"{result.finalists[0].label} won the race of {len(result.finalists)} settings in turn under load."
+        )
     for each in result.comparisons:
         steps.append(f"The proof, both served and measured in {each.plan.pairs} pairs at {each.level}: {each.verdict}.")
     return steps
+
+
+def _race(result: Tuning) -> list[tuple[str, str, str, int]]:
+    """Return a row of each setting in the race: its share of the winner's value with its interval, and its blocks."""
+    return [
+        (each.label, f"{each.ratio:.1%}", f"{each.low:.1%} to {each.high:.1%}" if number else "-", each.rounds)
+        for number, each in enumerate(result.finalists)
+    ]
 
 
 def _settings(result: Tuning) -> list[MeasuredSetting]:

@@ -14,22 +14,10 @@ from typing import Any
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Loads
-from repo_manager.tuning.race import (
-    ROUNDS,
-    Bout,
-    Finalist,
-    RaceBlock,
-    Side,
-    Standings,
-    bout,
-    cost_of,
-    rivals_of,
-    score_of,
-    side_of,
-)
+from repo_manager.tuning.race import ROUNDS, Bout, Finalist, RaceBlock, Side, Standings, bout, side_of
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
-from repo_manager.tuning.search import MARGIN, MeasuredSetting
+from repo_manager.tuning.search import MARGIN, MeasuredSetting, cost_of, rivals_of, score_of
 from repo_manager.tuning.space import Setting
 
 __all__ = ["Race"]

@@ -6,8 +6,8 @@ side, and run short blocks of load in turn. Whatever slows the machine slows bot
 
 For the largest rate each one climbs its own staircase (Dixon and Mood, 1948): the next block of a setting has more load
 if the last one held the limits, and less if not. The distance of its latency from the limit tells the rate that the
-block would just have held. Other objectives have a fixed rate, where the number itself is read. The readings of two blocks
-in turn are compared.
+block would just have held. Other objectives have a fixed rate, where the number itself is read. The readings of two
+blocks in turn are compared.
 
 Each comparison says how much better one of two is. All of them and the values of the search give the likeliest place
 of every setting and its error, by least squares. The next two in turn are the leader and the one with the largest
@@ -29,10 +29,8 @@ from repo_manager.gates import Gate
 from repo_manager.loadtest.metrics import metric_of
 from repo_manager.loadtest.result import LoadPoint
 from repo_manager.stats.quantiles import PERCENTILES
-from repo_manager.tuning.search import MeasuredSetting
 
 __all__ = [
-    "MOST_RIVALS",
     "ROUNDS",
     "Bout",
     "Finalist",
@@ -40,22 +38,16 @@ __all__ = [
     "Side",
     "Standings",
     "bout",
-    "cost_of",
     "judged",
-    "rivals_of",
-    "score_of",
     "side_of",
 ]
 
-MOST_RIVALS = 8
 ROUNDS = (2, 6)  # of a bout: those to count, and the most with those on the way to the rate sought
-_NEAR = 0.85  # share of the best's value: from here on another setting is a rival
 _FIRST_STEP, _STEP = 0.1, 0.05
 _REACH = 0.25  # of a reading: a stall of the machine tells no more
 _CLEAR = 2.0  # standard errors
 _INDIFFERENT = 0.03  # the wrong one of two so near to each other is no loss
 _SEEN = 0.12  # standard error of the logarithm of a value in the search
-_OPEN = 1.05  # share of a load with an undecided answer, as a guess of the rate held
 _SPREAD, _SPREAD_PAIRS = 0.1, 4  # usual standard deviation between the two of a pair, and as how many pairs it counts
 _TELLING = 0.03  # share of a block: the queue of an overloaded block passes a shorter limit at once
 _Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -99,11 +91,6 @@ class Finalist:
     high: float
     rounds: int
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        return f"{self.label}: {self.ratio:.2f} [{self.low:.2f}, {self.high:.2f}] of the winner's, {self.rounds} blocks"
-
 
 @dataclasses.dataclass(frozen=True)
 class Bout:
@@ -126,49 +113,6 @@ class Bout:
     def error(self) -> float:
         """Standard error of the logarithm of `ratio`. Infinite with a single round."""
         return statistics.stdev(self.gains) / math.sqrt(len(self.gains)) if len(self.gains) > 1 else math.inf
-
-
-def rivals_of(best: MeasuredSetting, measured: Sequence[MeasuredSetting], seeks: str) -> list[MeasuredSetting]:
-    """Return the few settings that may be better than the best one, the most promising first.
-
-    Args:
-        best: the best setting of the search. It holds a value.
-        measured: every measurement of the search.
-        seeks: `throughput`, `latency` or `energy`.
-    """
-    found: dict[str, tuple[float, MeasuredSetting]] = {}
-    for each in measured:
-        score = score_of(each, seeks)
-        if score is not None and each.state != best.state:
-            known = found.get(each.label)
-            found[each.label] = max(known, (score, each), key=lambda pair: pair[0]) if known else (score, each)
-    own = score_of(best, seeks)
-    assert own is not None
-    near = [pair for pair in found.values() if pair[0] >= own * _NEAR]
-    near.sort(key=lambda pair: (-pair[0], cost_of(pair[1])))
-    return [each for _, each in near[:MOST_RIVALS]]
-
-
-def score_of(measured: MeasuredSetting, seeks: str) -> float | None:
-    """Return how good a setting seems, more is better: also one that was only shown not to beat the best."""
-    if seeks != "throughput":
-        last = measured.levels[-1] if measured.levels else {}
-        number: float | None = measured.value or last.get("p99_ns" if seeks == "latency" else "joules_per_inference")
-        return 1 / number if number else None
-    if measured.value is not None:
-        return measured.value
-    asked = [level for level in measured.levels if level.get("throughput_per_s")]
-    if not asked:
-        return None
-    smallest = min(float(level["level"]) for level in asked)
-    answered = {level.get("model"): float(level["throughput_per_s"]) for level in asked if level["level"] == smallest}
-    return min(smallest, sum(answered.values())) * (_OPEN if measured.is_open else 1.0)
-
-
-def cost_of(measured: MeasuredSetting) -> tuple[int, ...]:
-    """Return what the settings of all models take of the machine, see `Setting.cost`."""
-    states = list(measured.state.values()) or [measured.setting]
-    return tuple(sum(numbers) for numbers in zip(*(each.cost for each in states), strict=True))
 
 
 def judged(points: Mapping[str, LoadPoint], gates_of: Callable[[str], Sequence[Gate]]) -> tuple[bool, float | None]:

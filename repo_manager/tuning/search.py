@@ -12,10 +12,23 @@ from typing import Any
 
 from repo_manager.tuning.space import BatchTime, Setting, Space
 
-__all__ = ["MARGIN", "MeasuredSetting", "descend", "is_open", "likely_good"]
+__all__ = [
+    "MARGIN",
+    "MOST_RIVALS",
+    "MeasuredSetting",
+    "cost_of",
+    "descend",
+    "is_open",
+    "likely_good",
+    "rivals_of",
+    "score_of",
+]
 
 MARGIN = 0.04
+MOST_RIVALS = 8
 _MOST_ROUNDS = 4
+_NEAR = 0.85  # share of the best's value: from here on another setting is a rival
+_OPEN = 1.05  # share of a load with an undecided answer, as a guess of the rate held
 _MISSES = 2  # in one direction of an axis: a single one may be chance
 
 
@@ -172,3 +185,46 @@ def likely_good(
             threads = max((each for each in space.axes["threads"] if each is not None and each <= fair), default=None)
         found.append(space.as_by_default(Setting(instances, size, delay, threads)))
     return tuple(each for each in found if each != today and space.allows(each))
+
+
+def rivals_of(best: MeasuredSetting, measured: Sequence[MeasuredSetting], seeks: str) -> list[MeasuredSetting]:
+    """Return the few settings that may be better than the best one, the most promising first.
+
+    Args:
+        best: the best setting of the search. It holds a value.
+        measured: every measurement of the search.
+        seeks: `throughput`, `latency` or `energy`.
+    """
+    found: dict[str, tuple[float, MeasuredSetting]] = {}
+    for each in measured:
+        score = score_of(each, seeks)
+        if score is not None and each.state != best.state:
+            known = found.get(each.label)
+            found[each.label] = max(known, (score, each), key=lambda pair: pair[0]) if known else (score, each)
+    own = score_of(best, seeks)
+    assert own is not None
+    near = [pair for pair in found.values() if pair[0] >= own * _NEAR]
+    near.sort(key=lambda pair: (-pair[0], cost_of(pair[1])))
+    return [each for _, each in near[:MOST_RIVALS]]
+
+
+def score_of(measured: MeasuredSetting, seeks: str) -> float | None:
+    """Return how good a setting seems, more is better: also one that was only shown not to beat the best."""
+    if seeks != "throughput":
+        last = measured.levels[-1] if measured.levels else {}
+        number: float | None = measured.value or last.get("p99_ns" if seeks == "latency" else "joules_per_inference")
+        return 1 / number if number else None
+    if measured.value is not None:
+        return measured.value
+    asked = [level for level in measured.levels if level.get("throughput_per_s")]
+    if not asked:
+        return None
+    smallest = min(float(level["level"]) for level in asked)
+    answered = {level.get("model"): float(level["throughput_per_s"]) for level in asked if level["level"] == smallest}
+    return min(smallest, sum(answered.values())) * (_OPEN if measured.is_open else 1.0)
+
+
+def cost_of(measured: MeasuredSetting) -> tuple[int, ...]:
+    """Return what the settings of all models take of the machine, see `Setting.cost`."""
+    states = list(measured.state.values()) or [measured.setting]
+    return tuple(sum(numbers) for numbers in zip(*(each.cost for each in states), strict=True))

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support.tuning import simulated, subjects_of
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint
+from repo_manager.report.tune_view import tune_page, tune_view
 from repo_manager.tuning.measuring import BudgetEndedError
-from repo_manager.tuning.race import (
-    MOST_RIVALS,
-    ROUNDS,
-    Bout,
-    RaceBlock,
-    Side,
-    Standings,
-    bout,
-    judged,
-    rivals_of,
-    side_of,
-)
+from repo_manager.tuning.race import ROUNDS, Bout, RaceBlock, Side, Standings, bout, judged, side_of
 from repo_manager.tuning.result import TuneOptions, Tuning
 from repo_manager.tuning.run import TuningRun
-from repo_manager.tuning.search import MeasuredSetting
+from repo_manager.tuning.search import MOST_RIVALS, MeasuredSetting, rivals_of
 from repo_manager.tuning.space import Setting
 
 
@@ -416,3 +409,13 @@ def test_a_server_that_ends_under_a_race_is_started_again_for_the_proof(
     assert result.finalists == ()
     assert any("more in turn with the best one: the budget ended" in said for said in result.left_out)
     assert result.outcome == "better"
+
+
+def test_the_page_and_the_terminal_show_the_race(tmp_path: Path) -> None:
+    result = dataclasses.replace(won_by_race(tmp_path)[0], comparisons=())
+    page, terminal = re.sub("<td[^>]*>", "<td>", tune_page(result)), io.StringIO()
+    Console(file=terminal, width=140).print(*tune_view(result, written=False))
+    for number, each in enumerate(result.finalists):
+        interval = f"{each.low:.1%} to {each.high:.1%}" if number else "-"
+        assert f"<td>{each.ratio:.1%}</td><td>{interval}</td><td>{each.rounds}</td>" in page
+        assert f"{each.ratio:.1%}" in terminal.getvalue()
