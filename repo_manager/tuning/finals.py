@@ -87,7 +87,7 @@ class Race:
             return best
         settings = [best, *rivals_of(best, measured, self._options.seeks)]
         scores = [score_of(each, self._options.seeks) for each in settings]
-        standings = Standings([each for each in scores if each is not None])
+        standings = Standings(settings, self._options.seeks)
         sides = [self._side(score) for score in scores]
         while (rival := standings.challenger) is not None:
             leader = standings.leader
@@ -100,7 +100,7 @@ class Race:
             if len(standings.out) == len(settings):
                 return best
             self._tell(
-                f"{pair[1].label} is {found.ratio:.2f} times as good as {pair[0].label} in {found.rounds} rounds"
+                f"{pair[1].label} is {found.ratio:.2f} times as good as {pair[0].label} (rounds: {found.rounds})"
             )
         return self._conclude(settings, standings, sides, is_todays=best.state == measured[0].state)
 

@@ -29,6 +29,7 @@ from repo_manager.gates import Gate
 from repo_manager.loadtest.metrics import metric_of
 from repo_manager.loadtest.result import LoadPoint
 from repo_manager.stats.quantiles import PERCENTILES
+from repo_manager.tuning.search import MeasuredSetting, score_of
 
 __all__ = [
     "ROUNDS",
@@ -47,7 +48,8 @@ _FIRST_STEP, _STEP = 0.1, 0.05
 _REACH = 0.25  # of a reading: a stall of the machine tells no more
 _CLEAR = 2.0  # standard errors
 _INDIFFERENT = 0.03  # the wrong one of two so near to each other is no loss
-_SEEN = 0.12  # standard error of the logarithm of a value in the search
+_SEEN, _LOST = 0.12, 0.25  # standard errors of the logarithm of a value in the search, and of the guess for a loser
+_VARIETY, _ANYWHERE = 0.35, 3.0  # standard deviations of the logarithms of all settings, and of their mean
 _SPREAD, _SPREAD_PAIRS = 0.1, 4  # usual standard deviation between the two of a pair, and as how many pairs it counts
 _TELLING = 0.03  # share of a block: the queue of an overloaded block passes a shorter limit at once
 _Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -143,17 +145,36 @@ def judged(points: Mapping[str, LoadPoint], gates_of: Callable[[str], Sequence[G
     return held, min(*known, math.inf) if held else min(*known, 0.0)
 
 
+def _likeness(one: MeasuredSetting, other: MeasuredSetting) -> float:
+    """Return the expected correlation of two settings: 1 for the same, less with each axis that differs."""
+    distance = 0.0
+    for name, mine in one.state.items():
+        theirs = other.state[name]
+        distance += 0.5 * abs(math.log2(mine.instances / theirs.instances))
+        distance += 0.25 * abs(math.log2(max(mine.max_batch_size, 1) / max(theirs.max_batch_size, 1)))
+        distance += 1.0 if (mine.queue_delay is None) != (theirs.queue_delay is None) else 0.0
+        distance += 0.2 * ((mine.queue_delay or 0) != (theirs.queue_delay or 0))
+        distance += 0.5 * (mine.threads != theirs.threads) + 0.2 * (mine.preferred != theirs.preferred)
+    return math.exp(-distance)
+
+
 class Standings:
     """What is known of the settings of a race: each one's place, with its error.
 
-    The places are the least squares of what the search saw of each, and of every round of two in turn.
+    The places are the least squares of the scores in the search and of every round of two in turn. Settings with nearly
+    the same values have nearly the same places: a Gaussian process, as in Bayesian optimization. So where one proves
+    much better than the search saw it, those like it are expected to be better, too.
 
     Args:
-        scores: what the search saw of each setting, more is better, see `rivals_of`.
+        settings: the settings, each with a score, see `score_of`.
+        seeks: `throughput`, `latency` or `energy`.
     """
 
-    def __init__(self, scores: Sequence[float]) -> None:
-        self._seen = np.log(np.array(scores))
+    def __init__(self, settings: Sequence[MeasuredSetting], seeks: str) -> None:
+        self._seen = np.log(np.array([score_of(each, seeks) for each in settings], dtype=np.float64))
+        self._certainty = np.array([(_SEEN if each.value is not None else _LOST) ** -2.0 for each in settings])
+        alike = np.array([[_likeness(one, other) for other in settings] for one in settings])
+        self._expected = np.linalg.inv(_VARIETY**2 * alike + _ANYWHERE**2 + 1e-6 * np.eye(len(settings)))
         self._gains: dict[tuple[int, int], list[float]] = {}
         self.out: set[int] = set()
 
@@ -161,8 +182,8 @@ class Standings:
         """Take in rounds of two settings.
 
         Args:
-            own: place of the first one in the scores.
-            other: place of the second one.
+            own: index of the first one.
+            other: index of the second one.
             gains: of each round the logarithm of how many times better the second one was.
         """
         self._gains.setdefault((own, other), []).extend(gains)
@@ -176,8 +197,8 @@ class Standings:
         squares = sum(statistics.pvariance(gains) * len(gains) for gains in self._gains.values())
         freedom = _SPREAD_PAIRS + rounds - len(self._gains)
         variance = (squares + _SPREAD_PAIRS * _SPREAD**2) / freedom
-        weights = np.eye(len(self._seen)) / _SEEN**2
-        sums = self._seen / _SEEN**2
+        weights = self._expected + np.diag(self._certainty)
+        sums = self._seen * self._certainty
         for (own, other), gains in self._gains.items():
             side = np.zeros(len(self._seen))
             side[own], side[other] = -1.0, 1.0

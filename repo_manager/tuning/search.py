@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 MARGIN = 0.04
-MOST_RIVALS = 10
+MOST_RIVALS = 12
 _MOST_ROUNDS = 4
-_NEAR = 0.8  # share of the best's value: from here on another setting is a rival
+_NEAR = 0.7  # share of the best's value: from here on another setting is a rival
 _OPEN = 1.05  # share of a load with an undecided answer, as a guess of the rate held
 _MISSES = 2  # in one direction of an axis: a single one may be chance
 

@@ -85,7 +85,7 @@ def test_a_changed_rule_fails_them(copied: Path, file: str, old: str, new: str) 
     text = (copied / file).read_text(encoding="utf-8")
     assert old in text
     (copied / file).write_text(text.replace(old, new), encoding="utf-8")
-    assert run_promtool("test", "rules", *RULE_TESTS, folder=copied).returncode != 0
+    assert any(run_promtool("test", "rules", name, folder=copied).returncode != 0 for name in RULE_TESTS)
 
 
 def rule_tests() -> list[dict[str, Any]]:

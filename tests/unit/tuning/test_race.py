@@ -210,11 +210,16 @@ def test_a_block_that_fails_otherwise_holds_no_more_than_its_rate() -> None:
     assert judged({"m": overloaded}, lambda _: (parse_slo("p99<100ms"),)) == (False, 0.0)
 
 
+def standings_of(*values: float) -> Standings:
+    """Settings with little in common."""
+    return Standings([measured(4**at, 4**at, value) for at, value in enumerate(values)], "throughput")
+
+
 def test_what_the_search_saw_counts_until_rounds_say_more() -> None:
-    standings = Standings([100.0, 95.0])
+    standings = standings_of(100.0, 95.0)
     assert standings.leader == 0
     gains, errors = standings.against(0)
-    assert list(gains) == pytest.approx([0.0, math.log(0.95)])
+    assert list(gains) == pytest.approx([0.0, math.log(0.95)], abs=0.02)
     standings.add(0, 1, [0.1, 0.12, 0.08, 0.1])
     assert standings.leader == 1
     closer, certain = standings.against(0)
@@ -223,7 +228,7 @@ def test_what_the_search_saw_counts_until_rounds_say_more() -> None:
 
 
 def test_rounds_between_others_count_for_all_they_connect() -> None:
-    standings = Standings([100.0, 100.0, 100.0])
+    standings = standings_of(100.0, 100.0, 100.0)
     standings.add(0, 1, [0.2] * 6)
     standings.add(1, 2, [0.2] * 6)
     gains, _ = standings.against(0)
@@ -231,7 +236,7 @@ def test_rounds_between_others_count_for_all_they_connect() -> None:
 
 
 def test_the_next_one_is_the_one_that_may_be_best_until_none_may_be() -> None:
-    standings = Standings([100.0, 98.0, 90.0])
+    standings = standings_of(100.0, 98.0, 90.0)
     assert standings.challenger == 1
     standings.add(0, 1, [-0.2, -0.21, -0.2, -0.19])
     assert standings.challenger == 2
@@ -239,8 +244,20 @@ def test_the_next_one_is_the_one_that_may_be_best_until_none_may_be() -> None:
     assert standings.challenger is None
 
 
+def test_one_like_a_setting_that_proves_better_is_expected_to_be_better() -> None:
+    """The search saw two instances while the machine was slow."""
+    slow = [measured(2, batch, None, (row(100.0, 78.0),)) for batch in (32, 64)]
+    standings = Standings([measured(1, 32, 100.0), *slow], "throughput")
+    before = standings.against(0)[0][2]
+    standings.add(0, 1, [0.3, 0.3, 0.3])
+    gains, errors = standings.against(0)
+    assert gains[2] > before + 0.1
+    assert errors[2] > errors[1]
+    assert standings.challenger == 2
+
+
 def test_one_outside_the_gates_neither_leads_nor_is_asked_again() -> None:
-    standings = Standings([100.0, 98.0])
+    standings = standings_of(100.0, 98.0)
     standings.out.add(0)
     assert standings.leader == 1
     assert standings.challenger is None
