@@ -42,7 +42,7 @@ class Race:
     Attributes:
         finalists: each setting with its place, the winner first. Empty before it, and where there was no rival.
         best: the winner. `None` before it.
-        waiting: how many settings near the best one had no turn.
+        waiting: how many settings had no turn when the time or the memory ended.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Race:
             pair = (settings[leader], settings[rival])
             found = self._bout(pair, (sides[leader], sides[rival]))
             if found is None or not found.gains:
+                self.waiting = sum(not side.rounds for side in sides)
                 break
             standings.add(leader, rival, found.gains)
             standings.out |= {at for at in (leader, rival) if sides[at].is_out}
@@ -122,7 +123,6 @@ class Race:
             is_todays: the first one is today's. A change of it needs a gain, as in the search.
         """
         raced = [at for at, side in enumerate(sides) if side.rounds]
-        self.waiting = len(sides) - max(len(raced), 1)
         gains, _ = standings.against(0)
         within = [at for at in raced if at not in standings.out]
         equals = [at for at in within if gains[at] >= max(gains[other] for other in within) - _EQUAL]

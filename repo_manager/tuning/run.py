@@ -391,7 +391,7 @@ class TuningRun:
                 why = "the search found nothing better on the way to them" if is_complete else "the budget ended"
                 yield f"{of}{left} of {space.size} settings: {why}"
         if self.race.waiting:
-            yield f"{self.race.waiting} more in turn with the best one: the budget ended"
+            yield f"{self.race.waiting} in turn with others under load: the budget ended, or two do not fit into memory"
 
     def evaluate(
         self, state: Mapping[str, Setting], best: MeasuredSetting | None, margin: float, model: str = ""

@@ -405,7 +405,7 @@ def test_a_race_that_cannot_go_on_leaves_the_best_of_the_search(tmp_path: Path, 
     surface.block = ended
     result = run.go()
     assert result.finalists == ()
-    assert any("more in turn with the best one: the budget ended" in said for said in result.left_out)
+    assert any("in turn with others under load: the budget ended" in said for said in result.left_out)
     assert result.outcome == "better"
 
 
@@ -424,7 +424,7 @@ def test_a_server_that_ends_under_a_race_is_started_again_for_the_proof(
     result = run.go()
     assert not ended
     assert result.finalists == ()
-    assert any("more in turn with the best one: the budget ended" in said for said in result.left_out)
+    assert any("in turn with others under load: the budget ended" in said for said in result.left_out)
     assert result.outcome == "better"
 
 
