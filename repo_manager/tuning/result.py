@@ -275,7 +275,8 @@ def objective_of(options: TuneOptions) -> str:
 def value_text(seeks: Objective, value: float) -> str:
     """Return a value with its unit."""
     if seeks == "throughput":
-        return f"{value:,.4g} requests/s"
+        rounded = float(f"{value:.4g}")
+        return f"{rounded:,.0f} requests/s" if rounded >= 1000 else f"{rounded:.4g} requests/s"
     return f"p99 {value / 1e6:.3g} ms" if seeks == "latency" else f"{1 / value:.4g} inferences/J"
 
 
