@@ -52,10 +52,8 @@ def tune_view(result: Tuning, *, written: bool, repository: str | None = None) -
     if rows:
         views.append(make_table("Settings", ["setting", "holds", "better", "why"], rows, right="holds", drop="why"))
     if result.finalists:
-        columns = ["setting", "of the winner", "95 % interval", "blocks"]
-        views.append(
-            make_table("In turn under load", columns, _race(result), right="of the winner,95 % interval,blocks")
-        )
+        _, *numbers = columns = ("setting", "of the winner", "95 % interval", "blocks")
+        views.append(make_table("In turn under load", columns, _race(result), right=",".join(numbers)))
     if result.left_out:
         views.append(Text("\nNot tried:\n" + "\n".join(f"  {text}" for text in result.left_out)))
     if result.comparisons:

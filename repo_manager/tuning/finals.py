@@ -17,7 +17,7 @@ from repo_manager.tuning.measuring import BudgetEndedError, Loads
 from repo_manager.tuning.race import ROUNDS, Bout, Finalist, RaceBlock, Side, Standings, bout, side_of
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
-from repo_manager.tuning.search import MARGIN, MeasuredSetting, cost_of, rivals_of, score_of
+from repo_manager.tuning.search import MARGIN, MeasuredSetting, cost_of, rivals_of
 from repo_manager.tuning.space import Setting
 
 __all__ = ["Race"]
@@ -37,7 +37,7 @@ class Race:
         journal: keeps each block. Those already in it are not repeated.
         changes_of: returns the changes to the configurations that make settings from today's.
         spare_s: returns the time left for the race, in seconds.
-        tell: called with each duel in words.
+        tell: called with each bout in words.
 
     Attributes:
         finalists: each setting with its place, the winner first. Empty before it, and where there was no rival.
@@ -61,8 +61,8 @@ class Race:
         self.best: MeasuredSetting | None = None
         self.waiting = 0
 
-    def longest_s(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> float:
-        """Return how long a race takes at most, in seconds. 0 where no setting is near the best one.
+    def usual_s(self, best: MeasuredSetting, measured: Sequence[MeasuredSetting]) -> float:
+        """Return how long a race usually takes, in seconds. 0 where no setting is near the best one.
 
         Args:
             best: the best setting so far.
@@ -86,9 +86,11 @@ class Race:
         if best.value is None:
             return best
         settings = [best, *rivals_of(best, measured, self._options.seeks)]
-        scores = [score_of(each, self._options.seeks) for each in settings]
         standings = Standings(settings, self._options.seeks)
-        sides = [self._side(score) for score in scores]
+        is_rate = self._options.seeks == "throughput"
+        sides = [
+            side_of(self._loads.rate or float(f"{score:.4g}"), is_rate_sought=is_rate) for score in standings.scores
+        ]
         while (rival := standings.challenger) is not None:
             leader = standings.leader
             pair = (settings[leader], settings[rival])
@@ -104,10 +106,6 @@ class Race:
                 f"{pair[1].label} is {found.ratio:.2f} times as good as {pair[0].label} (rounds: {found.rounds})"
             )
         return self._conclude(settings, standings, sides, is_todays=best.state == measured[0].state)
-
-    def _side(self, score: float | None) -> Side:
-        assert score is not None
-        return side_of(self._loads.rate or float(f"{score:.4g}"), is_rate_sought=self._options.seeks == "throughput")
 
     def _conclude(
         self, settings: Sequence[MeasuredSetting], standings: Standings, sides: Sequence[Side], *, is_todays: bool
@@ -125,7 +123,8 @@ class Race:
         raced = [at for at, side in enumerate(sides) if side.rounds]
         gains, _ = standings.against(0)
         within = [at for at in raced if at not in standings.out]
-        equals = [at for at in within if gains[at] >= max(gains[other] for other in within) - _EQUAL]
+        top = max((gains[at] for at in within), default=0.0)
+        equals = [at for at in within if gains[at] >= top - _EQUAL]
         winner = min(equals, key=lambda at: (cost_of(settings[at])[:2], -gains[at]), default=0)
         if is_todays and 0 not in standings.out and gains[winner] - gains[0] < math.log1p(MARGIN):
             winner = 0

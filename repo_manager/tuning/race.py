@@ -142,7 +142,7 @@ def judged(points: Mapping[str, LoadPoint], gates_of: Callable[[str], Sequence[G
     known = [each for each in shifts if each is not None]
     if not known or len(known) < len(shifts):
         return held, None
-    return held, min(*known, math.inf) if held else min(*known, 0.0)
+    return held, min(known) if held else min(*known, 0.0)
 
 
 def _likeness(one: MeasuredSetting, other: MeasuredSetting) -> float:
@@ -168,10 +168,16 @@ class Standings:
     Args:
         settings: the settings, each with a score, see `score_of`.
         seeks: `throughput`, `latency` or `energy`.
+
+    Attributes:
+        scores: of the settings in the search.
     """
 
     def __init__(self, settings: Sequence[MeasuredSetting], seeks: str) -> None:
-        self._seen = np.log(np.array([score_of(each, seeks) for each in settings], dtype=np.float64))
+        scores = [score_of(each, seeks) for each in settings]
+        assert None not in scores
+        self.scores = [each for each in scores if each is not None]
+        self._seen = np.log(np.array(self.scores))
         self._certainty = np.array([(_SEEN if each.value is not None else _LOST) ** -2.0 for each in settings])
         alike = np.array([[_likeness(one, other) for other in settings] for one in settings])
         self._expected = np.linalg.inv(_VARIETY**2 * alike + _ANYWHERE**2 + 1e-6 * np.eye(len(settings)))

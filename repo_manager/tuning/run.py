@@ -251,7 +251,7 @@ class TuningRun:
     @property
     def _race_s(self) -> float:
         """What the search leaves to the race, in seconds."""
-        return min(self._options.budget_s * _RACE_SHARE, self.race.longest_s(self._last_better(), self._results))
+        return min(self._options.budget_s * _RACE_SHARE, self.race.usual_s(self._last_better(), self._results))
 
     @property
     def _proof_s(self) -> float:
