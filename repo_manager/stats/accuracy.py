@@ -8,13 +8,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from repo_manager.stats.intervals import Interval, wilson_interval
+from repo_manager.stats.intervals import Z_95, Interval, wilson_interval
 from repo_manager.types import Digest
 
 __all__ = ["Accuracy", "Score", "drop_interval", "judge_accuracy", "score_interval"]
 
 Doubles = NDArray[np.float64]
-_Z = 1.96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def score_interval(score: Score) -> Interval | None:
         return None
     if np.isin(each, (0.0, 1.0)).all():
         return wilson_interval(int(each.sum()), int(each.size))
-    half = _Z * float(np.std(each, ddof=1)) / math.sqrt(each.size)
+    half = Z_95 * float(np.std(each, ddof=1)) / math.sqrt(each.size)
     return Interval(score.value - half, score.value + half)
 
 
@@ -95,7 +94,7 @@ def drop_interval(source: Score, found: Score) -> Interval | None:
     differences = source.each - found.each
     if not differences.any():
         return Interval(-3.0 / differences.size, 3.0 / differences.size)
-    half = _Z * float(np.std(differences, ddof=1)) / math.sqrt(differences.size)
+    half = Z_95 * float(np.std(differences, ddof=1)) / math.sqrt(differences.size)
     mean = float(np.mean(differences))
     return Interval(mean - half, mean + half)
 

@@ -15,10 +15,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-__all__ = ["Interval", "share_bounds", "spent", "wilson_interval"]
+__all__ = ["Z_95", "Interval", "share_bounds", "spent", "wilson_interval"]
 
 _BISECTIONS = 60
-_Z = 1.96
+Z_95 = 1.96
+"""How many standard errors from the mean the ends of a 95 % interval of a normal distribution are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def wilson_interval(hits: int, total: int) -> Interval | None:
     """Return Wilson's 95 % interval of a share (Wilson 1927). Without a hit, the upper end is about 3.8 / total."""
     if not total:
         return None
-    share, square = hits / total, _Z * _Z
+    share, square = hits / total, Z_95 * Z_95
     centre = (share + square / (2 * total)) / (1 + square / total)
-    half = _Z / (1 + square / total) * (share * (1 - share) / total + square / (4 * total * total)) ** 0.5
+    half = Z_95 / (1 + square / total) * (share * (1 - share) / total + square / (4 * total * total)) ** 0.5
     return Interval(max(centre - half, 0.0) if hits else 0.0, min(centre + half, 1.0))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from repo_manager.errors import ServerRefusedError, ServerUnreachableError
+from repo_manager.stats.intervals import Z_95
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Loads
 from repo_manager.tuning.race import ROUNDS, Bout, Finalist, RaceBlock, Side, Standings, bout, side_of
@@ -25,7 +26,6 @@ __all__ = ["Race"]
 _LIVE_S = 2.0
 _USUAL_ROUNDS = 6  # of each rival
 _EQUAL = 0.02
-_WITHIN = 1.96
 
 
 class Race:
@@ -133,8 +133,8 @@ class Race:
             Finalist(
                 settings[at].label,
                 math.exp(gains[at]),
-                math.exp(gains[at] - _WITHIN * errors[at]),
-                math.exp(gains[at] + _WITHIN * errors[at]),
+                math.exp(gains[at] - Z_95 * errors[at]),
+                math.exp(gains[at] + Z_95 * errors[at]),
                 sides[at].rounds,
             )
             for at in sorted(raced, key=lambda at: (at != winner, -gains[at]))

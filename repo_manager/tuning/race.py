@@ -11,7 +11,7 @@ blocks in turn are compared.
 
 Each comparison says how much better one of two is. All of them and the values of the search give the likeliest place
 of every setting and its error, by least squares. The next two in turn are the leader and the one with the largest
-possible lead (LUCB of Kalyanakrishnan et al., 2012), until no other one may be better by 5 %.
+possible lead (LUCB of Kalyanakrishnan et al., 2012), until no other one may be better by 3 %.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Standings:
 
     @property
     def challenger(self) -> int | None:
-        """The one that may be better than the leader by most. `None`: no one may be so by 5 %."""
+        """The one that may be better than the leader by most. `None`: no one may be so by 3 %."""
         leader = self.leader
         gains, errors = self.against(leader)
         may_be = {each: gains[each] + _CLEAR * errors[each] for each in range(len(gains)) if each not in self.out}
