@@ -15,11 +15,12 @@ from repo_manager.errors import ServerRefusedError, ServerUnreachableError
 from repo_manager.stats.intervals import Z_95
 from repo_manager.tuning.journal import Journal
 from repo_manager.tuning.measuring import BudgetEndedError, Loads
-from repo_manager.tuning.race import ROUNDS, Bout, Finalist, RaceBlock, Side, Standings, bout, side_of
+from repo_manager.tuning.race import ROUNDS, Bout, Finalist, RaceBlock, Side, bout, side_of
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import CANDIDATE, WINNER, Changes
 from repo_manager.tuning.search import MARGIN, MeasuredSetting, cost_of, rivals_of
 from repo_manager.tuning.space import Setting
+from repo_manager.tuning.standings import Standings
 
 __all__ = ["Race"]
 

@@ -22,11 +22,12 @@ from repo_manager.loadtest.judge import parse_slo
 from repo_manager.loadtest.result import ClientUse, Latency, LoadPoint
 from repo_manager.report.tune_view import tune_page, tune_view
 from repo_manager.tuning.measuring import BudgetEndedError
-from repo_manager.tuning.race import ROUNDS, Bout, RaceBlock, Side, Standings, bout, judged, side_of
+from repo_manager.tuning.race import ROUNDS, Bout, RaceBlock, Side, bout, judged, side_of
 from repo_manager.tuning.result import TuneOptions, Tuning
 from repo_manager.tuning.run import TuningRun
 from repo_manager.tuning.search import MOST_RIVALS, MeasuredSetting, rivals_of
 from repo_manager.tuning.space import Setting
+from repo_manager.tuning.standings import Standings
 
 
 def measured(
@@ -89,6 +90,19 @@ def test_what_slows_the_machine_slows_both_sides() -> None:
         raced((100.0, 115.0), seed=seed, noise=0.02, drift=lambda at: 1.0 if at < 17 else 0.75) for seed in range(40)
     ]
     assert statistics.mean(each.ratio for each, _ in found) == pytest.approx(1.15, rel=0.02)
+
+
+def test_after_a_slow_block_of_one_side_the_next_rounds_are_right() -> None:
+    """With a load of its own it would have less of it, hold that, and look worse for rounds."""
+    found, _ = raced((100.0, 100.0), noise=0.0, drift=lambda at: 0.75 if at == 5 else 1.0, rounds=(6, 8))
+    assert [abs(gain) > 0.01 for gain in found.gains].count(True) == 1
+
+
+def test_blocks_that_both_hold_do_not_count_and_raise_the_load() -> None:
+    found, sides = raced((100.0, 110.0), noise=0.0, start=50.0, rounds=(2, 8))
+    assert found.ratio == pytest.approx(1.1)
+    assert len(found.gains) < found.rounds
+    assert sides[0].levels == sides[1].levels
 
 
 def test_how_far_the_latency_is_from_its_limit_makes_a_bout_more_exact() -> None:
