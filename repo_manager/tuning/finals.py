@@ -43,7 +43,7 @@ class Race:
     Attributes:
         finalists: each setting with its place, the winner first. Empty before it, and where there was no rival.
         best: the winner. `None` before it.
-        waiting: how many settings had no turn when the time or the memory ended.
+        waiting: how many settings had no turns that count when the time or the memory ended.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Race:
             leader = standings.leader
             pair = (settings[leader], settings[rival])
             found = self._bout(pair, (sides[leader], sides[rival]))
-            if found is None or not found.gains:
-                self.waiting = sum(not side.rounds for side in sides)
+            if found is None or len(found.gains) < ROUNDS[0]:  # a single round may be luck
+                self.waiting = len(settings) - len(standings.compared)
                 break
             standings.add(leader, rival, found.gains)
             standings.out |= {at for at in (leader, rival) if sides[at].is_out}
@@ -121,7 +121,7 @@ class Race:
             sides: their blocks.
             is_todays: the first one is today's. A change of it needs a gain, as in the search.
         """
-        raced = [at for at, side in enumerate(sides) if side.rounds]
+        raced = sorted(standings.compared)
         gains, _ = standings.against(0)
         within = [at for at in raced if at not in standings.out]
         top = max((gains[at] for at in within), default=0.0)

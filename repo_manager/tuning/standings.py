@@ -75,6 +75,11 @@ class Standings:
         """
         self._gains.setdefault((own, other), []).extend(gains)
 
+    @property
+    def compared(self) -> set[int]:
+        """Those with rounds that count."""
+        return {at for pair in self._gains for at in pair}
+
     def _places(self) -> tuple[_Array, _Array]:
         """Return the place of each, and their covariance.
 
