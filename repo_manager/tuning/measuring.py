@@ -14,7 +14,7 @@ from repo_manager.loadtest.options import LoadTestOptions
 from repo_manager.loadtest.result import LoadPoint, LoadTestReport, Progress, SearchStep
 from repo_manager.loadtest.run import run_load_test
 from repo_manager.loadtest.search import DECISIONS, FAILS, HOLDS, LoadSpace, conclude, decided, next_level
-from repo_manager.tuning.race import RaceBlock, judged
+from repo_manager.tuning.race import OVERLOAD, TELLING, RaceBlock, judged
 from repo_manager.tuning.result import TuneOptions
 from repo_manager.tuning.scratch import TODAY, WINNER, Copies
 from repo_manager.tuning.search import is_open
@@ -342,27 +342,36 @@ class Loads:
             enough_s = max(enough_s, _WAITS * limit_s / (1 - 1 / gain))
         return min(max(enough_s, _BLOCK_S[0]), _BLOCK_S[1])
 
+    def _overload(self, rate: float | None, gain: float) -> float:
+        """Return at how many times the best's rate the comparison runs.
+
+        In a fast moment both hold this rate, and nothing shows. So both are overloaded where the queue tells.
+        """
+        tells = self._options.tightest_s(self.mix) > TELLING * self._block_s(rate, gain * OVERLOAD)
+        return OVERLOAD if tells and self._options.seeks == "throughput" else 1.0
+
     def _pair_s(self, rate: float | None, gain: float) -> float:
         """Return the time of two blocks, with the last answers of each, and with the queue of an overloaded side."""
-        block_s, last_s = self._block_s(rate, gain), min(self._options.tightest_s(self.mix), _LAST_ANSWERS_S)
-        return 2 * (block_s + 2 * _SETTLE_S + last_s) + (block_s + _SETTLE_S) * (1 - 1 / max(gain, 1.0))
+        over, last_s = self._overload(rate, gain), min(self._options.tightest_s(self.mix), _LAST_ANSWERS_S)
+        block_s = self._block_s(rate, gain * over)
+        queues = (1 - 1 / over) + (1 - 1 / max(gain * over, 1.0))
+        return 2 * (block_s + 2 * _SETTLE_S + last_s) + (block_s + _SETTLE_S) * queues
 
     def proof(self, rate: float, gain: float, seconds: float) -> tuple[Comparison, ...]:
         """Hold today's and the best set against each other, both served, in paired blocks.
 
         Args:
-            rate: requests a second, of all models together.
+            rate: requests a second, of all models together, which the best set just holds or which is given.
             gain: the search's ratio of the best to today's: a large one takes fewer and shorter pairs to show. Their
                 number is fixed before the first of them.
             seconds: longest time for it, in seconds.
         """
+        over = self._overload(rate, gain)
         fit = int(max(seconds, 0.0) / self._pair_s(rate, gain))
         pairs = min(max(fit, _FEWEST_PAIRS), _enough_pairs(gain))
-        plan = ComparePlan(pairs=pairs, block_s=self._block_s(rate, gain), settle_s=_SETTLE_S)
-        couples = [
-            (self.options_of(TODAY, name, rate=(rate * share,)), self.options_of(WINNER, name, rate=(rate * share,)))
-            for name, share in self.mix.items()
-        ]
+        plan = ComparePlan(pairs=pairs, block_s=self._block_s(rate, gain * over), settle_s=_SETTLE_S)
+        asked = [(name, (rate * over * share,)) for name, share in self.mix.items()]
+        couples = [(self.options_of(TODAY, name, rate=r), self.options_of(WINNER, name, rate=r)) for name, r in asked]
         return compare_together(couples, plan=plan)
 
 

@@ -28,7 +28,9 @@ from repo_manager.loadtest.result import LoadPoint
 from repo_manager.stats.quantiles import PERCENTILES
 
 __all__ = [
+    "OVERLOAD",
     "ROUNDS",
+    "TELLING",
     "Bout",
     "Finalist",
     "RaceBlock",
@@ -38,11 +40,12 @@ __all__ = [
     "side_of",
 ]
 
+OVERLOAD = 1.15  # of a block whose latency shall tell
 ROUNDS = (2, 6)  # of a bout: those to count, and the most with those on the way to the rate sought
 _FIRST_STEP, _STEP = 0.1, 0.05
-_OVER, _MORE = 0.15, 0.2  # overload of a block that shall tell, and the next step where the last one held
+_MORE = 1.2  # the next step where the last block held
 _REACH = 0.5  # of a reading: a stall of the machine tells no more
-_TELLING = 0.03  # share of a block: the queue of an overloaded block passes a shorter limit at once
+TELLING = 0.03  # share of a block: the queue of an overloaded block passes a shorter limit at once
 _SHARES = {**{row.key: row.share for row in PERCENTILES}, "mean": 0.5, "max": 1.0}  # of a block's time, see `judged`
 
 
@@ -127,7 +130,7 @@ def judged(points: Mapping[str, LoadPoint], gates_of: Callable[[str], Sequence[G
             held = held and value is not None and (value < gate.limit) == gate.below
             if share is not None and gate.below:
                 grown_ns = share * point.duration_s * 1e9
-                tells = value is not None and gate.limit > _TELLING * grown_ns
+                tells = value is not None and gate.limit > TELLING * grown_ns
                 shifts.append(math.log((grown_ns + gate.limit) / (grown_ns + value)) if tells and value else None)
     known = [each for each in shifts if each is not None]
     if not known or len(known) < len(shifts):
@@ -265,7 +268,7 @@ class _Staircase(Side):
             step = _STEP if self.is_near else _FIRST_STEP
             share = 1 + step if block.is_held else 1 / (1 + step)
         else:
-            share = 1 + _MORE if block.is_held else math.exp(max(block.shift, -_REACH)) * (1 + _OVER)
+            share = _MORE if block.is_held else math.exp(max(block.shift, -_REACH)) * OVERLOAD
         self.level = float(f"{self.level * share:.4g}")
 
     @property

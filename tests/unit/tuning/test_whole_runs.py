@@ -12,6 +12,7 @@ import pytest
 from support.tuning import Surface, simulated, subjects_of
 
 from repo_manager.loadtest.judge import parse_slo
+from repo_manager.tuning.race import OVERLOAD
 from repo_manager.tuning.result import TuneOptions, Tuning
 from repo_manager.tuning.run import TuningRun
 from repo_manager.tuning.space import Setting
@@ -279,11 +280,11 @@ def test_a_better_setting_counts_although_the_budget_ends_before_its_largest_rat
 @pytest.mark.parametrize(
     ("gain", "seconds", "pairs"),
     [
-        (1.5, 1.2, 12),  # the last answers of an overloaded side waited 0.4 s, twice the limit
-        (1.25, 2.0, 20),
-        (1.01, 3.0, 20),  # an overload by 1 % takes too long to show
+        (1.5, 0.951724, 12),  # the last answers of the worse side waited 0.4 s, twice the limit
+        (1.25, 1.314286, 20),
+        (1.01, 2.876780, 20),
         (10.0, 0.6, 8),
-        (1.0, 0.6, 20),
+        (1.0, 3.0, 20),  # an overload by 15 % takes longer to show
     ],
 )
 def test_a_block_of_the_proof_lasts_until_an_overload_shows(
@@ -301,7 +302,8 @@ def test_a_block_of_the_proof_lasts_until_an_overload_shows(
         seed=0,
     )
     shortest_s, longest_s = loads.proof_s(1000.0, gain)
-    # The last answers of each side take up to the limit, and the overloaded one answers what has queued.
-    pair_s = 2 * (seconds + 0.4 + 0.2) + (seconds + 0.2) * (1 - 1 / gain)
-    assert shortest_s == pytest.approx(7 * pair_s)
-    assert longest_s == pytest.approx((pairs + 1) * pair_s)
+    # The last answers of each side take up to the limit, and both answer what has queued at 1.15 times the best's rate.
+    queues = (1 - 1 / OVERLOAD) + (1 - 1 / (gain * OVERLOAD))
+    pair_s = 2 * (seconds + 0.4 + 0.2) + (seconds + 0.2) * queues
+    assert shortest_s == pytest.approx(7 * pair_s, rel=1e-5)
+    assert longest_s == pytest.approx((pairs + 1) * pair_s, rel=1e-5)
