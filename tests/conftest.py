@@ -13,6 +13,10 @@ from repo_manager import errors
 
 _SHOWN_CHARACTERS = 160
 
+# Each process that imports NumPy starts a thread per core for OpenBLAS: a third of the CPU time of loading a small
+# model, of which the tests load thousands. This one has not imported it yet, and those it starts take it along.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # A busy machine is slow, so generated examples have no time limit of their own.
 hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
