@@ -9,8 +9,7 @@ that it would just have held. A block that holds tells only that it would hold m
 loads compare badly: after one slow block a setting would have less load, hold it, and look worse for several rounds.
 Where no latency tells, each one climbs its own staircase (Dixon and Mood, 1948): the next block of a setting has more
 load if the last one held the limits, and less if not. Other objectives have a fixed rate, where the number itself is
-read. The readings of two blocks in turn are compared.
-What all comparisons together show is in `standings.py`.
+read. The readings of two blocks in turn are compared. What all comparisons together show is in `standings.py`.
 """
 
 from __future__ import annotations
@@ -181,13 +180,11 @@ def _gain(sides: tuple[Side, Side], at: tuple[int, int]) -> float | None:
     if any(number < side.first for side, number in zip(sides, at, strict=True)):
         return None
     one, two = (side.blocks[number] for side, number in zip(sides, at, strict=True))
-    shifts = [each.shift for each in (one, two) if each.shift is not None]
-    if (
-        len(shifts) == 2
-        and sides[0].levels[at[0]] == sides[1].levels[at[1]]
-        and ((one.is_held and two.is_held) or max(shifts) < -_REACH)
-    ):
-        return None
+    is_same_load = sides[0].levels[at[0]] == sides[1].levels[at[1]]
+    if is_same_load and one.shift is not None and two.shift is not None:
+        are_held, are_stalled = one.is_held and two.is_held, max(one.shift, two.shift) < -_REACH
+        if are_held or are_stalled:
+            return None
     before, after = (side.readings[number] for side, number in zip(sides, at, strict=True))
     return None if before is None or after is None else after - before
 
